@@ -1,0 +1,32 @@
+# make demo: the main job on real images. make test: all tests. Both set up .venv on first use.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+CODE := modeling tests benchmarks conversion_scripts
+
+.PHONY: demo test style quality bench clean
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,plots]'
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/fusible demo
+
+test: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 10
+
+style: .venv/.installed
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+quality: .venv/.installed
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/repavit.py
+
+clean:
+	rm -rf .venv out

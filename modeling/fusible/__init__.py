@@ -1,0 +1,51 @@
+"""Models with a form that learns better and a form that runs faster: train one, publish the other."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .registration import register
+
+
+if TYPE_CHECKING:
+    from .backbones import SITES
+    from .configuration_repavit import RePaViTConfig
+    from .fusion import Fusible, FusiblePreTrainedModel, fuse_
+    from .modeling_repavit import RePaViTForImageClassification, RePaViTModel
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "SITES": "backbones",
+    "Fusible": "fusion",
+    "FusiblePreTrainedModel": "fusion",
+    "RePaViTConfig": "configuration_repavit",
+    "RePaViTForImageClassification": "modeling_repavit",
+    "RePaViTModel": "modeling_repavit",
+    "fuse_": "fusion",
+}
+
+__all__ = [
+    "SITES",
+    "Fusible",
+    "FusiblePreTrainedModel",
+    "RePaViTConfig",
+    "RePaViTForImageClassification",
+    "RePaViTModel",
+    "fuse_",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports public names when they are first used: torch and transformers take seconds."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+register()

@@ -1,0 +1,43 @@
+"""What every fusible configuration has in common."""
+
+import dataclasses
+import hashlib
+import json
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class FusibleConfig(PreTrainedConfig):
+    r"""
+    Base class of the configurations of models that have a training form and an inference form.
+
+    Args:
+        fused (`bool`, *optional*, defaults to `False`):
+            Which of the two forms the model has. Fused weights cannot be turned back into the training form.
+    """
+
+    training_fields: ClassVar[frozenset[str]] = frozenset()  # fields that do not change the function in eval mode
+
+    fused: bool = False
+
+    def structure_digest(self) -> str:
+        """
+        Fingerprint (16 hex digits) of the form and of the options that tensor shapes do not show.
+
+        It is written into the weight files, so that weights are never read with another model's configuration.
+        """
+        inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        own = {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
+        structure = {
+            name: value.model_type if isinstance(value, PreTrainedConfig) else value
+            for name, value in own.items()
+            if name not in inherited | self.training_fields
+        }
+        text = json.dumps({"model_type": self.model_type, **structure}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+__all__ = ["FusibleConfig"]

@@ -1,0 +1,122 @@
+"""Replacing a folder's files all at once: after a failure or a kill, readers find the old folder, whole."""
+
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+@contextmanager
+def replaced_folder(folder: str | os.PathLike, is_stale: Callable[[str], bool], last: str) -> Iterator[Path]:
+    """
+    Yields an empty folder to write to; when the block ends without an exception, its files become `folder`'s.
+
+    The new folder is written beside the old one, synced, and exchanged with it in one system call, so that there is
+    no moment with a mixture. The old folder's other files stay. Where a folder cannot be exchanged (a mount point, the
+    working directory, a parent without write permission, a system other than Linux) its files are replaced one by
+    one, `last` at the end.
+
+    Args:
+        folder: created if missing, parents included.
+        is_stale: tells by name which of the old top-level files the new ones supersede, beside those of equal name.
+        last: name of the file whose presence makes readers believe the others.
+
+    Raises:
+        OSError: if writing fails, for instance on a full disk. The old folder is then as it was.
+    """
+    target = Path(os.path.realpath(folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not target.exists()
+    exchangeable = is_new or _may_be_exchanged(target)
+    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent if exchangeable else target))
+    try:
+        yield stage
+        _sync(stage)
+        if is_new:
+            stage.chmod(0o777 & ~_umask())
+            stage.rename(target)
+            return
+        if exchangeable:
+            stage.chmod(target.stat().st_mode & 0o7777)
+            superseded = {name for name in os.listdir(target) if is_stale(name)}
+            _link_others(target, stage, superseded)
+            exchangeable = _exchange(stage, target)
+        if not exchangeable:
+            _replace_one_by_one(stage, target, is_stale, last)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        raise OSError(
+            error.errno,
+            f"Could not write {target}: {reason}. Its files are as they were; free space or save elsewhere.",
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _may_be_exchanged(target: Path) -> bool:
+    in_use = Path.cwd().is_relative_to(target)  # relative paths would go on to mean the old folder
+    return os.access(target.parent, os.W_OK) and not in_use and not os.path.ismount(target)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _link_others(source: Path, stage: Path, superseded: set[str]) -> None:
+    """Hard links in `stage` to everything in `source` that `stage` does not have and that is not superseded."""
+    for entry in os.scandir(source):
+        path = stage / entry.name
+        if entry.name in superseded or path.exists():
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.copytree(entry.path, path, symlinks=True, copy_function=_link)
+        else:
+            _link(entry.path, str(path))
+
+
+def _link(source: str, destination: str) -> None:
+    try:
+        os.link(source, destination, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, destination, follow_symlinks=False)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swaps two folders in one step; `False` where system or file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
+
+
+def _replace_one_by_one(stage: Path, target: Path, is_stale: Callable[[str], bool], last: str) -> None:
+    names = sorted(os.listdir(stage), key=lambda name: (name == last, name))
+    for name in names[:-1]:
+        if not (target / name).is_dir():
+            os.replace(stage / name, target / name)
+    for name in os.listdir(target):
+        if is_stale(name) and name not in names:
+            (target / name).unlink()
+    os.replace(stage / names[-1], target / names[-1])
+
+
+__all__ = ["replaced_folder"]

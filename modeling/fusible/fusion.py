@@ -1,0 +1,350 @@
+"""One module, two forms, one function: what all methods share."""
+
+import copy
+import json
+import os
+import re
+import shutil
+import struct
+import tempfile
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
+
+from .configuration_fusible import FusibleConfig
+from .folders import replaced_folder
+
+
+DIGEST_KEY, FORM_KEY = "fusible_digest", "fusible_form"
+HUB_ARGUMENTS = (
+    "repo_id",
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "create_pr",
+    "tags",
+)
+DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class Fusible(nn.Module, ABC):
+    """
+    A module that trains as itself and runs as `fuse()`: in eval mode both are the same function.
+
+    `fuse` computes in float64, keeps dtype and device, leaves `self` as it was and works on the meta device.
+    """
+
+    @abstractmethod
+    def fuse(self) -> nn.Module:
+        """The inference form: a plain module without any `Fusible` inside."""
+
+
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
+    """An `nn.Linear` of this weight `[out, in]` and bias `[out]`, made without drawing random numbers."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias)
+    return linear
+
+
+def fuse_(module: nn.Module) -> nn.Module:
+    """
+    Fuses every `Fusible` inside a module, in place.
+
+    Returns:
+        The module; its inference form if it is a `Fusible` itself.
+
+    Raises:
+        ValueError: if there is nothing to fuse, for instance because the module is fused already.
+    """
+    if not any(isinstance(child, Fusible) for child in module.modules()):
+        raise ValueError(f"{type(module).__name__} has no training form left to fuse; it is fused already.")
+    return _fuse_tree(module)
+
+
+def _fuse_tree(module: nn.Module) -> nn.Module:
+    if isinstance(module, Fusible):
+        return module.fuse()
+    for name, child in module.named_children():
+        fused = _fuse_tree(child)
+        if fused is not child:
+            setattr(module, name, fused)
+    return module
+
+
+class FusiblePreTrainedModel(PreTrainedModel):
+    """
+    A transformers model with a training form and an inference form, told apart by `config.fused`.
+
+    A fused model is built as the training form and then fused, which costs nothing on the meta device.
+    """
+
+    config: FusibleConfig
+    config_class: type[FusibleConfig]
+    _auto_maps: defaultdict[type, dict[str, str]] = defaultdict(dict)  # per config class: every class of the family
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type = "AutoModel") -> None:
+        """Makes saved folders name this class too for remote code, whichever class of the family is saved."""
+        super().register_for_auto_class(auto_class)
+        name = auto_class if isinstance(auto_class, str) else auto_class.__name__
+        cls._auto_maps[cls.config_class][name] = f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
+
+    def post_init(self) -> None:
+        super().post_init()
+        if self.config.fused:
+            fuse_(self)
+
+    def fuse(self) -> Self:
+        """
+        The inference form: a new model in eval mode. It shares the tensors that fusing does not change.
+
+        Raises:
+            ValueError: if the model is fused, quantized or carries PEFT adapters.
+        """
+        return self._fused_from(self.state_dict())
+
+    def _fused_from(self, state_dict: dict[str, torch.Tensor]) -> Self:
+        self._check_fusible()
+        # built from the config and not by deepcopy, which would copy the weights and which FSDP forbids
+        config = copy.deepcopy(self.config)
+        config.__dict__.pop("distributed_config", None)
+        with torch.device("meta"):
+            twin = type(self)(config)
+        twin.load_state_dict(state_dict, assign=True)
+        for name, buffer in self.named_buffers():
+            if name not in state_dict:  # non-persistent
+                path, _, leaf = name.rpartition(".")
+                twin.get_submodule(path)._buffers[leaf] = buffer
+        twin.model_tags, twin.name_or_path = self.model_tags, self.name_or_path
+        if self.can_generate():
+            twin.generation_config = self.generation_config
+        return twin._fuse_self()
+
+    def _fuse_self(self) -> Self:
+        fuse_(self)
+        self.config.fused = True
+        return self.eval()
+
+    def _check_fusible(self) -> None:
+        name = type(self).__name__
+        if self.config.fused:
+            raise ValueError(f"This {name} is fused already.")
+        if "quantization_config" in self.config.to_dict():
+            raise ValueError(f"This {name} is quantized. Fuse and save the full-precision model, then quantize that.")
+        if any(type(module).__module__.partition(".")[0] == "peft" for module in self.modules()):
+            raise ValueError(
+                f"This {name} carries PEFT adapters. Call merge_and_unload() on the PEFT model, then fuse."
+            )
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        *,
+        fused: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Saves model, configuration and code, as `PreTrainedModel.save_pretrained` does, but all at once or not at all.
+
+        Args:
+            save_directory: its other files stay as they are.
+            is_main_process: `False` on ranks that do not write.
+            state_dict: weights to save instead of the model's own, for instance gathered from shards; of the model's
+                own form, also with `fused=True`.
+            push_to_hub: also push to the Hub; with the arguments of `push_to_hub`, `repo_id` defaulting to the
+                folder's name.
+            fused: save the inference form. `self` stays as it is, and only what fusing changes is copied.
+            **kwargs: the other arguments of `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: if `fused=True` and the model is quantized or carries PEFT adapters.
+            OSError: if the folder cannot be written; it is then as it was.
+        """
+        if os.path.isfile(save_directory):
+            raise OSError(f"{save_directory} is a file; save_pretrained needs the path of a folder.")
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        writes = self.should_save_on_this_rank(is_main_process)
+        distributed_config = self.config.__dict__.get("distributed_config")
+        model = self
+        if fused and not self.config.fused:
+            self._check_fusible()
+            if kwargs.pop("distributed_checkpoint", False):
+                raise ValueError("fused=True needs whole weights; leave out distributed_checkpoint=True.")
+            gathered = self.gather_sharded_state_dict_for_save(
+                self,
+                self.state_dict() if state_dict is None else state_dict,
+                distributed_config,
+                save_on_this_rank=writes,
+            )
+            state_dict = None
+            model = self._fused_from(gathered) if writes else self
+        if model is not self or writes or not fused:
+            model._save(save_directory, writes, is_main_process, state_dict, **kwargs)
+        self.barrier_after_gathered_checkpoint_save(distributed_config)
+        if push_to_hub and writes:
+            model.push_to_hub(hub.pop("repo_id", Path(save_directory).resolve().name), **hub)
+
+    def _save(
+        self, folder: str | os.PathLike, writes: bool, is_main_process: bool, state_dict: dict | None, **kwargs: Any
+    ) -> None:
+        if kwargs.get("distributed_checkpoint"):  # written by all ranks, each its own files
+            return super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
+        variant = kwargs.get("variant")
+        weights = re.compile(
+            rf"model{f'.{re.escape(variant)}' if variant else ''}(-\d{{5}}-of-\d{{5}})?\.safetensors"
+            rf"|model\.safetensors\.index{f'.{re.escape(variant)}' if variant else ''}\.json"
+        )
+        self.config.auto_map = dict(self._auto_maps[type(self.config)])
+        self.config.__class__.register_for_auto_class()
+        stage_folder = replaced_folder(folder, lambda name: weights.fullmatch(name) is not None, last=CONFIG_NAME)
+        with stage_folder if writes else nullcontext(tempfile.mkdtemp()) as stage:
+            # Trainer reloads checkpoints by the names in memory, which the original format would change
+            kwargs["save_original_format"] = False
+            state_dict = None if state_dict is None else dict(state_dict)  # it gets emptied
+            super().save_pretrained(stage, is_main_process, state_dict, **kwargs)
+            metadata = {
+                FORM_KEY: "fused" if self.config.fused else "training",
+                DIGEST_KEY: self.config.structure_digest(),
+            }
+            for file in Path(stage).glob("model*.safetensors"):
+                _add_metadata(file, metadata)
+        if not writes:
+            shutil.rmtree(stage)
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, fused: bool = False, **kwargs: Any
+    ) -> str:
+        """
+        Pushes the model to the Hub as one commit, as `PreTrainedModel.push_to_hub` does.
+
+        Args:
+            repo_id: `user/name`.
+            fused: push the inference form; `self` stays as it is.
+            **kwargs: the other arguments of `PreTrainedModel.push_to_hub`.
+        """
+        model = self.fuse() if fused and not self.config.fused else self
+        push = super(FusiblePreTrainedModel, model).push_to_hub
+        return push(repo_id, **kwargs)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        fused: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        Loads a model, as `PreTrainedModel.from_pretrained` does.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub repository.
+            config: configuration to use instead of the checkpoint's.
+            fused: the form wanted; `None` for the checkpoint's own. A training checkpoint is fused in its own
+                precision and cast afterwards.
+            **kwargs: the other arguments of `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            ValueError: if the training form is asked of a fused checkpoint, or fusing is asked together with
+                quantization or sharding, or weights and configuration do not belong together.
+            OSError: if a weight file is cut off.
+        """
+        path = pretrained_model_name_or_path
+        if isinstance(config, PreTrainedConfig):
+            fused = config.fused if fused is None else fused
+        if path is None or fused is None:
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        location = path if config is None or isinstance(config, PreTrainedConfig) else config
+        download = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
+        saved_fused = cls.config_class.get_config_dict(location, **download)[0].get("fused", False)
+        if saved_fused and not fused:
+            raise ValueError(_no_way_back(path))
+        if isinstance(config, PreTrainedConfig):
+            config = copy.deepcopy(config)
+            config.fused = saved_fused
+        if saved_fused == fused:
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        for name in ("quantization_config", "distributed_config", "tp_plan"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"fused=True cannot be combined with {name} on a training checkpoint. Save it with "
+                    "save_pretrained(..., fused=True) first, then load the fused folder."
+                )
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", "auto"))
+        result = super().from_pretrained(path, *model_args, config=config, **kwargs)
+        model = (result[0] if isinstance(result, tuple) else result)._fuse_self()
+        if dtype not in (None, "auto"):
+            model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+            model.config.dtype = model.dtype
+        return result
+
+    @staticmethod
+    def _load_pretrained_model(  # type: ignore[override]
+        model: "FusiblePreTrainedModel",
+        state_dict: dict | None,
+        checkpoint_files: list[str] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        for file in checkpoint_files or []:
+            if str(file).endswith(".safetensors"):
+                _check_metadata(file, model.config)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+
+def _no_way_back(path: str | os.PathLike) -> str:
+    return (
+        f"{path} holds fused weights; the training form cannot be recovered from them. Load it without fused=False, "
+        "or load the training checkpoint it was made from."
+    )
+
+
+def _add_metadata(file: Path, metadata: dict[str, str]) -> None:
+    """Adds entries to the header of a safetensors file; transformers has no argument for them."""
+    copy_file = file.with_suffix(".tmp")
+    with open(file, "rb") as source, open(copy_file, "wb") as destination:
+        header = json.loads(source.read(struct.unpack("<Q", source.read(8))[0]))
+        header["__metadata__"] = header.get("__metadata__", {}) | metadata
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors stay aligned
+        destination.write(struct.pack("<Q", len(text)) + text)
+        shutil.copyfileobj(source, destination, 2**24)
+    os.replace(copy_file, file)
+
+
+def _check_metadata(file: str | os.PathLike, config: FusibleConfig) -> None:
+    """Refuses cut-off files, and weights of another form or structure than the configuration's."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        raise OSError(f"{file} is no complete safetensors file ({error}). Download or save it again.") from error
+    form = metadata.get(FORM_KEY)
+    if form == "fused" and not config.fused:
+        raise ValueError(_no_way_back(file))
+    if form == "training" and config.fused:
+        raise ValueError(f"{file} holds the training form but the configuration says fused. Load it with fused=True.")
+    if metadata.get(DIGEST_KEY, config.structure_digest()) != config.structure_digest():
+        raise ValueError(
+            f"{file} was saved with another configuration than the one given by {CONFIG_NAME} or arguments: options "
+            f"that change the function differ. Restore its {CONFIG_NAME}, or leave out the arguments."
+        )
+
+
+__all__ = ["Fusible", "FusiblePreTrainedModel", "fuse_", "make_linear"]
