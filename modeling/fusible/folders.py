@@ -1,13 +1,14 @@
 """Replacing a folder's files all at once: after a failure or a kill, readers find the old folder, whole."""
 
 import ctypes
-import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -50,11 +51,9 @@ def replaced_folder(folder: str | os.PathLike, is_stale: Callable[[str], bool], 
             exchangeable = _exchange(stage, target)
         if not exchangeable:
             _replace_one_by_one(stage, target, is_stale, last)
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+    except (OSError, SafetensorError) as error:
         raise OSError(
-            error.errno,
-            f"Could not write {target}: {reason}. Its files are as they were; free space or save elsewhere.",
+            f"Could not save to {target}: {error}. What was there before is as it was; free space or save elsewhere."
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -324,7 +324,7 @@ def _add_metadata(file: Path, metadata: dict[str, str]) -> None:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # tensors stay aligned
         destination.write(struct.pack("<Q", len(text)) + text)
-        shutil.copyfileobj(source, destination, 2**24)
+        shutil.copyfileobj(source, destination, 2**20)
     os.replace(copy_file, file)
 
 

@@ -9,30 +9,29 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 
-# config class -> {mapping in transformers.models.auto.modeling_auto: model class}
+# model type -> configuration class
+CONFIGS = {"repavit": "RePaViTConfig"}
+# mapping in transformers.models.auto.modeling_auto -> {configuration class: model class}
 MODELS = {
-    "RePaViTConfig": {
-        "MODEL_MAPPING": "RePaViTModel",
-        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": "RePaViTForImageClassification",
-    },
+    "MODEL_MAPPING": {"RePaViTConfig": "RePaViTModel"},
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": {"RePaViTConfig": "RePaViTForImageClassification"},
 }
-# config class -> {backend: class in transformers}
-IMAGE_PROCESSORS = {
-    "RePaViTConfig": {"torchvision": "CLIPImageProcessor", "pil": "CLIPImageProcessorPil"},
-}
+# configuration class -> {backend: class in transformers}
+IMAGE_PROCESSORS = {"RePaViTConfig": {"torchvision": "CLIPImageProcessor", "pil": "CLIPImageProcessorPil"}}
 
 
-class LazyClasses(dict[type, Any]):
-    """The part of an Auto mapping that holds registered classes, with callables that import them in their place."""
+class LazyClasses(dict[Any, Any]):
+    """The part of an Auto mapping that holds registered classes, or functions that import them when asked."""
 
-    def __getitem__(self, config_class: type) -> Any:
-        value = super().__getitem__(config_class)
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
         return value if isinstance(value, type | dict) else value()
 
     def values(self) -> Any:
@@ -66,39 +65,34 @@ class AfterImport(MetaPathFinder):
         return spec
 
 
-def _class(name: str) -> Any:
-    return getattr(importlib.import_module(__package__), name)
+def _class(name: str, package: str = __package__) -> Any:
+    return getattr(importlib.import_module(package), name)
 
 
-def _transformers_class(name: str) -> Any:
-    return getattr(importlib.import_module("transformers"), name)
+def _extend(mapping: Any, key: Any, value: Callable[[], Any]) -> None:
+    if not isinstance(mapping._extra_content, LazyClasses):
+        mapping._extra_content = LazyClasses(mapping._extra_content)
+    mapping.register(key, value, exist_ok=True)
 
 
 def _register_configs(module: ModuleType) -> None:
-    for name in MODELS:
-        config_class = _class(name)
-        module.CONFIG_MAPPING.register(config_class.model_type, config_class, exist_ok=True)
-
-
-def _extend(mapping: Any, config_name: str, value: Any) -> None:
-    if not isinstance(mapping._extra_content, LazyClasses):
-        mapping._extra_content = LazyClasses(mapping._extra_content)
-    mapping.register(_class(config_name), value, exist_ok=True)
+    for model_type, config in CONFIGS.items():
+        _extend(module.CONFIG_MAPPING, model_type, partial(_class, config))
 
 
 def _register_models(module: ModuleType) -> None:
-    for config_name, models in MODELS.items():
-        for mapping, name in models.items():
-            _extend(module.__dict__[mapping], config_name, lambda name=name: _class(name))
+    for mapping, models in MODELS.items():
+        for config, model in models.items():
+            _extend(module.__dict__[mapping], _class(config), partial(_class, model))
+
+
+def _classes(names: dict[str, str]) -> dict[str, Any]:
+    return {backend: _class(name, "transformers") for backend, name in names.items()}
 
 
 def _register_image_processors(module: ModuleType) -> None:
-    for config_name, processors in IMAGE_PROCESSORS.items():
-        _extend(
-            module.IMAGE_PROCESSOR_MAPPING,
-            config_name,
-            lambda processors=processors: {k: _transformers_class(v) for k, v in processors.items()},
-        )
+    for config, processors in IMAGE_PROCESSORS.items():
+        _extend(module.IMAGE_PROCESSOR_MAPPING, _class(config), partial(_classes, processors))
 
 
 def register() -> None:

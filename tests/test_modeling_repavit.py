@@ -1,0 +1,196 @@
+"""RePaViT on every supported backbone, with every option."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from fusible import SITES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
+from tester import FusibleTesterMixin
+from tester.base import relative_error
+
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 8,
+}
+BACKBONES = {name: SIZES for name in SITES} | {"dinov2": SIZES | {"mlp_ratio": 4, "layerscale_value": 0.7}}
+CHANNELS = {
+    "0.75": {"idle_ratio": 0.75},
+    "0": {"idle_ratio": 0},
+    "1": {"idle_ratio": 1},
+    "0.7": {"idle_ratio": 0.7},
+    "linear": {"idle_ratio": 0.75, "idle_schedule": "linear"},
+    "list": {"active_channels": [3, 0, 64]},
+}
+OTHERS = {
+    "batch": {"drop_path_rate": 0.3},
+    "layer": {"ffn_norm": "layer", "block_norm_eps": 1e-3},
+    "eps": {"batch_norm_eps": 1e-2, "batch_norm_momentum": 0.5, "block_norm_eps": 1e-2},
+}
+
+
+class TestRePaViT(FusibleTesterMixin):
+    model_classes = (RePaViTModel, RePaViTForImageClassification)
+    cases = tuple("-".join(parts) for parts in itertools.product(BACKBONES, CHANNELS, OTHERS))
+    main_cases = tuple(f"{backbone}-0.75-batch" for backbone in BACKBONES) + ("clip_vision_model-linear-layer",)
+
+    def make_config(self, case):
+        backbone, channels, other = case.split("-")
+        backbone_config = {"model_type": backbone, **BACKBONES[backbone]}
+        return RePaViTConfig(backbone_config=backbone_config, num_labels=5, **CHANNELS[channels], **OTHERS[other])
+
+    def make_inputs(self, config, batch_size=3):
+        return {"pixel_values": torch.randn(batch_size, 3, 16, 16), "labels": torch.arange(batch_size) % 5}
+
+    def take_method_out(self, model):
+        for module in model.modules():
+            if type(module).__name__ == "IdleFeedForward":
+                module.active_channels = module.fc1.out_features - module.active_channels
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_without_the_method_it_is_the_stock_model(backbone):
+    """LayerNorm and no idle channels: transformers' own class, weight for weight."""
+    config = RePaViTConfig(
+        backbone_config={"model_type": backbone, **BACKBONES[backbone]}, idle_ratio=0, ffn_norm="layer"
+    )
+    model = RePaViTModel(config).double().eval()
+    stock = AutoModel.from_config(config.backbone_config).double().eval()
+    site = SITES[backbone]
+    names = {f"{site.ffn}.norm1": site.ffn_norm, f"{site.ffn}.scale": site.ffn_scale}
+    weights = {}
+    for name, tensor in model.backbone.state_dict().items():
+        tensor.add_(torch.randn_like(tensor) * 0.2)
+        for ours, theirs in names.items():
+            name = name.replace(ours, str(theirs))
+        weights[name] = tensor
+    missing, unexpected = stock.load_state_dict(weights, strict=False)
+    assert not unexpected and all("pooler" in name for name in missing)
+    pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        expected = stock(pixels, output_hidden_states=True)
+        actual = model(pixels, output_hidden_states=True)
+    assert relative_error(actual.last_hidden_state, expected.last_hidden_state) < 1e-12
+    assert len(actual.hidden_states) == len(expected.hidden_states) == 4
+    for ours, theirs in zip(actual.hidden_states, expected.hidden_states, strict=True):
+        assert relative_error(ours, theirs) < 1e-12
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_outputs_that_users_ask_for(backbone):
+    config = RePaViTConfig(backbone_config={"model_type": backbone, **BACKBONES[backbone]}, num_labels=5)
+    config._attn_implementation = "eager"
+    model = RePaViTForImageClassification(config).eval()
+    assert model.backbone.config._attn_implementation == "eager"
+    pixels = torch.randn(2, 3, 16, 16)
+    outputs = model(pixels, output_hidden_states=True, output_attentions=True)
+    assert len(outputs.hidden_states) == 4 and len(outputs.attentions) == 3
+    logits, hidden_states = model(pixels, output_hidden_states=True, return_dict=False)
+    assert torch.equal(logits, outputs.logits) and len(hidden_states) == 4
+    model.config.output_hidden_states = True
+    assert len(model(pixels).hidden_states) == 4
+    assert model(pixels, labels=torch.tensor([0, 4])).loss.ndim == 0
+
+
+def test_attention_backends_agree():
+    config = RePaViTConfig(backbone_config={"model_type": "vit", **SIZES})
+    model = RePaViTModel(config).eval()
+    pixels = torch.randn(2, 3, 16, 16)
+    results = []
+    for backend in ("eager", "sdpa"):
+        model.set_attn_implementation(backend)
+        assert model.backbone.config._attn_implementation == backend
+        results.append(model(pixels).last_hidden_state)
+    assert relative_error(*results) < 1e-5
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    config = RePaViTConfig(backbone_config={"model_type": "vit", **SIZES}, drop_path_rate=0.4)
+    model = RePaViTModel(config)
+    rates = [block.drop_path[1].rate for block in model.site.blocks(model.backbone)]
+    assert rates == pytest.approx([0, 0.2, 0.4])
+    drop = model.backbone.layers[2].drop_path.train()
+    dropped = drop(torch.ones(20_000, 2, 3))
+    assert {round(value, 4) for value in dropped.unique().tolist()} == {0.0, round(1 / 0.6, 4)}
+    assert torch.equal(dropped.amax((1, 2)), dropped.amin((1, 2)))
+    assert dropped.mean().item() == pytest.approx(1, abs=0.03)
+    assert torch.equal(drop.eval()(torch.ones(5, 2, 3)), torch.ones(5, 2, 3))
+
+
+def test_batch_norm_sees_all_tokens_and_the_activation_only_the_first_channels():
+    """Training mode, against Eq. 2 of the paper written out with a mask."""
+    config = RePaViTConfig(backbone_config={"model_type": "vit", **SIZES}, idle_ratio=0.75)
+    ffn = RePaViTModel(config).double().backbone.layers[0].mlp.train()
+    inputs = torch.randn(4, 5, 16, dtype=torch.float64)
+
+    def normalise(x):
+        flat = x.reshape(-1, x.shape[-1])
+        return ((flat - flat.mean(0)) / (flat.var(0, correction=0) + 1e-5).sqrt()).view_as(x)
+
+    hidden = normalise(inputs) @ ffn.fc1.weight.T + ffn.fc1.bias
+    is_active = torch.arange(64) < 16
+    hidden = torch.where(is_active, torch.nn.functional.gelu(hidden), hidden)
+    expected = inputs + normalise(hidden) @ ffn.fc2.weight.T + ffn.fc2.bias
+    assert relative_error(ffn(inputs), expected) < 1e-9
+    assert relative_error(ffn.norm1.running_mean, 0.1 * inputs.mean((0, 1))) < 1e-9
+
+
+def test_linear_schedule_mixes_all_fused_shapes():
+    model = RePaViTModel(TestRePaViT().make_config("vit-linear-batch")).fuse()
+    kinds = [type(block.mlp).__name__ for block in model.site.blocks(model.backbone)]
+    assert kinds == ["FusedFeedForward", "Linear", "FusedFeedForward"]
+
+
+def test_sharded_batch_norm_conversion_keeps_names():
+    """`SyncBatchNorm` takes the tokens as the FFN hands them over: one row each."""
+    model = RePaViTModel(TestRePaViT().make_config("vit-0.75-batch"))
+    names = [*model.state_dict()]
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert [*converted.state_dict()] == names
+    assert relative_error(converted.eval().fuse().backbone.layers[0].mlp.shortcut.weight, torch.eye(16)) < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone_config": {"model_type": "bert"}}, r"Unknown backbone type 'bert'; known are clip_vision_model"),
+        ({"backbone_config": {"hidden_size": 4}}, "Unknown backbone type None"),
+        ({"backbone_config": {"model_type": "dinov2", "use_swiglu_ffn": True}}, "gated FFN"),
+        ({"idle_ratio": 1.1}, r"idle_ratio is 1.1; it is a share and must be in \[0, 1\]"),
+        ({"idle_ratio": -0.1}, r"must be in \[0, 1\]"),
+        ({"idle_ratio": "0.5"}, "idle_ratio"),
+        ({"idle_ratio": 0.25, "idle_schedule": "linear"}, r"needs an idle_ratio in \[0.5, 1\], not 0.25"),
+        ({"idle_schedule": "cosine"}, "idle_schedule"),
+        ({"idle_ratio": 0.5, "active_channels": [1, 2, 3]}, "not both"),
+        ({"ffn_norm": "group"}, "ffn_norm"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
+    ],
+)
+def test_bad_configurations(arguments, message):
+    with pytest.raises(Exception, match=message) as caught:
+        RePaViTConfig(**arguments)
+    assert isinstance(caught.value, ValueError | TypeError) or "StrictDataclass" in type(caught.value).__name__
+
+
+@pytest.mark.parametrize(
+    ("active_channels", "message"),
+    [([1, 2], "2 entries for 3 blocks"), ([1, 2, 65], r"must be in \[0, hidden\]"), ([1, 2, -1], "must be in")],
+)
+def test_bad_active_channels(active_channels, message):
+    config = RePaViTConfig(backbone_config={"model_type": "vit", **SIZES}, active_channels=active_channels)
+    with pytest.raises(ValueError, match=message):
+        RePaViTModel(config)
+
+
+def test_another_idle_ratio_than_the_checkpoints_is_refused(tmp_path):
+    """The training form has the same tensors for every ratio, so only the digest can tell."""
+    RePaViTModel(TestRePaViT().make_config("vit-0.75-batch")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another configuration"):
+        RePaViTModel.from_pretrained(tmp_path, idle_ratio=0.5)
+    assert RePaViTModel.from_pretrained(tmp_path, drop_path_rate=0.5).config.drop_path_rate == 0.5
