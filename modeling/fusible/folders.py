@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,27 +37,44 @@ def replaced_folder(folder: str | os.PathLike, is_stale: Callable[[str], bool], 
     target.parent.mkdir(parents=True, exist_ok=True)
     is_new = not target.exists()
     exchangeable = is_new or _may_be_exchanged(target)
-    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent if exchangeable else target))
+    stage = _make_stage(target.parent if exchangeable else target, target.name)
     try:
-        yield stage
-        _sync(stage)
+        try:
+            yield stage
+            _sync(stage)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"Could not save to {target}: {error}. What was there is as it was; free space or save elsewhere."
+            ) from error
+        stage.chmod(0o777 & ~_umask() if is_new else target.stat().st_mode & 0o7777)
         if is_new:
-            stage.chmod(0o777 & ~_umask())
             stage.rename(target)
             return
         if exchangeable:
-            stage.chmod(target.stat().st_mode & 0o7777)
-            superseded = {name for name in os.listdir(target) if is_stale(name)}
-            _link_others(target, stage, superseded)
-            exchangeable = _exchange(stage, target)
-        if not exchangeable:
+            _link_others(target, stage, {name for name in os.listdir(target) if is_stale(name)})
+        if not exchangeable or not _exchange(stage, target):
             _replace_one_by_one(stage, target, is_stale, last)
-    except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"Could not save to {target}: {error}. What was there before is as it was; free space or save elsewhere."
-        ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _make_stage(parent: Path, name: str) -> Path:
+    """A folder to write to; those that killed processes of this machine left behind for the same purpose go."""
+    prefix = f".{name}.{socket.gethostname()}-"
+    for leftover in parent.iterdir():
+        if leftover.name.startswith(prefix) and not _is_running(leftover.name.removeprefix(prefix).split("-")[0]):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
+
+
+def _is_running(process_id: str) -> bool:
+    try:
+        os.kill(int(process_id), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError):
+        pass
+    return True
 
 
 def _may_be_exchanged(target: Path) -> bool:

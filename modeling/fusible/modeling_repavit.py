@@ -1,6 +1,7 @@
 """RePaViT: vision Transformers with channel-idle FFNs (https://huggingface.co/papers/2505.21847)."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,15 +46,22 @@ class RecomputeSafeBatchNorm1d(nn.BatchNorm1d):
         return nn.BatchNorm1d.forward(thrown_away, input)
 
 
-def as_affine(norm: nn.Module) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+def as_affine(norm: nn.Module, channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The map `x -> scale * x + shift` that a norm is (frozen BatchNorm) or ends with (LayerNorm), in float64.
+    The map `x -> scale * x + shift` that a norm is (frozen BatchNorm, identity) or ends with (LayerNorm).
+
+    Args:
+        norm: the module.
+        channels: any tensor `[channels]` on the norm's device.
+
+    Returns:
+        Scale and shift, `[channels]` in float64.
 
     Raises:
-        TypeError: if the module is no norm and no `nn.Identity`.
+        TypeError: for other modules.
     """
     if isinstance(norm, nn.Identity):
-        return 1.0, 0.0
+        return torch.ones_like(channels, dtype=torch.float64), torch.zeros_like(channels, dtype=torch.float64)
     if isinstance(norm, nn.LayerNorm):
         return norm.weight.double(), norm.bias.double()
     if isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -61,6 +69,10 @@ def as_affine(norm: nn.Module) -> tuple[torch.Tensor | float, torch.Tensor | flo
         scale = norm.weight.double() * (var + norm.eps).rsqrt()
         return scale, norm.bias.double() - scale * mean
     raise TypeError(f"{type(norm).__name__} has no affine form.")
+
+
+def _slices(start: int, stop: int, length: int = 128) -> Iterator[slice]:
+    return (slice(first, min(first + length, stop)) for first in range(start, stop, length))
 
 
 class IdleFeedForward(Fusible):
@@ -102,35 +114,36 @@ class IdleFeedForward(Fusible):
         Inference form (Eq. 3 to 6, with biases): the idle path and the shortcut become one linear.
 
         `Y = shortcut(X) + down(act(up(X)))`; without active channels `shortcut` alone. With a LayerNorm in front,
-        which depends on the data, norm and shortcut stay: `Y = X + f(norm(X))`.
+        which depends on the data, norm and shortcut stay: `Y = X + f(norm(X))`. Works on slices of the hidden
+        channels, to need no float64 copy of the layer.
         """
-        (scale1, shift1), (scale2, shift2) = as_affine(self.norm1), as_affine(self.norm2)
-        weight, channels = self.fc2.weight, self.fc2.out_features
-        gain = self.scale(weight.new_ones(channels)).double()
-
-        def fold(rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            """Both linears with the norms around them folded in, for some of the hidden channels."""
-            w1, w2 = self.fc1.weight[rows].double(), weight[:, rows].double()
-            s2 = scale2[rows] if isinstance(scale2, torch.Tensor) else scale2
-            return w1 * scale1, self.fc1.bias[rows].double() + (w1 * shift1).sum(1), gain[:, None] * w2 * s2
-
-        a, hidden = self.active_channels, self.fc1.out_features
-        bias = gain * (self.fc2.bias.double() + (weight * shift2).sum(1, dtype=torch.float64))
-        linear = weight.new_zeros(channels, channels, dtype=torch.float64)
-        for start in range(a, hidden, channels):  # in slices, to need no float64 copy of the whole layer
-            w1, b1, w2 = fold(slice(start, min(start + channels, hidden)))
-            linear += w2 @ w1
-            bias += w2 @ b1
+        fc1, fc2, a = self.fc1, self.fc2, self.active_channels
+        scale1, shift1 = as_affine(self.norm1, fc1.weight[0])
+        scale2, shift2 = as_affine(self.norm2, fc2.weight[0])
+        gain = self.scale(fc2.weight.new_ones(fc2.out_features)).double()
+        up, down = torch.empty_like(fc1.weight[:a]), torch.empty_like(fc2.weight[:, :a])
+        up_bias = torch.empty_like(fc1.bias[:a])
+        linear = fc2.weight.new_zeros(fc2.out_features, fc1.in_features, dtype=torch.float64)
+        bias = gain * fc2.bias.double()
+        for rows in (*_slices(0, a), *_slices(a, fc1.out_features)):
+            w1, w2 = fc1.weight[rows].double(), gain[:, None] * fc2.weight[:, rows].double()
+            b1 = fc1.bias[rows].double() + (w1 * shift1).sum(1)
+            w1 = w1 * scale1
+            bias += (w2 * shift2[rows]).sum(1)
+            w2 *= scale2[rows]
+            if rows.start < a:
+                up[rows], up_bias[rows], down[:, rows] = w1, b1, w2
+            else:
+                linear.addmm_(w2, w1)
+                bias += w2 @ b1
         if not isinstance(self.norm1, nn.LayerNorm):
             linear.diagonal().add_(1)
-        shortcut = make_linear(linear.to(weight), bias.to(weight))
+        shortcut = make_linear(linear.to(fc2.weight), bias.to(fc2.weight))
         fused: nn.Module = shortcut
         if a > 0:
-            w1, b1, w2 = fold(slice(a))
-            up, down = make_linear(w1.to(weight), b1.to(weight)), make_linear(w2.to(weight))
-            fused = FusedFeedForward(shortcut, up, self.activation, down)
+            fused = FusedFeedForward(shortcut, make_linear(up, up_bias), self.activation, make_linear(down))
         if isinstance(self.norm1, nn.LayerNorm):
-            fused = NormedResidual(nn.LayerNorm(channels, self.norm1.eps, elementwise_affine=False), fused)
+            fused = NormedResidual(nn.LayerNorm(fc1.in_features, self.norm1.eps, elementwise_affine=False), fused)
         return fused
 
     def extra_repr(self) -> str:

@@ -1,0 +1,58 @@
+"""`import fusible` is enough for the Auto classes, in any order, and imports nothing heavy."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_import_is_light():
+    heavy = run(
+        "import sys, fusible; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    assert heavy.strip() == "[]"
+
+
+USE = """
+config = AutoConfig.for_model("repavit", backbone_config={"model_type": "vit", "num_hidden_layers": 1})
+model = AutoModelForImageClassification.from_config(config)
+assert type(model) is fusible.RePaViTForImageClassification, type(model)
+assert type(AutoModel.from_config(config)) is fusible.RePaViTModel
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+assert IMAGE_PROCESSOR_MAPPING[type(config)]["pil"].__name__ == "CLIPImageProcessorPil"
+assert CONFIG_MAPPING["repavit"] is type(config) is fusible.RePaViTConfig
+assert type(config) in dict(IMAGE_PROCESSOR_MAPPING._extra_content.items())
+print("ok")
+"""
+AUTO = "from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoImageProcessor\n"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        f"import fusible\n{AUTO}",
+        f"{AUTO}import fusible\n",
+        f"import transformers.modeling_utils, transformers.pipelines\nimport fusible\n{AUTO}",
+        f"from fusible import RePaViTConfig\nimport fusible\n{AUTO}",
+        f"from fusible import RePaViTModel\nimport fusible\n{AUTO}",
+    ],
+)
+def test_auto_classes_know_the_models(imports):
+    assert run(imports + USE).endswith("ok\n")
+
+
+def test_public_names():
+    import fusible
+
+    for name in fusible.__all__:
+        assert getattr(fusible, name).__name__ == name if name != "SITES" else fusible.SITES["vit"].block == "ViTLayer"
+    assert set(fusible.__all__) <= set(dir(fusible))
+    with pytest.raises(AttributeError, match="no attribute 'RePaVit'"):
+        _ = fusible.RePaVit
