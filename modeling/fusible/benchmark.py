@@ -1,13 +1,26 @@
-"""Measures what fusing a model gains: parameters, multiply-adds, file size, latency, and that nothing else changed."""
+"""Measures what fusing a model gains: parameters, multiply-adds, bytes, latency, and that nothing else changes."""
 
+import copy
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from .fusion import FusiblePreTrainedModel
+
+
+@dataclass(frozen=True)
+class FormFacts:
+    """Size of one form of a model."""
+
+    parameters: int  # without buffers, such as the running statistics of BatchNorm
+    macs: int  # multiply-adds for one input
+    num_bytes: int  # of all saved tensors
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -21,6 +34,47 @@ def count_macs(model: nn.Module, **inputs: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         model(**inputs)
     return counter.get_total_flops() // 2
+
+
+def form_facts(model: FusiblePreTrainedModel, fused: bool) -> FormFacts:
+    """Facts of either form of a model, from a copy without weights."""
+    config = copy.deepcopy(model.config)
+    config.fused = fused
+    with torch.device("meta"):
+        twin = type(model)(config).eval()
+    twin.to(model.dtype)
+    inputs = {name: tensor[:1].to("meta") for name, tensor in model.dummy_inputs.items()}
+    num_bytes = sum(tensor.nbytes for tensor in twin.state_dict().values())
+    return FormFacts(count_parameters(twin), count_macs(twin, **_as(inputs, twin)), num_bytes)
+
+
+@torch.no_grad()
+def max_difference(
+    training_form: FusiblePreTrainedModel,
+    fused_form: FusiblePreTrainedModel,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+) -> tuple[float, float]:
+    """
+    Largest absolute difference of the two forms' first outputs in eval mode, and the largest output.
+
+    Args:
+        training_form: any mode; it is left in that mode.
+        fused_form: of the same dtype.
+        inputs: defaults to the model's `dummy_inputs`, which are random.
+    """
+    was_training = training_form.training
+    inputs = training_form.dummy_inputs if inputs is None else inputs
+    try:
+        expected, actual = (model.eval()(**_as(inputs, model))[0] for model in (training_form, fused_form))
+    finally:
+        training_form.train(was_training)
+    return (actual - expected).abs().max().item(), expected.abs().max().item()
+
+
+def _as(inputs: Mapping[str, torch.Tensor], model: FusiblePreTrainedModel) -> dict[str, torch.Tensor]:
+    """Inputs on the model's device, floating-point ones in its dtype."""
+    moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    return {name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor for name, tensor in moved.items()}
 
 
 def folder_bytes(folder: str | Path) -> int:

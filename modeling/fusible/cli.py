@@ -21,9 +21,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of split, weights and order.")] = 0,
 ) -> None:
     """Train a small RePaViT on scikit-learn's digits, fuse it, reload it, and compare both forms."""
-    from .demo import run
-
     try:
+        from .demo import run
+
         run(folder, epochs, seed)
     except KeyboardInterrupt:
         typer.echo("Interrupted; no model folder is half-written.", err=True)

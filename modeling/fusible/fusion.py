@@ -1,31 +1,29 @@
 """One module, two forms, one function: what all methods share."""
 
 import copy
-import json
 import os
-import re
-import shutil
-import struct
-import tempfile
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import CommitInfo, ModelCard, ModelCardData
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from .checkpoints import check_signature, is_weight_file, no_way_back, sign
 from .configuration_fusible import FusibleConfig
 from .folders import replaced_folder
+from .publishing import CARD_NAME, push_folder
 
 
-DIGEST_KEY, FORM_KEY = "fusible_digest", "fusible_form"
 HUB_ARGUMENTS = (
     "repo_id",
+    "card_data",
     "commit_message",
     "commit_description",
     "private",
@@ -180,7 +178,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         writes = self.should_save_on_this_rank(is_main_process)
         distributed_config = self.config.__dict__.get("distributed_config")
-        model = self
+        model, given, names = self, state_dict, []
         if fused and not self.config.fused:
             self._check_fusible()
             if kwargs.pop("distributed_checkpoint", False):
@@ -194,52 +192,75 @@ class FusiblePreTrainedModel(PreTrainedModel):
             state_dict = None
             model = self._fused_from(gathered) if writes else self
         if model is not self or writes or not fused:
-            model._save(save_directory, writes, is_main_process, state_dict, **kwargs)
+            names = model._save(save_directory, writes, is_main_process, state_dict, **kwargs)
         self.barrier_after_gathered_checkpoint_save(distributed_config)
         if push_to_hub and writes:
-            model.push_to_hub(hub.pop("repo_id", Path(save_directory).resolve().name), **hub)
+            hub.setdefault("repo_id", Path(save_directory).resolve().name)
+            has_both_forms = model is not self and given is None and distributed_config is None
+            hub["variant"] = kwargs.get("variant")
+            model._push(Path(save_directory), names, self if has_both_forms else None, **hub)
 
     def _save(
         self, folder: str | os.PathLike, writes: bool, is_main_process: bool, state_dict: dict | None, **kwargs: Any
-    ) -> None:
+    ) -> list[str]:
         if kwargs.get("distributed_checkpoint"):  # written by all ranks, each its own files
-            return super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
-        variant = kwargs.get("variant")
-        weights = re.compile(
-            rf"model{f'.{re.escape(variant)}' if variant else ''}(-\d{{5}}-of-\d{{5}})?\.safetensors"
-            rf"|model\.safetensors\.index{f'.{re.escape(variant)}' if variant else ''}\.json"
-        )
+            super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
+            return os.listdir(folder)
         self.config.auto_map = dict(self._auto_maps[type(self.config)])
-        self.config.__class__.register_for_auto_class()
-        stage_folder = replaced_folder(folder, lambda name: weights.fullmatch(name) is not None, last=CONFIG_NAME)
-        with stage_folder if writes else nullcontext(tempfile.mkdtemp()) as stage:
+        is_stale = partial(is_weight_file, variant=kwargs.get("variant"))
+        with replaced_folder(folder, is_stale, CONFIG_NAME) if writes else TemporaryDirectory() as stage:
             # Trainer reloads checkpoints by the names in memory, which the original format would change
             kwargs["save_original_format"] = False
             state_dict = None if state_dict is None else dict(state_dict)  # it gets emptied
             super().save_pretrained(stage, is_main_process, state_dict, **kwargs)
-            metadata = {
-                FORM_KEY: "fused" if self.config.fused else "training",
-                DIGEST_KEY: self.config.structure_digest(),
-            }
             for file in Path(stage).glob("model*.safetensors"):
-                _add_metadata(file, metadata)
-        if not writes:
-            shutil.rmtree(stage)
+                sign(file, self.config)
+            return os.listdir(stage)
 
     def push_to_hub(  # type: ignore[override]
-        self, repo_id: str, *, fused: bool = False, **kwargs: Any
-    ) -> str:
+        self, repo_id: str, *, fused: bool = False, max_shard_size: int | str = "50GB", **kwargs: Any
+    ) -> CommitInfo:
         """
-        Pushes the model to the Hub as one commit, as `PreTrainedModel.push_to_hub` does.
+        Pushes model, configuration, code and a model card to the Hub, as one commit that is whole or not there.
 
         Args:
-            repo_id: `user/name`.
+            repo_id: `user/name`; created if missing.
             fused: push the inference form; `self` stays as it is.
-            **kwargs: the other arguments of `PreTrainedModel.push_to_hub`.
+            max_shard_size: of the weight files, as for `save_pretrained`.
+            **kwargs: the other arguments of `PreTrainedModel.push_to_hub`, and `card_data`: a `dict` with more
+                metadata for the model card, such as `license`, `datasets` and `metrics`.
+
+        Raises:
+            OSError: if the push did not complete. The branch then holds the previous version or the new one, whole.
         """
         model = self.fuse() if fused and not self.config.fused else self
-        push = super(FusiblePreTrainedModel, model).push_to_hub
-        return push(repo_id, **kwargs)  # type: ignore[arg-type]
+        with TemporaryDirectory() as folder:
+            names = model._save(folder, True, True, None, max_shard_size=max_shard_size)
+            return model._push(Path(folder), names, self if model is not self else None, repo_id, **kwargs)
+
+    def _push(
+        self,
+        folder: Path,
+        names: list[str],
+        training_form: Self | None,
+        repo_id: str,
+        *,
+        tags: list[str] | str | None = None,
+        card_data: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo:
+        all_tags = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
+        card_data = {"tags": list(dict.fromkeys(all_tags)), **(card_data or {})}
+        write_card = partial(self._write_card, folder, training_form, card_data)
+        return push_folder(folder, names, repo_id, write_card, **kwargs)
+
+    def _write_card(self, folder: Path, training_form: Self | None, card_data: dict[str, Any], repo_id: str) -> None:
+        try:
+            from fusible.hub import write_card
+        except ImportError:  # remote code, without the package and its template
+            ModelCard.from_template(ModelCardData(library_name="transformers", **card_data)).save(folder / CARD_NAME)
+        else:
+            write_card(folder, self, repo_id, training_form, card_data)
 
     @classmethod
     def from_pretrained(
@@ -274,7 +295,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
         download = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
         saved_fused = cls.config_class.get_config_dict(location, **download)[0].get("fused", False)
         if saved_fused and not fused:
-            raise ValueError(_no_way_back(path))
+            raise ValueError(no_way_back(path))
         if isinstance(config, PreTrainedConfig):
             config = copy.deepcopy(config)
             config.fused = saved_fused
@@ -304,47 +325,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
     ) -> Any:
         for file in checkpoint_files or []:
             if str(file).endswith(".safetensors"):
-                _check_metadata(file, model.config)
+                check_signature(file, model.config)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-
-
-def _no_way_back(path: str | os.PathLike) -> str:
-    return (
-        f"{path} holds fused weights; the training form cannot be recovered from them. Load it without fused=False, "
-        "or load the training checkpoint it was made from."
-    )
-
-
-def _add_metadata(file: Path, metadata: dict[str, str]) -> None:
-    """Adds entries to the header of a safetensors file; transformers has no argument for them."""
-    copy_file = file.with_suffix(".tmp")
-    with open(file, "rb") as source, open(copy_file, "wb") as destination:
-        header = json.loads(source.read(struct.unpack("<Q", source.read(8))[0]))
-        header["__metadata__"] = header.get("__metadata__", {}) | metadata
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # tensors stay aligned
-        destination.write(struct.pack("<Q", len(text)) + text)
-        shutil.copyfileobj(source, destination, 2**20)
-    os.replace(copy_file, file)
-
-
-def _check_metadata(file: str | os.PathLike, config: FusibleConfig) -> None:
-    """Refuses cut-off files, and weights of another form or structure than the configuration's."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except SafetensorError as error:
-        raise OSError(f"{file} is no complete safetensors file ({error}). Download or save it again.") from error
-    form = metadata.get(FORM_KEY)
-    if form == "fused" and not config.fused:
-        raise ValueError(_no_way_back(file))
-    if form == "training" and config.fused:
-        raise ValueError(f"{file} holds the training form but the configuration says fused. Load it with fused=True.")
-    if metadata.get(DIGEST_KEY, config.structure_digest()) != config.structure_digest():
-        raise ValueError(
-            f"{file} was saved with another configuration than the one given by {CONFIG_NAME} or arguments: options "
-            f"that change the function differ. Restore its {CONFIG_NAME}, or leave out the arguments."
-        )
 
 
 __all__ = ["Fusible", "FusiblePreTrainedModel", "fuse_", "make_linear"]

@@ -230,6 +230,14 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         for block, active_channels, rate in zip(blocks, config.active_channels_of(widths), rates, strict=True):
             make_idle_(block, self.site, config, active_channels, rate)
 
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Two random images of the configured size, always the same ones."""
+        config = self.backbone.config
+        size = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
+        generator = torch.Generator().manual_seed(0)
+        return {"pixel_values": torch.randn(2, config.num_channels, *size, generator=generator, device="cpu")}
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 

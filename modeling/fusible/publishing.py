@@ -1,0 +1,93 @@
+"""Pushing a saved model's folder to the Hub: one commit, whole or not there, and a clear word if it fails."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
+from transformers.utils import logging
+
+from .checkpoints import is_weight_file
+
+
+logger = logging.get_logger(__name__)
+CARD_NAME = "README.md"
+CARD_MARK = "<!-- This card was written by fusible. Without this line it is yours, and never overwritten. -->"
+
+
+def push_folder(
+    folder: Path,
+    names: list[str],
+    repo_id: str,
+    write_card: Callable[[str], None],
+    *,
+    variant: str | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """
+    Uploads files as one commit, which also deletes the weight files that they supersede.
+
+    Args:
+        folder: where the files are.
+        names: the files to upload.
+        repo_id: created if missing.
+        write_card: called with the repository's full name; writes the model card into the folder, unless it has one.
+        variant: of the weight files, as for `save_pretrained`; other variants stay.
+        commit_message: title of the commit.
+        commit_description: text below it.
+        private: visibility of a new repository.
+        token: as everywhere in huggingface_hub.
+        revision: branch, created if missing; defaults to `main`.
+        create_pr: open a pull request instead of moving the branch.
+
+    Raises:
+        OSError: if the Hub or the connection fails; weights that arrived are not sent again by the next push.
+    """
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/pr/") and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        present = {sibling.rfilename for sibling in api.model_info(repo_id, revision=revision).siblings or []}
+        if CARD_NAME in present and not _is_ours(Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision))):
+            logger.warning(
+                f"{CARD_NAME} of {repo_id} is not fusible's; it stays as it is, without facts of this model."
+            )
+        else:
+            if not (folder / CARD_NAME).exists() or _is_ours(folder / CARD_NAME):
+                write_card(repo_id)
+            names = [*names, CARD_NAME]
+        stale = sorted(name for name in present if is_weight_file(name, variant) and name not in names)
+        return api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, folder / name) for name in sorted(set(names))]
+            + [CommitOperationDelete(name) for name in stale],
+            commit_message=commit_message or "Upload model",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except (HfHubHTTPError, httpx.TransportError) as error:
+        if (
+            isinstance(error, HfHubHTTPError)
+            and error.response.status_code < 500
+            and error.response.status_code != 429
+        ):
+            raise  # the Hub's own words say what is not allowed or not there
+        raise OSError(
+            f"The push to {repo_id} did not complete: {error}. The branch holds the previous version or the new one, "
+            "whole. Push again: weights that arrived are not sent twice, and what is there already makes no commit."
+        ) from error
+
+
+def _is_ours(card: Path) -> bool:
+    return CARD_MARK in card.read_text(encoding="utf-8")
+
+
+__all__ = ["CARD_MARK", "CARD_NAME", "push_folder"]
