@@ -1,0 +1,28 @@
+"""Trainer callbacks."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..fusion import FusiblePreTrainedModel
+
+
+class FusedExportCallback(TrainerCallback):
+    """
+    Saves the inference form to `output_dir/fused` when training ends, after the best model is loaded.
+
+    `Trainer(push_to_hub=True)` then publishes it as the subfolder `fused` of the repository, which
+    `from_pretrained(repo_id, subfolder="fused")` loads.
+    """
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: FusiblePreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if model is not None:
+            model.save_pretrained(Path(str(args.output_dir)) / "fused", fused=True, is_main_process=args.should_save)

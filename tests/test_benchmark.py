@@ -1,0 +1,58 @@
+"""The counts that cards and tables show, against the paper's formulas."""
+
+import pytest
+import torch
+
+from fusible import RePaViTConfig, RePaViTForImageClassification
+from fusible.benchmark import count_macs, form_facts, median_seconds
+
+
+def authors_vit(width: int, depth: int, heads: int, idle_ratio: float) -> RePaViTForImageClassification:
+    backbone = {
+        "model_type": "clip_vision_model",
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "patch_size": 16,
+    }
+    with torch.device("meta"):
+        return RePaViTForImageClassification(
+            RePaViTConfig(backbone_config=backbone, idle_ratio=idle_ratio, num_labels=1000)
+        )
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "heads", "idle_ratio", "parameters", "macs"),
+    [  # parameters exact, of both forms; GMACs rounded, with the attention's products, of the fused form
+        (192, 12, 3, 0.5, (5_736_040, 4_381_288), 0.99),
+        (384, 12, 6, 0.75, (22_087_912, 13_180_648), 2.86),
+        (768, 12, 12, 0.75, (86_642_152, 51_132_904), 10.59),
+        (1024, 24, 16, 0.75, (304_524_264, 178_375_656), 36.77),
+        (1280, 32, 16, 0.75, (632_528_360, 369_851_880), 75.67),
+    ],
+)
+def test_counts_of_the_papers_models(width, depth, heads, idle_ratio, parameters, macs):
+    model = authors_vit(width, depth, heads, idle_ratio)
+    training, fused = form_facts(model, fused=False), form_facts(model, fused=True)
+    assert (training.parameters, fused.parameters) == parameters
+    tokens, hidden, active = 197, 4 * width, round(4 * width * (1 - idle_ratio))
+    outside = depth * (4 * width**2 * tokens + 2 * tokens**2 * width) + 196 * 768 * width + 1000 * width
+    assert training.macs == outside + depth * 2 * width * hidden * tokens
+    assert fused.macs == outside + depth * (width**2 + 2 * active * width) * tokens
+    assert round(fused.macs / 1e9, 2) == macs
+    assert fused.num_bytes == 4 * fused.parameters
+
+
+def test_attention_counts_on_any_device():
+    """The CPU has attention kernels that the counter does not know."""
+    config = authors_vit(32, 1, 2, 0.5).config
+    on_cpu = RePaViTForImageClassification(config).eval()
+    inputs = {name: tensor[:1] for name, tensor in on_cpu.dummy_inputs.items()}
+    assert count_macs(on_cpu, **inputs) == form_facts(on_cpu, fused=False).macs
+
+
+def test_functions_take_turns():
+    calls = []
+    medians = median_seconds([lambda: calls.append(0), lambda: calls.append(1)], repeats=4, warmup=1)
+    assert calls == [0, 1] * 5 and len(medians) == 2
