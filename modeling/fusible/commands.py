@@ -104,7 +104,7 @@ def fuse_and_publish(
         OSError: if the source is not there, or the folder or the push cannot be completed.
     """
     cast_to = None if dtype is None else getattr(torch, dtype, None)
-    if dtype is not None and not isinstance(cast_to, torch.dtype):
+    if dtype is not None and not (isinstance(cast_to, torch.dtype) and cast_to.is_floating_point):
         raise ValueError(f"{dtype!r} is no dtype of torch; take float32, bfloat16 or float16.")
     model, processor = load(source, revision), load_processor(source, revision)
     fused = model.fuse()

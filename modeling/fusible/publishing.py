@@ -73,17 +73,20 @@ def push_folder(
             revision=revision,
             create_pr=create_pr,
         )
-    except (HfHubHTTPError, httpx.TransportError) as error:
-        if (
-            isinstance(error, HfHubHTTPError)
-            and error.response.status_code < 500
-            and error.response.status_code != 429
-        ):
+    except (HfHubHTTPError, httpx.TransportError, RuntimeError) as error:
+        if not _is_outage(error):
             raise  # the Hub's own words say what is not allowed or not there
         raise OSError(
             f"The push to {repo_id} did not complete: {error}. The branch holds the previous version or the new one, "
             "whole. Push again: weights that arrived are not sent twice, and what is there already makes no commit."
         ) from error
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Whether Hub or connection failed; the client wraps failed uploads in `RuntimeError`."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, httpx.TransportError) or (isinstance(error, RuntimeError) and _is_outage(error.__cause__))
 
 
 def _is_ours(card: Path) -> bool:
