@@ -1,10 +1,10 @@
-"""Every test runs offline, on one thread, from the same seed, and without progress bars."""
+"""Every test runs on one thread, from the same seed, without progress bars, and with the test hub for a Hub."""
 
 import os
 
+from hub_fixture import hub, naps  # noqa: F401  (first: libraries read the hub's address when they are imported)
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest  # noqa: E402
@@ -26,3 +26,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for argument, attribute in {"model_class": "model_classes", "case": "cases", "main_case": "main_cases"}.items():
         if metafunc.cls is not None and argument in metafunc.fixturenames:
             metafunc.parametrize(argument, getattr(metafunc.cls, attribute))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what pushes did when they failed, one row for each kind of failure."""
+    rows = [
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "failure_matrix"
+    ]
+    if rows:
+        terminalreporter.section("failed pushes")
+        widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+        for row in [{key: key for key in widths}, *sorted(rows, key=lambda row: (row["step"], row["fault"]))]:
+            terminalreporter.line("  ".join(str(row[key]).ljust(width) for key, width in widths.items()))
