@@ -27,16 +27,17 @@ SHARED = {
     rf"{BLOCK}\.attn\.proj\.(weight|bias)": rf"{OURS}.self_attn.out_proj.\2",
 }
 TRAINING = SHARED | {
-    rf"{BLOCK}\.mlp\.(fc1|fc2)\.(weight|bias)": rf"{OURS}.mlp.\2.\3",
-    rf"{BLOCK}\.mlp\.(norm1|norm2)\.(\w+)": rf"{OURS}.mlp.\2.\3",
-    rf"{BLOCK}\.mlp\.norm\.(weight|bias)": rf"{OURS}.mlp.norm1.\2",  # the LayerNorm baseline
+    rf"{BLOCK}\.mlp\.(fc1|fc2)\.(weight|bias)": rf"{OURS}.feed_forward.\2.\3",
+    rf"{BLOCK}\.mlp\.(norm1|norm2)\.(\w+)": rf"{OURS}.feed_forward.\2.\3",
+    rf"{BLOCK}\.mlp\.norm\.(weight|bias)": rf"{OURS}.feed_forward.norm1.\2",  # the LayerNorm baseline
 }
 # their fused FFN reuses fc1 and fc2 for other things
 FUSED = SHARED | {
-    rf"{BLOCK}\.mlp\.linear\.(weight|bias)": rf"{OURS}.mlp.\2",  # a block without active channels
-    rf"{BLOCK}\.mlp\.fc1\.(weight|bias)": rf"{OURS}.mlp.shortcut.\2",
-    rf"{BLOCK}\.mlp\.fc2\.(weight|bias)": rf"{OURS}.mlp.up.\2",
-    rf"{BLOCK}\.mlp\.fc3\.weight": rf"{OURS}.mlp.down.weight",
+    rf"{BLOCK}\.mlp\.linear\.(weight|bias)": rf"{OURS}.feed_forward.\2",  # a block without active channels
+    rf"{BLOCK}\.mlp\.(ffn\.fc[12]\.(weight|bias))": rf"{OURS}.feed_forward.\2",  # a block without idle ones
+    rf"{BLOCK}\.mlp\.fc1\.(weight|bias)": rf"{OURS}.feed_forward.shortcut.\2",
+    rf"{BLOCK}\.mlp\.fc2\.(weight|bias)": rf"{OURS}.feed_forward.up.\2",
+    rf"{BLOCK}\.mlp\.fc3\.weight": rf"{OURS}.feed_forward.down.weight",
 }
 
 
@@ -54,6 +55,16 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
     """
     tensors = {}
     fused = is_fused(state_dict)
+    state_dict = {name: tensor for name, tensor in state_dict.items()}
+    for prefix in [name.removesuffix("fc3.weight") for name in state_dict if name.endswith(".mlp.fc3.weight")]:
+        width, active = state_dict[f"{prefix}fc3.weight"].shape
+        if active == 4 * width:  # their linear path is the identity here; ours is left out
+            if not torch.equal(state_dict.pop(f"{prefix}fc1.weight"), torch.eye(width)):
+                raise ValueError(f"{prefix}fc1.weight should be the identity, as all channels are active.")
+            tensors[f"{prefix}ffn.fc1.weight"] = state_dict.pop(f"{prefix}fc2.weight")
+            tensors[f"{prefix}ffn.fc1.bias"] = state_dict.pop(f"{prefix}fc2.bias")
+            tensors[f"{prefix}ffn.fc2.weight"] = state_dict.pop(f"{prefix}fc3.weight")
+            tensors[f"{prefix}ffn.fc2.bias"] = state_dict.pop(f"{prefix}fc1.bias")
     for name, tensor in state_dict.items():
         if ".attn.qkv." in name:
             for part, third in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):

@@ -26,33 +26,46 @@ def pooler_output(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
     return cast("torch.Tensor", outputs.pooler_output)
 
 
+def spatial_mean(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+    """Image feature `[batch, channels]` of backbones that end in a feature map."""
+    return cast("torch.Tensor", outputs.last_hidden_state).mean((2, 3))
+
+
 @dataclass(frozen=True)
 class Site:
     """Names inside one family of pre-norm backbones; paths are relative to a block."""
 
     block: str  # class name of the Transformer block
     attention_norm: str
-    attention: str
+    attention: str | None  # None: more than one module, so the block's own forward runs
     ffn_norm: str
     ffn: str = "mlp"
     fc1: str = "fc1"  # inside the FFN
     fc2: str = "fc2"
     activation: str = "activation_fn"
-    attention_scale: str | None = None  # layer scale
+    attention_scale: str | None = None  # layer scale: a module, a parameter, or 1.0
     ffn_scale: str | None = None
     dropout: str | None = None  # on both residual branches
+    channels_first: bool = False  # feature maps [batch, channels, height, width], and a tuple as the block's output
+    gated: str | None = None  # option of the configuration that makes the FFN a gated one
+    width: str = "hidden_size"  # option of the configuration with the image feature's width, or a list ending in it
     pool: Callable[[BaseModelOutputWithPooling], torch.Tensor] = class_token
+    needs_final_norm: bool = False  # the model ends without one
     model_kwargs: dict[str, Any] = field(default_factory=dict)  # for `AutoModel.from_config`
 
     def blocks(self, backbone: PreTrainedModel) -> Iterator[nn.Module]:
         """The Transformer blocks, first to last."""
         return (module for module in backbone.modules() if type(module).__name__ == self.block)
 
-    def ffn_parts(self, block: nn.Module) -> tuple[nn.Linear, nn.Module, nn.Linear]:
-        """First linear, activation and second linear of a block's FFN."""
+    def ffn_parts(self, block: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """First linear (or 1x1 convolution), activation and second linear of a block's FFN."""
         ffn = block.get_submodule(self.ffn)
-        parts = (ffn.get_submodule(name) for name in (self.fc1, self.activation, self.fc2))
-        return cast("tuple[nn.Linear, nn.Module, nn.Linear]", tuple(parts))
+        return ffn.get_submodule(self.fc1), ffn.get_submodule(self.activation), ffn.get_submodule(self.fc2)
+
+    def feature_size(self, backbone_config: PreTrainedConfig) -> int:
+        """Width of the image feature."""
+        width = backbone_config.to_dict()[self.width]
+        return width[-1] if isinstance(width, list | tuple) else width
 
 
 _VIT = Site(
@@ -63,14 +76,54 @@ _VIT = Site(
     dropout="dropout",
     model_kwargs={"add_pooling_layer": False},
 )
+_CLIP = Site("CLIPEncoderLayer", "layer_norm1", "self_attn", "layer_norm2", pool=pooler_output)
+_DINOV2 = Site(
+    "Dinov2Layer",
+    "norm1",
+    "attention",
+    "norm2",
+    attention_scale="layer_scale1",
+    ffn_scale="layer_scale2",
+    gated="use_swiglu_ffn",
+)
 
 SITES: dict[str, Site] = {
     "vit": _VIT,
     "deit": replace(_VIT, block="DeiTLayer"),
-    "dinov2": Site(
-        "Dinov2Layer", "norm1", "attention", "norm2", attention_scale="layer_scale1", ffn_scale="layer_scale2"
+    "beit": Site(
+        "BeitLayer",
+        "layernorm_before",
+        None,
+        "layernorm_after",
+        attention_scale="lambda_1",
+        ffn_scale="lambda_2",
+        dropout="dropout",
+        pool=pooler_output,
     ),
-    "clip_vision_model": Site("CLIPEncoderLayer", "layer_norm1", "self_attn", "layer_norm2", pool=pooler_output),
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": replace(_DINOV2, block="Dinov2WithRegistersLayer"),
+    "dinov3_vit": replace(
+        _DINOV2, block="DINOv3ViTLayer", fc1="up_proj", fc2="down_proj", activation="act_fn", gated="use_gated_mlp"
+    ),
+    "clip_vision_model": _CLIP,
+    "siglip_vision_model": replace(_CLIP, block="SiglipEncoderLayer"),
+    "swin": Site("SwinLayer", "layernorm_before", None, "layernorm_after", dropout="dropout", pool=pooler_output),
+    "poolformer": Site(
+        "PoolFormerLayer",
+        "before_norm",
+        "pooling",
+        "after_norm",
+        ffn="output",
+        fc1="conv1",
+        fc2="conv2",
+        activation="act_fn",
+        attention_scale="layer_scale_1",
+        ffn_scale="layer_scale_2",
+        channels_first=True,
+        width="hidden_sizes",
+        pool=spatial_mean,
+        needs_final_norm=True,
+    ),
 }
 
 
@@ -85,8 +138,9 @@ def site_of(backbone_config: PreTrainedConfig | dict[str, Any] | None) -> Site:
     model_type = values.get("model_type")
     if model_type not in SITES:
         raise ValueError(f"Unknown backbone type {model_type!r}; known are {', '.join(sorted(SITES))}.")
-    if values.get("use_swiglu_ffn"):
-        raise ValueError(f"{model_type!r} with use_swiglu_ffn=True has a gated FFN; set use_swiglu_ffn=False.")
+    gated = SITES[model_type].gated
+    if gated is not None and values.get(gated):
+        raise ValueError(f"{model_type!r} with {gated}=True has a gated FFN; set {gated}=False.")
     return SITES[model_type]
 
 

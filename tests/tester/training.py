@@ -1,6 +1,7 @@
 """Training with the stock `Trainer`: steps, checkpoints, resuming, the best model, activation checkpointing."""
 
 import copy
+import warnings
 
 import torch
 from transformers import Trainer, TrainingArguments
@@ -83,10 +84,14 @@ class TrainingTests(ModelTests):
         for reentrant in (False, True):
             plain, checkpointed = copy.deepcopy(start), copy.deepcopy(start)
             checkpointed.activation_checkpointing_enable({"use_reentrant": reentrant})
-            for model in (plain, checkpointed):
-                torch.manual_seed(3)
-                model(**inputs).loss.backward()
-            assert_same_tensors(checkpointed, plain)
+            with warnings.catch_warnings():
+                # backbones that checkpoint stages as well as blocks
+                warnings.filterwarnings("ignore", "None of the inputs have requires_grad", UserWarning)
+                for model in (plain, checkpointed):
+                    torch.manual_seed(3)
+                    model(**inputs).loss.backward()
+            for (name, actual), expected in zip(checkpointed.named_buffers(), plain.buffers(), strict=True):
+                torch.testing.assert_close(actual, expected, msg=name)
             for (name, actual), expected in zip(checkpointed.named_parameters(), plain.parameters(), strict=True):
                 assert (actual.grad is None) == (expected.grad is None), name
                 if expected.grad is not None:

@@ -1,0 +1,202 @@
+"""RePaViT's FFN: its training form, its inference forms, and the algebra between them."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from .fusion import Fusible, make_linear
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch per sample, with probability `rate` (arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0 or not self.training:
+            return branch
+        keep = 1 - self.rate
+        return branch * branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class RecomputeSafeBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm that updates its running statistics once per step, also under activation checkpointing."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        # the id of the running backward pass; -1 outside of one, where this is not a recomputation
+        if not self.training or torch._C._current_graph_task_id() == -1:
+            return super().forward(input)
+        thrown_away = copy.copy(self)
+        thrown_away._buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        return nn.BatchNorm1d.forward(thrown_away, input)
+
+
+def as_affine(norm: nn.Module, channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The map `x -> scale * x + shift` that a norm is (frozen BatchNorm, identity) or ends with (LayerNorm).
+
+    Args:
+        norm: the module.
+        channels: any tensor `[channels]` on the norm's device.
+
+    Returns:
+        Scale and shift, `[channels]` in float64.
+
+    Raises:
+        TypeError: for other modules.
+    """
+    if isinstance(norm, nn.Identity):
+        return torch.ones_like(channels, dtype=torch.float64), torch.zeros_like(channels, dtype=torch.float64)
+    if isinstance(norm, nn.LayerNorm):
+        return norm.weight.double(), norm.bias.double()
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        mean, var = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+        scale = norm.weight.double() * (var + norm.eps).rsqrt()
+        return scale, norm.bias.double() - scale * mean
+    raise TypeError(f"{type(norm).__name__} has no affine form.")
+
+
+def _slices(start: int, stop: int, length: int = 128) -> Iterator[slice]:
+    return (slice(first, min(first + length, stop)) for first in range(start, stop, length))
+
+
+def activate_first(hidden: torch.Tensor, activation: nn.Module, active_channels: int) -> torch.Tensor:
+    """`[..., hidden]`, of which only the first channels go through the activation."""
+    if active_channels == hidden.shape[-1]:
+        return activation(hidden)
+    active, idle = hidden.tensor_split([active_channels], dim=-1)
+    return torch.cat([activation(active), idle], dim=-1)
+
+
+class IdleFeedForward(Fusible):
+    """
+    FFN sub-layer, shortcut included, of which only the first `active_channels` hidden channels are activated.
+
+    Training form (Eq. 2 of the paper), with layer scale and drop path where the backbone has them:
+    `Y = X + drop(scale(fc2(norm2([act(h[:a]), h[a:]]))))` with `h = fc1(norm1(X))`.
+    """
+
+    def __init__(
+        self,
+        norm1: nn.Module,
+        fc1: nn.Linear,
+        activation: nn.Module,
+        norm2: nn.Module,
+        fc2: nn.Linear,
+        active_channels: int,
+        scale: nn.Module,
+        drop: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.norm1, self.fc1, self.activation = norm1, fc1, activation
+        self.norm2, self.fc2 = norm2, fc2
+        self.active_channels = active_channels
+        self.scale, self.drop = scale, drop
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[batch, tokens, channels]` to the same shape."""
+        hidden = self.fc1(self.norm1(hidden_states.flatten(0, -2)))  # BatchNorm takes all tokens as one batch
+        hidden = activate_first(hidden, self.activation, self.active_channels)
+        branch = self.fc2(self.norm2(hidden)).view_as(hidden_states)
+        return hidden_states + self.drop(self.scale(branch))
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """
+        Inference form (Eq. 3 to 6, with biases): the idle path and the shortcut become one linear.
+
+        `Y = shortcut(X) + down(act(up(X)))`; without active channels `shortcut` alone. With a LayerNorm in front,
+        which depends on the data, norm and shortcut stay: `Y = X + f(norm(X))`. Where so many channels are active that
+        the merged linear is larger than what it replaces, the two linears stay, with the norms folded in.
+        """
+        fc1, fc2, a = self.fc1, self.fc2, self.active_channels
+        scale1, shift1 = as_affine(self.norm1, fc1.weight[0])
+        scale2, shift2 = as_affine(self.norm2, fc2.weight[0])
+        gain = self.scale(fc2.weight.new_ones(fc2.out_features)).double()
+        merges = fc2.out_features * fc1.in_features < (fc1.out_features - a) * (fc1.in_features + fc2.out_features)
+        kept = a if merges else fc1.out_features
+        up, down = torch.empty_like(fc1.weight[:kept]), torch.empty_like(fc2.weight[:, :kept])
+        up_bias = torch.empty_like(fc1.weight[:kept, 0])
+        linear = fc2.weight.new_zeros(fc2.out_features, fc1.in_features, dtype=torch.float64)
+        bias = gain * (0 if fc2.bias is None else fc2.bias.double())
+        # in slices of the hidden channels, to need no float64 copy of the layer
+        for rows in (*_slices(0, kept), *_slices(kept, fc1.out_features)):
+            w1, w2 = fc1.weight[rows].double(), gain[:, None] * fc2.weight[:, rows].double()
+            b1 = (w1 * shift1).sum(1) + (0 if fc1.bias is None else fc1.bias[rows].double())
+            w1 = w1 * scale1
+            bias += (w2 * shift2[rows]).sum(1)
+            w2 *= scale2[rows]
+            if rows.start < kept:
+                up[rows], up_bias[rows], down[:, rows] = w1, b1, w2
+            else:
+                linear.addmm_(w2, w1)
+                bias += w2 @ b1
+        bias = bias.to(fc2.weight)
+        norm: nn.Module = nn.Identity()
+        if isinstance(self.norm1, nn.LayerNorm):
+            norm = nn.LayerNorm(fc1.in_features, self.norm1.eps, elementwise_affine=False)
+        if not merges:
+            first, second = make_linear(up, up_bias), make_linear(down, bias)
+            return NormedResidual(norm, FeedForward(first, self.activation, second, a))
+        if isinstance(norm, nn.Identity):
+            linear.diagonal().add_(1)
+        fused: nn.Module = make_linear(linear.to(fc2.weight), bias)
+        if a > 0:
+            fused = FusedFeedForward(fused, make_linear(up, up_bias), self.activation, make_linear(down))
+        return fused if isinstance(norm, nn.Identity) else NormedResidual(norm, fused)
+
+    def extra_repr(self) -> str:
+        return f"active_channels={self.active_channels}/{self.fc1.out_features}"
+
+
+class FeedForward(nn.Module):
+    """Inference form where merging does not pay: an FFN whose first channels are activated."""
+
+    def __init__(self, fc1: nn.Linear, activation: nn.Module, fc2: nn.Linear, active_channels: int) -> None:
+        super().__init__()
+        self.fc1, self.activation, self.fc2 = fc1, activation, fc2
+        self.active_channels = active_channels
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(activate_first(self.fc1(hidden_states), self.activation, self.active_channels))
+
+
+class FusedFeedForward(nn.Module):
+    """Inference form: a linear path over all channels beside a small FFN over the active ones."""
+
+    def __init__(self, shortcut: nn.Module, up: nn.Linear, activation: nn.Module, down: nn.Linear) -> None:
+        super().__init__()
+        self.shortcut, self.up, self.activation, self.down = shortcut, up, activation, down
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.shortcut(hidden_states) + self.down(self.activation(self.up(hidden_states)))
+
+
+class NormedResidual(nn.Module):
+    """`X + ffn(norm(X))`: around a fused FFN that does not contain the shortcut."""
+
+    def __init__(self, norm: nn.Module, ffn: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.ffn = norm, ffn
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.ffn(self.norm(hidden_states))
+
+
+__all__ = [
+    "DropPath",
+    "FeedForward",
+    "FusedFeedForward",
+    "IdleFeedForward",
+    "NormedResidual",
+    "RecomputeSafeBatchNorm1d",
+    "activate_first",
+    "as_affine",
+]
