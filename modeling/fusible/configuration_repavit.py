@@ -1,7 +1,8 @@
 """Configuration of RePaViT (https://huggingface.co/papers/2505.21847)."""
 
 import math
-from typing import Any, ClassVar, Literal
+import os
+from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -62,6 +63,27 @@ class RePaViTConfig(FusibleConfig):
         if self.idle_ratio is not None:
             self.idle_ratio = float(self.idle_ratio)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_backbone(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """
+        The configuration of a RePaViT on the backbone of any checkpoint that is supported; labels are kept.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub repository, of the backbone, of a model with a head on it, or
+                of a CLIP-like model, whose vision tower is taken.
+            **kwargs: options of this class, and `revision`, `token` and `cache_dir` for the download.
+
+        Raises:
+            ValueError: if the backbone is not supported, or an option is wrong.
+        """
+        hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
+        dense = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        if "vision_config" in dense.sub_configs:
+            dense = dense.vision_config
+        if "num_labels" not in kwargs:
+            kwargs = {"id2label": dense.id2label, "label2id": dense.label2id, **kwargs}
+        return cls(backbone_config=dense, **kwargs)
 
     def validate_architecture(self) -> None:
         """Raises `ValueError` for an unknown backbone and for ratios and rates outside their range."""

@@ -1,10 +1,12 @@
 """RePaViT: vision Transformers with channel-idle FFNs (https://huggingface.co/papers/2505.21847)."""
 
-from typing import Any, cast
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
@@ -12,6 +14,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbones import Site, site_of
+from .calibration_repavit import calibrate_, collect_statistics
 from .configuration_repavit import RePaViTConfig
 from .ffn_repavit import DropPath, IdleFeedForward, RecomputeSafeBatchNorm1d
 from .fusion import FusiblePreTrainedModel, make_linear
@@ -69,7 +72,10 @@ def as_linear(layer: nn.Module) -> nn.Linear:
     """A linear layer, or a 1x1 convolution as the linear layer that it is over channels."""
     if isinstance(layer, nn.Conv2d):
         bias = None if layer.bias is None else layer.bias.detach()
-        return make_linear(layer.weight.detach().flatten(1), bias)
+        linear = make_linear(layer.weight.detach().flatten(1), bias)
+        # weights that were loaded are not initialised again
+        linear.__dict__.update({k: v for k, v in layer.__dict__.items() if k == "_is_hf_initialized"})
+        return linear
     return cast(nn.Linear, layer)
 
 
@@ -120,6 +126,7 @@ def make_idle_(block: nn.Module, site: Site, config: RePaViTConfig, active_chann
 
 class RePaViTPreTrainedModel(FusiblePreTrainedModel):
     config: RePaViTConfig
+    config_class: type[RePaViTConfig]
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
@@ -130,10 +137,12 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
     _can_compile_fullgraph = True
     model_tags = ["fusible", "repavit"]
 
-    def __init__(self, config: RePaViTConfig) -> None:
+    def __init__(self, config: RePaViTConfig, dense_backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.site = site_of(config.backbone_config)
-        self.backbone = AutoModel.from_config(config.backbone_config, **self.site.model_kwargs)
+        if dense_backbone is None:
+            dense_backbone = AutoModel.from_config(config.backbone_config, **self.site.model_kwargs)
+        self.backbone = dense_backbone
         blocks = list(self.site.blocks(self.backbone))
         widths = [len(self.site.ffn_parts(block)[0].get_parameter("weight")) for block in blocks]
         rates = torch.linspace(0, config.drop_path_rate, len(blocks), device="cpu").tolist()
@@ -141,6 +150,42 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             make_idle_(block, self.site, config, active_channels, rate)
         self.feature_size = self.site.feature_size(self.backbone.config)
         self.final_norm = nn.GroupNorm(1, self.feature_size) if self.site.needs_final_norm else nn.Identity()
+
+    @classmethod
+    def from_dense(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        calibration: Iterable[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        A training form that starts from the weights of a dense checkpoint; a head, if this class has one, is new.
+
+        Args:
+            pretrained_model_name_or_path: as for `RePaViTConfig.from_backbone`.
+            calibration: some batches with `pixel_values`. They choose which channels stay active (those whose
+                pre-activation is positive least often) and make the BatchNorms start as close to the dense LayerNorms
+                as they can. Without it, the first channels stay active and the BatchNorms have unit statistics.
+            **kwargs: options of `RePaViTConfig`, and `revision`, `token` and `cache_dir` for the download.
+
+        Raises:
+            ValueError: if the backbone is not supported, an option is wrong, or the calibration is empty.
+        """
+        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+        config = cls.config_class.from_backbone(pretrained_model_name_or_path, **kwargs)
+        site = site_of(config.backbone_config)
+        dense = AutoModel.from_pretrained(
+            pretrained_model_name_or_path, config=config.backbone_config, **hub, **site.model_kwargs
+        )
+        statistics = None if calibration is None else collect_statistics(dense, site, calibration)
+        affine = [block.get_submodule(site.ffn_norm).state_dict() for block in site.blocks(dense)]
+        model = cls(config, dense)
+        ffns = [module for module in model.modules() if isinstance(module, IdleFeedForward)]
+        for ffn, values in zip(ffns, affine, strict=True):
+            ffn.norm1.load_state_dict(values, strict=False)
+        for ffn, found in zip(ffns, statistics or [], strict=statistics is not None):
+            calibrate_(ffn, found)
+        return model
 
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
@@ -171,8 +216,8 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
 class RePaViTModel(RePaViTPreTrainedModel):
     """RePaViT without a head; `pooler_output` is the image feature `[batch, hidden_size]`."""
 
-    def __init__(self, config: RePaViTConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: RePaViTConfig, dense_backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config, dense_backbone)
         self.post_init()
 
     @can_return_tuple
@@ -189,8 +234,8 @@ class RePaViTModel(RePaViTPreTrainedModel):
 class RePaViTForImageClassification(RePaViTPreTrainedModel):
     """RePaViT with a linear classifier on the image feature."""
 
-    def __init__(self, config: RePaViTConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: RePaViTConfig, dense_backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config, dense_backbone)
         self.num_labels = config.num_labels or 0
         self.classifier = nn.Linear(self.feature_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()
