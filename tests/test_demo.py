@@ -47,10 +47,10 @@ def test_interrupted_demo_leaves_no_half_written_folder(tmp_path):
         if "it/s" in seen:
             break
     time.sleep(0.5)
-    for _ in range(6):  # Python drops an interrupt that meets a destructor
+    for _ in range(3):  # Python drops an interrupt that meets a destructor
         process.send_signal(signal.SIGINT)
         try:
-            _, rest = process.communicate(timeout=5)
+            _, rest = process.communicate(timeout=25)
             break
         except subprocess.TimeoutExpired:
             pass

@@ -9,8 +9,10 @@ from .registration import register
 if TYPE_CHECKING:
     from .backbones import SITES
     from .configuration_repavit import RePaViTConfig
+    from .configuration_repavit_clip import RePaViTCLIPConfig
     from .fusion import Fusible, FusiblePreTrainedModel, fuse_
-    from .modeling_repavit import RePaViTForImageClassification, RePaViTModel
+    from .modeling_repavit import RePaViTBackbone, RePaViTForImageClassification, RePaViTModel
+    from .modeling_repavit_clip import RePaViTForZeroShotImageClassification
 
 __version__ = "0.1.0"
 
@@ -18,8 +20,11 @@ _MODULES = {
     "SITES": "backbones",
     "Fusible": "fusion",
     "FusiblePreTrainedModel": "fusion",
+    "RePaViTBackbone": "modeling_repavit",
+    "RePaViTCLIPConfig": "configuration_repavit_clip",
     "RePaViTConfig": "configuration_repavit",
     "RePaViTForImageClassification": "modeling_repavit",
+    "RePaViTForZeroShotImageClassification": "modeling_repavit_clip",
     "RePaViTModel": "modeling_repavit",
     "fuse_": "fusion",
 }
@@ -28,8 +33,11 @@ __all__ = [
     "SITES",
     "Fusible",
     "FusiblePreTrainedModel",
+    "RePaViTBackbone",
+    "RePaViTCLIPConfig",
     "RePaViTConfig",
     "RePaViTForImageClassification",
+    "RePaViTForZeroShotImageClassification",
     "RePaViTModel",
     "fuse_",
 ]

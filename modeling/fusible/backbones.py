@@ -51,6 +51,8 @@ class Site:
     width: str = "hidden_size"  # option of the configuration with the image feature's width, or a list ending in it
     pool: Callable[[BaseModelOutputWithPooling], torch.Tensor] = class_token
     needs_final_norm: bool = False  # the model ends without one
+    patch_grid: bool = True  # one token per patch in all blocks, after tokens of other kinds
+    resizes_on_request: bool = False  # takes other image sizes only with interpolate_pos_encoding=True
     model_kwargs: dict[str, Any] = field(default_factory=dict)  # for `AutoModel.from_config`
 
     def blocks(self, backbone: PreTrainedModel) -> Iterator[nn.Module]:
@@ -67,6 +69,15 @@ class Site:
         width = backbone_config.to_dict()[self.width]
         return width[-1] if isinstance(width, list | tuple) else width
 
+    def stage_widths(self, backbone_config: PreTrainedConfig) -> list[int]:
+        """Channels of the feature maps: of the embedding, then of each stage, or of each block if there are none."""
+        values = backbone_config.to_dict()
+        if "hidden_sizes" in values:
+            return [values["hidden_sizes"][0], *values["hidden_sizes"]]
+        if "depths" in values:
+            return [values["embed_dim"], *(values["embed_dim"] * 2**i for i in range(len(values["depths"])))]
+        return [values["hidden_size"]] * (values["num_hidden_layers"] + 1)
+
 
 _VIT = Site(
     "ViTLayer",
@@ -74,9 +85,12 @@ _VIT = Site(
     "attention",
     "layernorm_after",
     dropout="dropout",
+    resizes_on_request=True,
     model_kwargs={"add_pooling_layer": False},
 )
-_CLIP = Site("CLIPEncoderLayer", "layer_norm1", "self_attn", "layer_norm2", pool=pooler_output)
+_CLIP = Site(
+    "CLIPEncoderLayer", "layer_norm1", "self_attn", "layer_norm2", pool=pooler_output, resizes_on_request=True
+)
 _DINOV2 = Site(
     "Dinov2Layer",
     "norm1",
@@ -99,6 +113,7 @@ SITES: dict[str, Site] = {
         ffn_scale="lambda_2",
         dropout="dropout",
         pool=pooler_output,
+        resizes_on_request=True,
     ),
     "dinov2": _DINOV2,
     "dinov2_with_registers": replace(_DINOV2, block="Dinov2WithRegistersLayer"),
@@ -107,7 +122,15 @@ SITES: dict[str, Site] = {
     ),
     "clip_vision_model": _CLIP,
     "siglip_vision_model": replace(_CLIP, block="SiglipEncoderLayer"),
-    "swin": Site("SwinLayer", "layernorm_before", None, "layernorm_after", dropout="dropout", pool=pooler_output),
+    "swin": Site(
+        "SwinLayer",
+        "layernorm_before",
+        None,
+        "layernorm_after",
+        dropout="dropout",
+        pool=pooler_output,
+        patch_grid=False,
+    ),
     "poolformer": Site(
         "PoolFormerLayer",
         "before_norm",
@@ -123,6 +146,7 @@ SITES: dict[str, Site] = {
         width="hidden_sizes",
         pool=spatial_mean,
         needs_final_norm=True,
+        patch_grid=False,
     ),
 }
 

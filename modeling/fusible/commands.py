@@ -118,21 +118,49 @@ def fuse_and_publish(
         logger.warning(f"Both forms agree: they differ by {delta:.1e} where outputs reach {scale:.1e}.")
     if cast_to is not None:
         fused.to(cast_to)
-    fused.save_pretrained(destination)
+    training_form = model if cast_to is None else None
+    publish(fused, destination, processor, training_form, repo_id=repo_id, revision=push_revision, private=private)
+
+
+def publish(
+    model: FusiblePreTrainedModel,
+    destination: Path,
+    processor: Any | None = None,
+    training_form: FusiblePreTrainedModel | None = None,
+    *,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+) -> None:
+    """
+    Saves a model into a folder, with image processor and model card, and pushes that folder.
+
+    Args:
+        model: in either form.
+        destination: folder; files that are there already stay, except older weights and the card.
+        processor: image processor, if there is one.
+        training_form: what a fused model was made from, to measure the difference for the card.
+        repo_id: where to push, if anywhere.
+        revision: branch to push to.
+        private: visibility of a new repository.
+
+    Raises:
+        OSError: if the folder or the push cannot be completed.
+    """
+    model.save_pretrained(destination)
     names = [path.name for path in destination.iterdir() if path.suffix == ".py" or is_weight_file(path.name)]
     names.append("config.json")
     if processor is not None:
         processor.save_pretrained(destination)
         names.append(PROCESSOR_CONFIG)
-    training_form = model if cast_to is None else None
 
     def card(name: str) -> None:
-        write_card(destination, fused, name, training_form)
+        write_card(destination, model, name, training_form)
 
     if repo_id is None:
         card(destination.name)
     else:
-        push_folder(destination, names, repo_id, card, revision=push_revision, private=private)
+        push_folder(destination, names, repo_id, card, revision=revision, private=private)
 
 
 def describe(source: str, revision: str | None, check: bool, images: Sequence[Path] = ()) -> dict[str, Any]:
@@ -178,4 +206,4 @@ def description_table(description: dict[str, Any]) -> Table:
     return table
 
 
-__all__ = ["describe", "description_table", "difference", "fuse_and_publish", "load", "load_processor"]
+__all__ = ["describe", "description_table", "difference", "fuse_and_publish", "load", "load_processor", "publish"]

@@ -3,10 +3,16 @@
 import dataclasses
 import hashlib
 import json
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+
+def _fingerprint(value: Any) -> Any:
+    if isinstance(value, FusibleConfig):
+        return value.structure_digest()
+    return value.model_type if isinstance(value, PreTrainedConfig) else value
 
 
 @strict
@@ -19,7 +25,7 @@ class FusibleConfig(PreTrainedConfig):
             Which of the two forms the model has. Fused weights cannot be turned back into the training form.
     """
 
-    training_fields: ClassVar[frozenset[str]] = frozenset()  # fields that do not change the function in eval mode
+    free_fields: ClassVar[frozenset[str]] = frozenset()  # fields in which weights and configuration may differ
 
     fused: bool = False
 
@@ -32,9 +38,7 @@ class FusibleConfig(PreTrainedConfig):
         inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
         own = {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
         structure = {
-            name: value.model_type if isinstance(value, PreTrainedConfig) else value
-            for name, value in own.items()
-            if name not in inherited | self.training_fields
+            name: _fingerprint(value) for name, value in own.items() if name not in inherited | self.free_fields
         }
         text = json.dumps({"model_type": self.model_type, **structure}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -2,10 +2,11 @@
 
 import math
 import os
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .backbones import site_of
@@ -13,7 +14,7 @@ from .configuration_fusible import FusibleConfig
 
 
 @strict
-class RePaViTConfig(FusibleConfig):
+class RePaViTConfig(BackboneConfigMixin, FusibleConfig):
     r"""
     A vision backbone whose FFNs let most hidden channels skip the activation ("channel idle").
 
@@ -39,11 +40,17 @@ class RePaViTConfig(FusibleConfig):
         drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth of the last block, for both branches; grows linearly from 0 in the first. It replaces the
             backbone's own.
+        out_features (`list[str]`, *optional*):
+            For `RePaViTBackbone`: which of "stem", "stage1", ... it returns; stages are blocks, or Swin's stages. The
+            last one by default.
+        out_indices (`list[int]`, *optional*): the same by number.
     """
 
     model_type = "repavit"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
-    training_fields: ClassVar[frozenset[str]] = frozenset({"batch_norm_momentum", "drop_path_rate"})
+    free_fields: ClassVar[frozenset[str]] = frozenset(
+        {"batch_norm_momentum", "drop_path_rate", "_out_features", "_out_indices"}
+    )
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     idle_ratio: float | int | None = None
@@ -54,6 +61,8 @@ class RePaViTConfig(FusibleConfig):
     batch_norm_momentum: float | int = 0.1
     block_norm_eps: float | None = None
     drop_path_rate: float | int = 0.0
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.backbone_config, dict):
@@ -62,7 +71,12 @@ class RePaViTConfig(FusibleConfig):
             self.idle_ratio = 0.75
         if self.idle_ratio is not None:
             self.idle_ratio = float(self.idle_ratio)
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        kwargs.pop("stage_names", None)
         super().__post_init__(**kwargs)
+        num_stages = len(site_of(self.backbone_config).stage_widths(cast(PreTrainedConfig, self.backbone_config))) - 1
+        self.stage_names = ["stem", *(f"stage{i}" for i in range(1, num_stages + 1))]
+        self.set_output_features_output_indices(out_features, out_indices)
 
     @classmethod
     def from_backbone(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:

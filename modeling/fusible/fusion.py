@@ -68,7 +68,18 @@ def fuse_(module: nn.Module) -> nn.Module:
     """
     if not any(isinstance(child, Fusible) for child in module.modules()):
         raise ValueError(f"{type(module).__name__} has no training form left to fuse; it is fused already.")
-    return _fuse_tree(module)
+    fused = _fuse_tree(module)
+    _say_fused(module)
+    return fused
+
+
+def _say_fused(module: nn.Module) -> None:
+    for model in module.modules():
+        if isinstance(model, PreTrainedModel):  # also a model that only contains a fusible one, such as a detector
+            for config in (model.config, *model.config.__dict__.values()):
+                # not by our class, of which remote code can have two
+                if isinstance(config, PreTrainedConfig) and "fused" in config.__dict__:
+                    config.__dict__["fused"] = True
 
 
 def _fuse_tree(module: nn.Module) -> nn.Module:
@@ -102,7 +113,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         super().post_init()
         if self.config.fused:
-            fuse_(self)
+            _fuse_tree(self)  # parts that are models themselves may be fused already
+            _say_fused(self)
 
     def fuse(self) -> Self:
         """
@@ -132,7 +144,6 @@ class FusiblePreTrainedModel(PreTrainedModel):
 
     def _fuse_self(self) -> Self:
         fuse_(self)
-        self.config.fused = True
         return self.eval()
 
     def _check_fusible(self) -> None:

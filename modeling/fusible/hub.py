@@ -36,9 +36,12 @@ METHODS = {
 }""",
     ),
 }
+METHODS["repavit_clip"] = METHODS["repavit"]
 PIPELINE_TAGS = {
+    "AutoBackbone": "image-feature-extraction",
     "AutoModel": "image-feature-extraction",
     "AutoModelForImageClassification": "image-classification",
+    "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
 }
 
 

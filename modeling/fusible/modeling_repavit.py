@@ -7,8 +7,9 @@ from typing import Any, Self, cast
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -260,7 +261,59 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
         )
 
 
+class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
+    """
+    RePaViT as a backbone for detection and segmentation: normed feature maps of the stages in `config.out_features`.
+
+    It takes the weights of a classifier; the norms of the feature maps are new.
+    """
+
+    def __init__(self, config: RePaViTConfig) -> None:
+        super().__init__(config)
+        if self.site.channels_first:
+            raise ValueError(f"RePaViTBackbone has no feature maps of {self.backbone.config.model_type!r}.")
+        self.num_features = self.site.stage_widths(self.backbone.config)
+        widths = dict(zip(self.out_features, self.channels, strict=True))
+        self.feature_norms = nn.ModuleDict({stage: nn.LayerNorm(width) for stage, width in widths.items()})
+        self.post_init()
+
+    def hidden_maps(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        """The backbone's outputs, and `[batch, height, width, channels]` of the embedding and each stage."""
+        if not self.site.patch_grid:
+            outputs = self.backbone(
+                pixel_values, always_partition=True, output_hidden_states_before_downsampling=True, **kwargs
+            )
+            return outputs, tuple(hidden.movedim(1, -1) for hidden in outputs.reshaped_hidden_states)
+        config, size = self.backbone.config, list(pixel_values.shape[-2:])
+        trained, patch = (
+            list(value) if isinstance(value, list | tuple) else [value] * 2
+            for value in (config.image_size, config.patch_size)
+        )
+        if self.site.resizes_on_request and size != trained:
+            kwargs["interpolate_pos_encoding"] = True
+        outputs = self.backbone(pixel_values, **kwargs)
+        grid = (size[0] // patch[0], size[1] // patch[1])
+        patches = (hidden[:, -grid[0] * grid[1] :] for hidden in outputs.hidden_states)
+        return outputs, tuple(hidden.unflatten(1, grid) for hidden in patches)
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """
+        Args:
+            pixel_values: `[batch, channels, height, width]`, of any size that the backbone takes.
+        """
+        outputs, maps = self.hidden_maps(pixel_values, **kwargs)
+        feature_maps = tuple(
+            self.feature_norms[stage](hidden).movedim(-1, 1).contiguous()
+            for stage, hidden in zip(self.stage_names, maps, strict=True)
+            if stage in self.out_features
+        )
+        return BackboneOutput(feature_maps, outputs.hidden_states, outputs.get("attentions"))
+
+
 RePaViTModel.register_for_auto_class("AutoModel")
+RePaViTBackbone.register_for_auto_class("AutoBackbone")
 RePaViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
-__all__ = ["RePaViTForImageClassification", "RePaViTModel", "RePaViTPreTrainedModel"]
+__all__ = ["RePaViTBackbone", "RePaViTForImageClassification", "RePaViTModel", "RePaViTPreTrainedModel"]

@@ -17,14 +17,22 @@ from typing import Any
 
 
 # model type -> configuration class
-CONFIGS = {"repavit": "RePaViTConfig"}
+CONFIGS = {"repavit": "RePaViTConfig", "repavit_clip": "RePaViTCLIPConfig"}
 # mapping in transformers.models.auto.modeling_auto -> {configuration class: model class}
 MODELS = {
-    "MODEL_MAPPING": {"RePaViTConfig": "RePaViTModel"},
+    "MODEL_MAPPING": {
+        "RePaViTConfig": "RePaViTModel",
+        "RePaViTCLIPConfig": "RePaViTForZeroShotImageClassification",
+    },
+    "MODEL_FOR_BACKBONE_MAPPING": {"RePaViTConfig": "RePaViTBackbone"},
     "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": {"RePaViTConfig": "RePaViTForImageClassification"},
+    "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING": {"RePaViTCLIPConfig": "RePaViTForZeroShotImageClassification"},
 }
 # configuration class -> {backend: class in transformers}
-IMAGE_PROCESSORS = {"RePaViTConfig": {"torchvision": "CLIPImageProcessor", "pil": "CLIPImageProcessorPil"}}
+_CLIP = {"torchvision": "CLIPImageProcessor", "pil": "CLIPImageProcessorPil"}
+IMAGE_PROCESSORS = {"RePaViTConfig": _CLIP, "RePaViTCLIPConfig": _CLIP}
+# configuration class -> class in transformers
+TOKENIZERS = {"RePaViTCLIPConfig": "CLIPTokenizer"}
 
 
 class LazyClasses(dict[Any, Any]):
@@ -95,12 +103,18 @@ def _register_image_processors(module: ModuleType) -> None:
         _extend(module.IMAGE_PROCESSOR_MAPPING, _class(config), partial(_classes, processors))
 
 
+def _register_tokenizers(module: ModuleType) -> None:
+    for config, tokenizer in TOKENIZERS.items():
+        _extend(module.TOKENIZER_MAPPING, _class(config), partial(_class, tokenizer, "transformers"))
+
+
 def register() -> None:
     """Registers all classes, each mapping as soon as it is imported."""
     for name, action in {
         "configuration_auto": _register_configs,
         "modeling_auto": _register_models,
         "image_processing_auto": _register_image_processors,
+        "tokenization_auto": _register_tokenizers,
     }.items():
         module = f"transformers.models.auto.{name}"
         if module in sys.modules:

@@ -86,11 +86,3 @@ class LawTests(ModelTests):
         before = self.output(model)
         self.take_method_out(model)
         assert relative_error(self.output(model), before) > 1e-3
-
-    def test_fused_form_trains(self, main_case):
-        fused = self.make_model(self.head_class(), main_case, torch.float32).fuse().train()
-        fused(**self.make_inputs(fused.config)).loss.backward()
-        unused = [name for name, parameter in fused.named_parameters() if parameter.grad is None]
-        training = self.make_model(self.head_class(), main_case, torch.float32).train()
-        training(**self.make_inputs(training.config)).loss.backward()
-        assert unused == [name for name, parameter in training.named_parameters() if parameter.grad is None]

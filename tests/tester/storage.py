@@ -170,6 +170,6 @@ class StorageTests(ModelTests):
         self.make_model(model_class, main_case, torch.float32).save_pretrained(tmp_path)
         auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
         names = {reference.split(".")[-1] for reference in auto_map.values()}
-        assert names == {cls.__name__ for cls in self.model_classes} | {model_class.config_class.__name__}
+        assert names >= {cls.__name__ for cls in self.model_classes} | {model_class.config_class.__name__}
         for reference in auto_map.values():
             assert (tmp_path / f"{reference.split('.')[0]}.py").exists()

@@ -96,3 +96,11 @@ class TrainingTests(ModelTests):
                 assert (actual.grad is None) == (expected.grad is None), name
                 if expected.grad is not None:
                     torch.testing.assert_close(actual.grad, expected.grad, msg=name)
+
+    def test_fused_form_trains(self, main_case):
+        fused = self.make_model(self.head_class(), main_case, torch.float32).fuse().train()
+        fused(**self.make_inputs(fused.config)).loss.backward()
+        unused = [name for name, parameter in fused.named_parameters() if parameter.grad is None]
+        training = self.make_model(self.head_class(), main_case, torch.float32).train()
+        training(**self.make_inputs(training.config)).loss.backward()
+        assert unused == [name for name, parameter in training.named_parameters() if parameter.grad is None]
