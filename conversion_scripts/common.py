@@ -1,21 +1,75 @@
-"""What the conversion scripts share: strict renaming by a table."""
+"""What the conversion scripts share: reading checkpoints, strict renaming by a table, and ImageNet's particulars."""
 
+import argparse
+import pickle
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessorPil
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
-def rename(state_dict: Mapping[str, torch.Tensor], table: Mapping[str, str]) -> dict[str, torch.Tensor]:
+T = TypeVar("T")
+IMAGENET_CLASSES = Path(__file__).with_name("imagenet1k_classes.txt")
+
+
+def read_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """
+    The tensors and the training arguments of a checkpoint, without running any code that it may carry.
+
+    Args:
+        file: `.safetensors`, or a file of `torch.save`. The state dict may be the whole file or its entry `model` or
+            `state_dict` (other entries, such as the optimizer's, are ignored); a prefix `module.` of all names goes.
+
+    Returns:
+        Tensors by name, and the values of the entry `args` by name (none if there is no such entry).
+
+    Raises:
+        OSError: if the file is not there, cut off, or of another kind.
+        ValueError: if it holds objects that may run code, or no state dict.
+    """
+    content: Any
+    try:
+        if file.suffix == ".safetensors":
+            content = load_file(file)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise ValueError(
+                f"{file} holds a {refused[1]}, and unpickling that may run code. Only tensors, plain values and "
+                "argparse.Namespace are read; nothing was loaded."
+            ) from None  # torch's own message advises to allow everything
+        raise OSError(f"{file} is cut off, or no file of torch.save or safetensors. Download it again.") from error
+    entries = content if isinstance(content, Mapping) else {}
+    tensors = next(
+        (entries[name] for name in ("model", "state_dict") if isinstance(entries.get(name), Mapping)), entries
+    )
+    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{file} holds no state dict, neither as a whole nor as its entry 'model' or 'state_dict'.")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    arguments = entries.get("args")
+    return dict(tensors), vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+
+
+def rename(state_dict: Mapping[str, torch.Tensor], table: Mapping[str, str | None]) -> dict[str, torch.Tensor]:
     """
     Renames every tensor by the first pattern of the table that matches its whole name.
 
     Args:
         state_dict: tensors by their old names.
-        table: regular expression -> replacement, as for `re.sub`.
+        table: regular expression -> replacement, as for `re.sub`, or `None` for tensors to leave out.
 
     Raises:
-        KeyError: if names are left that no pattern matches, or two tensors get one name.
+        ValueError: if names are left that no pattern matches, or two tensors get one name.
     """
     renamed: dict[str, torch.Tensor] = {}
     unknown = []
@@ -24,10 +78,49 @@ def rename(state_dict: Mapping[str, torch.Tensor], table: Mapping[str, str]) -> 
         if pattern is None:
             unknown.append(name)
             continue
-        new_name = re.sub(pattern, table[pattern], name)
+        replacement = table[pattern]
+        if replacement is None:
+            continue
+        new_name = re.sub(pattern, replacement, name)
         if new_name in renamed:
-            raise KeyError(f"Two tensors would be named {new_name}; the second was {name}.")
+            raise ValueError(f"Two tensors would be named {new_name}; the second was {name}.")
         renamed[new_name] = tensor
     if unknown:
-        raise KeyError(f"{len(unknown)} tensors are of no known name: {', '.join(sorted(unknown)[:10])}")
+        raise ValueError(f"{len(unknown)} tensors are of no known name: {', '.join(sorted(unknown)[:10])}")
     return renamed
+
+
+def agreed(option: str, given: T | None, found: T | None, source: str) -> T | None:
+    """
+    The value of a command line option: the one given, or else the one found in the checkpoint.
+
+    Raises:
+        ValueError: if there are both and they differ.
+    """
+    if given is not None and found is not None and given != found:
+        raise ValueError(
+            f"{option} {given} contradicts {source}: {found}. Leave out {option}, or convert another file."
+        )
+    return found if given is None else given
+
+
+def class_names(num_classes: int) -> dict[int, str]:
+    """
+    Names by class id: of ImageNet-1k for 1000 classes, otherwise the ids themselves.
+
+    ImageNet's are the WordNet lemmas of its synsets, in the order of the synsets' ids, which is that of `ImageFolder`.
+    Two classes are called "crane", the bird (134) and the machine (517).
+    """
+    if num_classes != 1000:
+        return {index: str(index) for index in range(num_classes)}
+    return dict(enumerate(IMAGENET_CLASSES.read_text(encoding="utf-8").splitlines()))
+
+
+def image_processor(image_size: int) -> CLIPImageProcessorPil:
+    """ImageNet's evaluation: short side to `image_size / 0.875`, bicubic, centre crop, mean and deviation."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": int(image_size / 0.875)},
+        crop_size={"height": image_size, "width": image_size},
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )

@@ -1,110 +1,144 @@
-"""
-The authors' RePaViT checkpoints (github.com/Ackesnal/RePaViT) as RePaViT on a CLIP vision tower.
+r"""
+Turns a checkpoint of the authors' RePaViT (github.com/Ackesnal/RePaViT), their ViT or Swin, into a folder that
+transformers loads, with image processor, class names and model card.
 
-Their ViT is that tower: no bias in the patch embedding, a LayerNorm after the position embedding, and a class token.
+From the root of the repository:
+
+    python conversion_scripts/convert_repavit.py --checkpoint best_checkpoint.pth --output repavit-base \
+        --architecture vit --idle-ratio 0.75
+
+    python conversion_scripts/convert_repavit.py --checkpoint swin.safetensors --output repaswin-tiny-fused \
+        --architecture swin --idle-ratio 0.75 --fused --push-to-hub user/repaswin-tiny-fused
 """
 
-from collections.abc import Mapping
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-
-from conversion_scripts.common import rename
-from fusible import RePaViTConfig
+from huggingface_hub.errors import StrictDataclassError
 
 
-BLOCK = r"blocks\.(\d+)"
-OURS = r"backbone.encoder.layers.\1"
-SHARED = {
-    r"cls_token": r"backbone.embeddings.class_embedding",
-    r"pos_embed": r"backbone.embeddings.position_embedding.weight",
-    r"patch_embed\.proj\.weight": r"backbone.embeddings.patch_embedding.weight",
-    r"norm_pre\.(weight|bias)": r"backbone.pre_layrnorm.\1",
-    r"norm\.(weight|bias)": r"backbone.post_layernorm.\1",
-    r"head\.(weight|bias)": r"classifier.\1",
-    rf"{BLOCK}\.attn\.norm\.(weight|bias)": rf"{OURS}.layer_norm1.\2",
-    rf"{BLOCK}\.attn\.(q_proj|k_proj|v_proj)\.(weight|bias)": rf"{OURS}.self_attn.\2.\3",
-    rf"{BLOCK}\.attn\.proj\.(weight|bias)": rf"{OURS}.self_attn.out_proj.\2",
-}
-TRAINING = SHARED | {
-    rf"{BLOCK}\.mlp\.(fc1|fc2)\.(weight|bias)": rf"{OURS}.feed_forward.\2.\3",
-    rf"{BLOCK}\.mlp\.(norm1|norm2)\.(\w+)": rf"{OURS}.feed_forward.\2.\3",
-    rf"{BLOCK}\.mlp\.norm\.(weight|bias)": rf"{OURS}.feed_forward.norm1.\2",  # the LayerNorm baseline
-}
-# their fused FFN reuses fc1 and fc2 for other things
-FUSED = SHARED | {
-    rf"{BLOCK}\.mlp\.linear\.(weight|bias)": rf"{OURS}.feed_forward.\2",  # a block without active channels
-    rf"{BLOCK}\.mlp\.(ffn\.fc[12]\.(weight|bias))": rf"{OURS}.feed_forward.\2",  # a block without idle ones
-    rf"{BLOCK}\.mlp\.fc1\.(weight|bias)": rf"{OURS}.feed_forward.shortcut.\2",
-    rf"{BLOCK}\.mlp\.fc2\.(weight|bias)": rf"{OURS}.feed_forward.up.\2",
-    rf"{BLOCK}\.mlp\.fc3\.weight": rf"{OURS}.feed_forward.down.weight",
-}
+if __package__ is None:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conversion_scripts.common import agreed, image_processor, read_checkpoint
+from conversion_scripts.repavit_config import config_for
+from conversion_scripts.repavit_names import architecture_of, convert_state_dict, is_fused
+from fusible import RePaViTForImageClassification
+from fusible.commands import publish
 
 
-def is_fused(state_dict: Mapping[str, torch.Tensor]) -> bool:
-    """Only the training form has norms in its FFNs."""
-    return not any(".mlp.norm" in name for name in state_dict)
-
-
-def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def idle_options(
+    state_dict: Mapping[str, torch.Tensor],
+    arguments: Mapping[str, Any],
+    idle_ratio: float | None,
+    idle_schedule: str | None,
+) -> dict[str, Any]:
     """
-    The tensors of the authors' ViT, in either form, under the names of `RePaViTForImageClassification`.
-
-    Raises:
-        KeyError: if a tensor has a name that the authors' ViT does not have.
-    """
-    tensors = {}
-    fused = is_fused(state_dict)
-    state_dict = {name: tensor for name, tensor in state_dict.items()}
-    for prefix in [name.removesuffix("fc3.weight") for name in state_dict if name.endswith(".mlp.fc3.weight")]:
-        width, active = state_dict[f"{prefix}fc3.weight"].shape
-        if active == 4 * width:  # their linear path is the identity here; ours is left out
-            if not torch.equal(state_dict.pop(f"{prefix}fc1.weight"), torch.eye(width)):
-                raise ValueError(f"{prefix}fc1.weight should be the identity, as all channels are active.")
-            tensors[f"{prefix}ffn.fc1.weight"] = state_dict.pop(f"{prefix}fc2.weight")
-            tensors[f"{prefix}ffn.fc1.bias"] = state_dict.pop(f"{prefix}fc2.bias")
-            tensors[f"{prefix}ffn.fc2.weight"] = state_dict.pop(f"{prefix}fc3.weight")
-            tensors[f"{prefix}ffn.fc2.bias"] = state_dict.pop(f"{prefix}fc1.bias")
-    for name, tensor in state_dict.items():
-        if ".attn.qkv." in name:
-            for part, third in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
-                tensors[name.replace("qkv", part)] = third.contiguous()
-        elif fused and ".mlp.fc1." in name and name.split("fc1")[0] + "fc2.weight" not in state_dict:
-            tensors[name.replace("fc1", "linear")] = tensor
-        else:
-            tensors[name] = tensor.flatten() if name == "cls_token" else tensor[0] if name == "pos_embed" else tensor
-    return rename(tensors, FUSED if fused else TRAINING)
-
-
-def config_for(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int, **channels: Any) -> RePaViTConfig:
-    """
-    The configuration that a checkpoint of the authors' ViT needs; sizes are read off its tensors.
+    Idle ratio and schedule from command line and training arguments; a wrong ratio would load without an error.
 
     Args:
         state_dict: the authors' tensors, in either form.
-        num_attention_heads: not recorded in the tensors.
-        **channels: `idle_ratio` with `idle_schedule`, or `active_channels`; not recorded in the training form either.
+        arguments: the checkpoint's `args`.
+        idle_ratio: `--idle-ratio`.
+        idle_schedule: `--idle-schedule`.
+
+    Raises:
+        ValueError: if they contradict each other, or the training form has no ratio.
     """
-    hidden_size, num_channels, patch_size, _ = state_dict["patch_embed.proj.weight"].shape
-    depth = 1 + max(int(name.split(".")[1]) for name in state_dict if name.startswith("blocks."))
-    fused = is_fused(state_dict)
-    backbone = {
-        "model_type": "clip_vision_model",
-        "hidden_size": hidden_size,
-        "intermediate_size": 4 * hidden_size,
-        "num_hidden_layers": depth,
-        "num_attention_heads": num_attention_heads,
-        "num_channels": num_channels,
-        "image_size": patch_size * round((state_dict["pos_embed"].shape[1] - 1) ** 0.5),
-        "patch_size": patch_size,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-    }
-    return RePaViTConfig(
-        backbone_config=backbone,
-        ffn_norm="batch" if fused or "blocks.0.mlp.norm1.weight" in state_dict else "layer",
-        block_norm_eps=1e-5,
-        num_labels=len(state_dict["head.bias"]),
-        fused=fused,
-        **channels,
+    source = "the args in the checkpoint"
+    found_ratio, found_schedule = arguments.get("idle_ratio"), arguments.get("heuristic")
+    if arguments.get("channel_idle") is False:  # their default, whatever the ratio says
+        found_ratio, found_schedule = 0.0, None
+    elif found_schedule is not None:
+        found_schedule = found_schedule.strip().lower().replace("none", "") or "static"
+    ratio = agreed("--idle-ratio", idle_ratio, found_ratio, source)
+    if architecture_of(state_dict) == "swin":
+        found_schedule, source = "static", "the authors' Swin, which has one ratio for all blocks"
+    schedule = agreed("--idle-schedule", idle_schedule, found_schedule, source) or "static"
+    if ratio is None and not is_fused(state_dict):
+        raise ValueError(
+            "The training form does not show which channels are idle: give the --idle-ratio of the training (0 for a "
+            "baseline, where none are)."
+        )
+    return {"idle_ratio": ratio, "idle_schedule": schedule}
+
+
+def convert(options: argparse.Namespace) -> str:
+    """
+    Converts as the command line says, and says what was written.
+
+    Raises:
+        OSError: if the checkpoint cannot be read, or the folder or the push cannot be completed.
+        ValueError: if checkpoint and command line do not fit together, or tensors are left over or missing.
+        StrictDataclassError: if an option is outside its range.
+        KeyError: if a tensor is missing.
+    """
+    state_dict, arguments = read_checkpoint(options.checkpoint)
+    name = str(arguments.get("model", ""))
+    known = re.match("repa(vit|swin)_", name.lower())
+    trained = known[1] if known else name or None
+    agreed("--architecture", options.architecture, trained, "the args in the checkpoint")
+    agreed("--architecture", options.architecture, architecture_of(state_dict), "the names of the tensors")
+    tensors = convert_state_dict(state_dict)
+    channels = idle_options(state_dict, arguments, options.idle_ratio, options.idle_schedule)
+    config = config_for(state_dict, options.num_attention_heads, options.window_size, options.image_size, **channels)
+    model, training_form = RePaViTForImageClassification(config).eval(), None
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{options.checkpoint} does not fit the model that its sizes describe: {error}") from error
+    if options.fused and not config.fused:
+        model, training_form = model.fuse(), model
+    processor = image_processor(config.backbone_config.image_size)
+    publish(model, options.output, processor, training_form, repo_id=options.push_to_hub)
+    form = "fused" if model.config.fused else "training"
+    return f"{options.output}: {options.architecture}, {form} form, {model.num_parameters():,} parameters"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; ends with one line and exit status 1 if the checkpoint cannot be converted."""
+    description, examples = str(__doc__).split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".pth, .pt or .safetensors, training or fused form",
+    )
+    add("--output", type=Path, required=True, metavar="DIR", help="folder; made if missing")
+    add("--architecture", choices=["vit", "swin"], required=True, help="which of the authors' models")
+    add(
+        "--idle-ratio",
+        type=float,
+        metavar="R",
+        help="of the training; may be left out where the args in the checkpoint tell it, and for fused checkpoints",
+    )
+    add(
+        "--idle-schedule", choices=["static", "linear"], help="default: what the args in the checkpoint say, or static"
+    )
+    add(
+        "--num-attention-heads", type=int, nargs="+", metavar="N", help="needed for a ViT of another width than theirs"
+    )
+    add("--window-size", type=int, metavar="W", help="of a Swin; only compared with the tensors")
+    add("--image-size", type=int, metavar="S", help="needed for a Swin without the buffers attn_mask")
+    add("--fused", action="store_true", help="fuse a training checkpoint, and measure the difference for the card")
+    add("--push-to-hub", metavar="USER/NAME", help="also push the folder there")
+    try:
+        print(convert(parser.parse_args(arguments)))
+    except KeyError as error:
+        raise SystemExit(f"Error: the checkpoint has no tensor {error}.") from error
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise SystemExit(f"Error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 assert IMAGE_PROCESSOR_MAPPING[type(config)]["pil"].__name__ == "CLIPImageProcessorPil"
 assert CONFIG_MAPPING["repavit"] is type(config) is fusible.RePaViTConfig
 assert type(config) in dict(IMAGE_PROCESSOR_MAPPING._extra_content.items())
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+assert TOKENIZER_MAPPING[fusible.RePaViTCLIPConfig].__name__ == "CLIPTokenizer"
+assert "repavit_clip" in CONFIG_MAPPING and "no_such" not in CONFIG_MAPPING
+assert fusible.RePaViTCLIPConfig in IMAGE_PROCESSOR_MAPPING and int not in IMAGE_PROCESSOR_MAPPING._extra_content
+assert {"repavit", "repavit_clip"} <= set(CONFIG_MAPPING._extra_content.keys())
+assert fusible.RePaViTModel in AutoModel._model_mapping._extra_content.values()
 print("ok")
 """
 AUTO = "from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoImageProcessor\n"
@@ -42,6 +48,9 @@ AUTO = "from transformers import AutoConfig, AutoModel, AutoModelForImageClassif
         f"import transformers.modeling_utils, transformers.pipelines\nimport fusible\n{AUTO}",
         f"from fusible import RePaViTConfig\nimport fusible\n{AUTO}",
         f"from fusible import RePaViTModel\nimport fusible\n{AUTO}",
+        f"from transformers import AutoImageProcessor\nimport fusible\n{AUTO}",
+        f"from transformers import AutoTokenizer\nfrom fusible import RePaViTCLIPConfig\nimport fusible\n{AUTO}",
+        f"from transformers import CLIPConfig, CLIPModel, CLIPTokenizer\nimport fusible\n{AUTO}",
     ],
 )
 def test_auto_classes_know_the_models(imports):

@@ -8,7 +8,7 @@ until transformers itself imports a mapping, and then only names: a class is imp
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -36,17 +36,57 @@ TOKENIZERS = {"RePaViTCLIPConfig": "CLIPTokenizer"}
 
 
 class LazyClasses(dict[Any, Any]):
-    """The part of an Auto mapping that holds registered classes, or functions that import them when asked."""
+    """
+    The part of an Auto mapping that holds registered classes.
 
-    def __getitem__(self, key: Any) -> Any:
-        value = super().__getitem__(key)
-        return value if isinstance(value, type | dict) else value()
+    Ours are there by name, and are imported when they are read; so are the configuration classes that are the keys,
+    as importing them can import the very mapping that is being set up.
+    """
+
+    def __init__(
+        self, registered: dict[Any, Any], values: Mapping[str, Callable[[], Any]], keys_are_classes: bool
+    ) -> None:
+        super().__init__(registered)
+        self.unread, self.keys_are_classes = dict(values), keys_are_classes
+
+    def _name(self, key: Any) -> str | None:
+        if isinstance(key, type):
+            return key.__name__ if key.__module__.partition(".")[0] == __package__ else None
+        return key
+
+    def __contains__(self, key: Any) -> bool:
+        return super().__contains__(key) or self._name(key) in self.unread
+
+    def __missing__(self, key: Any) -> Any:
+        name = self._name(key)
+        if name not in self.unread:
+            raise KeyError(key)
+        self[key] = self.unread[name]()
+        del self.unread[name]
+        return self[key]
+
+    def _read_all(self) -> None:
+        for name in list(self.unread):
+            self[_class(name) if self.keys_are_classes else name]
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self.unread)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._read_all()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self._read_all()
+        return super().keys()
 
     def values(self) -> Any:
-        return {key: self[key] for key in self}.values()
+        self._read_all()
+        return super().values()
 
     def items(self) -> Any:
-        return {key: self[key] for key in self}.items()
+        self._read_all()
+        return super().items()
 
 
 class AfterImport(MetaPathFinder):
@@ -77,35 +117,32 @@ def _class(name: str, package: str = __package__) -> Any:
     return getattr(importlib.import_module(package), name)
 
 
-def _extend(mapping: Any, key: Any, value: Callable[[], Any]) -> None:
-    if not isinstance(mapping._extra_content, LazyClasses):
-        mapping._extra_content = LazyClasses(mapping._extra_content)
-    mapping.register(key, value, exist_ok=True)
-
-
-def _register_configs(module: ModuleType) -> None:
-    for model_type, config in CONFIGS.items():
-        _extend(module.CONFIG_MAPPING, model_type, partial(_class, config))
-
-
-def _register_models(module: ModuleType) -> None:
-    for mapping, models in MODELS.items():
-        for config, model in models.items():
-            _extend(module.__dict__[mapping], _class(config), partial(_class, model))
-
-
 def _classes(names: dict[str, str]) -> dict[str, Any]:
     return {backend: _class(name, "transformers") for backend, name in names.items()}
 
 
+def _extend(mapping: Any, values: Mapping[str, Callable[[], Any]], keys_are_classes: bool = True) -> None:
+    mapping._extra_content = LazyClasses(mapping._extra_content, values, keys_are_classes)
+
+
+def _register_configs(module: ModuleType) -> None:
+    values = {model_type: partial(_class, name) for model_type, name in CONFIGS.items()}
+    _extend(module.CONFIG_MAPPING, values, keys_are_classes=False)
+
+
+def _register_models(module: ModuleType) -> None:
+    for mapping, models in MODELS.items():
+        _extend(module.__dict__[mapping], {config: partial(_class, name) for config, name in models.items()})
+
+
 def _register_image_processors(module: ModuleType) -> None:
-    for config, processors in IMAGE_PROCESSORS.items():
-        _extend(module.IMAGE_PROCESSOR_MAPPING, _class(config), partial(_classes, processors))
+    values = {config: partial(_classes, names) for config, names in IMAGE_PROCESSORS.items()}
+    _extend(module.IMAGE_PROCESSOR_MAPPING, values)
 
 
 def _register_tokenizers(module: ModuleType) -> None:
-    for config, tokenizer in TOKENIZERS.items():
-        _extend(module.TOKENIZER_MAPPING, _class(config), partial(_class, tokenizer, "transformers"))
+    values = {config: partial(_class, name, "transformers") for config, name in TOKENIZERS.items()}
+    _extend(module.TOKENIZER_MAPPING, values)
 
 
 def register() -> None:
