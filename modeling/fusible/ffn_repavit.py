@@ -176,7 +176,7 @@ class FusedFeedForward(nn.Module):
         self.shortcut, self.up, self.activation, self.down = shortcut, up, activation, down
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.shortcut(hidden_states) + self.down(self.activation(self.up(hidden_states)))
+        return self.shortcut(hidden_states).add_(self.down(self.activation(self.up(hidden_states))))
 
 
 class NormedResidual(nn.Module):
