@@ -163,14 +163,18 @@ class TestCard:
         exec(code, names)
         assert_same_tensors(names["model"], model.fuse())
 
-    def test_a_users_card_is_kept(self, hub, model, caplog):
+    def test_a_users_card_is_kept(self, hub, model, monkeypatch):
+        warnings = []
+        monkeypatch.setattr("fusible.publishing.logger.warning", warnings.append)
         model.push_to_hub(REPO)
         assert "training form" in ModelCard.load(REPO).text
         model.push_to_hub(REPO, fused=True)
         assert "inference form" in ModelCard.load(REPO).text, "ours follows the weights"
         ModelCard("---\nlicense: mit\n---\n# Mine\n").push_to_hub(REPO)
+        assert not warnings
         make_model(num_labels=5).push_to_hub(REPO)
         assert ModelCard.load(REPO).text.strip() == "# Mine"
+        assert len(warnings) == 1 and "README.md of alice/repavit is not fusible's; it stays" in warnings[0]
 
     def test_a_local_card_is_pushed(self, hub, model, tmp_path):
         (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")

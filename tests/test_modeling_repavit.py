@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModel
 
 from fusible import SITES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
+from fusible.benchmark import form_facts, max_difference
 from tester import FusibleTesterMixin
-from tester.base import relative_error
+from tester.base import perturb_, relative_error
 
 
 SIZES = {
@@ -133,6 +134,28 @@ def test_outputs_that_users_ask_for(backbone):
     model.config.output_hidden_states = True
     assert len(model(pixels).hidden_states) == len(expected.hidden_states)
     assert model(pixels, labels=torch.tensor([0, 4])).loss.ndim == 0
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_dummy_inputs_fit(backbone):
+    """Cards and `fusible inspect` run the model on them."""
+    model = RePaViTModel(RePaViTConfig(backbone_config={"model_type": backbone, **BACKBONES[backbone]})).eval()
+    training, fused = form_facts(model, fused=False), form_facts(model, fused=True)
+    assert training.parameters == sum(p.numel() for p in model.parameters())
+    assert fused.macs < training.macs and fused.num_bytes < training.num_bytes
+    difference, scale = max_difference(model, model.fuse())
+    assert 0 < difference < 1e-4 * scale
+
+
+@pytest.mark.parametrize(
+    ("backbone", "option"), [("poolformer", {"use_layer_scale": False}), ("beit", {"layer_scale_init_value": 0.0})]
+)
+def test_backbones_whose_layer_scale_is_off(backbone, option):
+    config = RePaViTConfig(backbone_config={"model_type": backbone, **BACKBONES[backbone], **option})
+    model = RePaViTModel(config).double().eval()
+    perturb_(model)
+    pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    assert relative_error(model.fuse()(pixels).last_hidden_state, model(pixels).last_hidden_state) < 1e-9
 
 
 def test_attention_backends_agree():

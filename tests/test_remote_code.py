@@ -27,4 +27,4 @@ def test_folders_work_without_the_package(tmp_path):
         expected = {"pixels": pixels, "logits": model(pixels).logits, "tokens": base(pixels).last_hidden_state}
     torch.save(expected, tmp_path / "expected.pt")
     lines = run_script("without_fusible.py", tmp_path)
-    assert len(lines) == 9 and lines[-1].endswith("by the pipeline"), lines
+    assert len(lines) == 11 and lines[-1].endswith("by the pipeline"), lines

@@ -217,7 +217,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
         if kwargs.get("distributed_checkpoint"):  # written by all ranks, each its own files
             super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
             return os.listdir(folder)
-        self.config.auto_map = dict(self._auto_maps[type(self.config)])
+        # the class that this code knows; remote code can have another one of the same name for the configuration
+        self.config.auto_map = dict(self._auto_maps[type(self).config_class])
         is_stale = partial(is_weight_file, variant=kwargs.get("variant"))
         with replaced_folder(folder, is_stale, CONFIG_NAME) if writes else TemporaryDirectory() as stage:
             # Trainer reloads checkpoints by the names in memory, which the original format would change

@@ -81,12 +81,12 @@ def as_linear(layer: nn.Module) -> nn.Linear:
 
 
 def take_scale(block: nn.Module, name: str | None, channels_first: bool) -> nn.Module:
-    """Removes a layer scale from a block, in whatever form the block has it, and returns it as a module."""
-    scale = None if name is None else getattr(block, name)
+    """Removes a layer scale from a block, in whatever form the block has it, if any, and returns it as a module."""
+    scale = None if name is None else getattr(block, name, None)
     if isinstance(scale, nn.Parameter):
         scale = ChannelScale(scale, channels_first)
-    if name is not None:
-        delattr(block, name)
+    if scale is not None:
+        delattr(block, str(name))
     return scale if isinstance(scale, nn.Module) else nn.Identity()
 
 
@@ -191,10 +191,11 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random images of the configured size, always the same ones."""
-        config = self.backbone.config
-        size = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
+        values = self.backbone.config.to_dict()
+        size = values.get("image_size", 224)  # PoolFormer takes any
+        size = size if isinstance(size, list | tuple) else [size] * 2
         generator = torch.Generator().manual_seed(0)
-        return {"pixel_values": torch.randn(2, config.num_channels, *size, generator=generator, device="cpu")}
+        return {"pixel_values": torch.randn(2, values["num_channels"], *size, generator=generator, device="cpu")}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()

@@ -45,6 +45,7 @@ def main(folder: Path) -> None:
         model.save_pretrained(folder / name, fused=fused)
         again = AutoModelForImageClassification.from_pretrained(folder / name, **trust)
         check(again, name, expected["logits"])
+        check(AutoModel.from_pretrained(folder / name, **trust), f"{name} without head", expected["tokens"])
     classify = pipeline("image-classification", model=str(folder / "fused"), **trust)
     print(classify(str(folder / "image.png"), top_k=1)[0]["label"], "by the pipeline")
 
