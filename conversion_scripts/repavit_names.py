@@ -22,8 +22,9 @@ OURS = r"backbone.encoder.layers.\1"
 
 TRAINING_FFN = {
     rf"{BLOCK}\.mlp\.(fc1|fc2)\.(weight|bias)": rf"{OURS}.feed_forward.\2.\3",
-    rf"{BLOCK}\.mlp\.(norm1|norm2)\.(\w+)": rf"{OURS}.feed_forward.\2.\3",
-    rf"{BLOCK}\.mlp\.norm\.(weight|bias)": rf"{OURS}.feed_forward.norm1.\2",  # the LayerNorm baseline
+    rf"{BLOCK}\.mlp\.norm1\.(\w+)": rf"{OURS}.feed_forward.input_norm.\2",
+    rf"{BLOCK}\.mlp\.norm2\.(\w+)": rf"{OURS}.feed_forward.hidden_norm.\2",
+    rf"{BLOCK}\.mlp\.norm\.(weight|bias)": rf"{OURS}.feed_forward.input_norm.\2",  # the LayerNorm baseline
 }
 # their fused FFN reuses fc1 and fc2 for other things
 FUSED_FFN = {

@@ -67,15 +67,15 @@ def test_statistics_of_the_batch_norms(tmp_path, batches):
             dense(batch["pixel_values"])
     before, after = (torch.cat([pair[i] for pair in seen]).flatten(0, 1).double() for i in (0, 1))
     ffn = RePaViTModel.from_dense(tmp_path, batches, idle_ratio=0.75).eval().backbone.layers[0].feed_forward
-    assert relative_error(ffn.norm1.running_mean, before.mean(0)) < 1e-5
-    assert relative_error(ffn.norm1.running_var, before.var(0, correction=0)) < 1e-5
-    normed = ffn.norm1(before.float())
+    assert relative_error(ffn.input_norm.running_mean, before.mean(0)) < 1e-5
+    assert relative_error(ffn.input_norm.running_var, before.var(0, correction=0)) < 1e-5
+    normed = ffn.input_norm(before.float())
     assert relative_error(normed.mean(0), after.mean(0)) < 1e-4
     residual = (after - normed) - (after - normed).mean(0)
     centred = before - before.mean(0)
     assert (residual * centred).mean(0).abs().max() < 1e-4, "no slope would be closer"
     hidden = torch.randn(50, 64)
-    assert relative_error(ffn.norm2(hidden), hidden) < 1e-4, "the second norm changes nothing yet"
+    assert relative_error(ffn.hidden_norm(hidden), hidden) < 1e-4, "the second norm changes nothing yet"
 
 
 def test_channels_that_are_rarely_positive_stay_active(tmp_path, batches):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, Trainer, TrainingArguments
 
 from fusible import SITES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 from fusible.benchmark import form_facts, max_difference
@@ -91,7 +91,7 @@ def test_without_the_method_it_is_the_stock_model(backbone):
     stock = AutoModel.from_config(config.backbone_config).double().eval()
     site = SITES[backbone]
     names = {
-        "feed_forward.norm1": site.ffn_norm,
+        "feed_forward.input_norm": site.ffn_norm,
         "feed_forward.fc1": f"{site.ffn}.{site.fc1}",
         "feed_forward.fc2": f"{site.ffn}.{site.fc2}",
         "feed_forward.scale.weight": site.ffn_scale,  # a bare parameter
@@ -158,6 +158,26 @@ def test_backbones_whose_layer_scale_is_off(backbone, option):
     assert relative_error(model.fuse()(pixels).last_hidden_state, model(pixels).last_hidden_state) < 1e-9
 
 
+@pytest.mark.parametrize("backbone", ["vit", "swin", "poolformer"])
+def test_trainer_decays_no_norms_and_no_biases(backbone, tmp_path):
+    """It goes by class and by name, and BatchNorm is only found by name."""
+    config = RePaViTConfig(backbone_config={"model_type": backbone, **BACKBONES[backbone]})
+    model = RePaViTForImageClassification(config)
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+    decayed = set(trainer.get_decay_parameter_names(model))
+    norms = (torch.nn.BatchNorm1d, torch.nn.LayerNorm, torch.nn.GroupNorm)
+    in_ffns = 0
+    for name, module in model.named_modules():
+        if isinstance(module, norms) and "backbone" in name and "feed_forward" not in name:
+            continue  # the backbone's own names
+        if isinstance(module, norms):
+            in_ffns += "feed_forward" in name
+            assert f"{name}.weight" not in decayed and f"{name}.bias" not in decayed, name
+        if isinstance(module, torch.nn.Linear):
+            assert f"{name}.weight" in decayed and f"{name}.bias" not in decayed, name
+    assert in_ffns == 2 * len(list(model.site.blocks(model.backbone)))
+
+
 def test_attention_backends_agree():
     config = RePaViTConfig(backbone_config={"model_type": "vit", **SIZES})
     model = RePaViTModel(config).eval()
@@ -198,7 +218,7 @@ def test_batch_norm_sees_all_tokens_and_the_activation_only_the_first_channels()
     hidden = torch.where(is_active, torch.nn.functional.gelu(hidden), hidden)
     expected = inputs + normalise(hidden) @ ffn.fc2.weight.T + ffn.fc2.bias
     assert relative_error(ffn(inputs), expected) < 1e-9
-    assert relative_error(ffn.norm1.running_mean, 0.1 * inputs.mean((0, 1))) < 1e-9
+    assert relative_error(ffn.input_norm.running_mean, 0.1 * inputs.mean((0, 1))) < 1e-9
 
 
 def test_linear_schedule_mixes_all_fused_forms():

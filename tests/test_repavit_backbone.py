@@ -75,7 +75,11 @@ def test_maps_are_the_stock_backbones():
     stock_config = config.backbone_config
     stock_config.out_features = config.out_features
     stock = SwinBackbone(stock_config).double().eval()
-    names = {"backbone.": "swin.", "feature_norms": "hidden_states_norms", "feed_forward.norm1": "layernorm_after"}
+    names = {
+        "backbone.": "swin.",
+        "feature_norms": "hidden_states_norms",
+        "feed_forward.input_norm": "layernorm_after",
+    }
     names |= {"feed_forward.fc1": "mlp.fc1", "feed_forward.fc2": "mlp.fc2"}
     weights = {}
     for name, tensor in model.state_dict().items():

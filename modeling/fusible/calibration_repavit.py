@@ -105,16 +105,16 @@ def calibrate_(ffn: IdleFeedForward, statistics: BlockStatistics) -> None:
     for parameter, dimension in ((ffn.fc1.weight, 0), (ffn.fc1.bias, 0), (ffn.fc2.weight, 1)):
         if parameter is not None:
             parameter.copy_(parameter.index_select(dimension, order))
-    if not isinstance(ffn.norm1, nn.modules.batchnorm._BatchNorm):
+    if not isinstance(ffn.input_norm, nn.modules.batchnorm._BatchNorm):
         return
     inputs, normed = statistics.inputs, statistics.normed
     covariance = statistics.product.mean - inputs.mean * normed.mean
     _set_batch_norm(
-        ffn.norm1, inputs.mean, inputs.variance, covariance / inputs.variance.clamp_min(1e-12), normed.mean
+        ffn.input_norm, inputs.mean, inputs.variance, covariance / inputs.variance.clamp_min(1e-12), normed.mean
     )
     mean = torch.cat([statistics.active.mean[active], statistics.idle.mean[idle]])
     variance = torch.cat([statistics.active.variance[active], statistics.idle.variance[idle]])
-    _set_batch_norm(ffn.norm2, mean, variance, torch.ones_like(mean), mean)
+    _set_batch_norm(ffn.hidden_norm, mean, variance, torch.ones_like(mean), mean)
 
 
 def _set_batch_norm(

@@ -80,31 +80,31 @@ class IdleFeedForward(Fusible):
     FFN sub-layer, shortcut included, of which only the first `active_channels` hidden channels are activated.
 
     Training form (Eq. 2 of the paper), with layer scale and drop path where the backbone has them:
-    `Y = X + drop(scale(fc2(norm2([act(h[:a]), h[a:]]))))` with `h = fc1(norm1(X))`.
+    `Y = X + drop(scale(fc2(hidden_norm([act(h[:a]), h[a:]]))))` with `h = fc1(input_norm(X))`.
     """
 
     def __init__(
         self,
-        norm1: nn.Module,
+        input_norm: nn.Module,
         fc1: nn.Linear,
         activation: nn.Module,
-        norm2: nn.Module,
+        hidden_norm: nn.Module,
         fc2: nn.Linear,
         active_channels: int,
         scale: nn.Module,
         drop: nn.Module,
     ) -> None:
         super().__init__()
-        self.norm1, self.fc1, self.activation = norm1, fc1, activation
-        self.norm2, self.fc2 = norm2, fc2
+        self.input_norm, self.fc1, self.activation = input_norm, fc1, activation
+        self.hidden_norm, self.fc2 = hidden_norm, fc2
         self.active_channels = active_channels
         self.scale, self.drop = scale, drop
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[batch, tokens, channels]` to the same shape."""
-        hidden = self.fc1(self.norm1(hidden_states.flatten(0, -2)))  # BatchNorm takes all tokens as one batch
+        hidden = self.fc1(self.input_norm(hidden_states.flatten(0, -2)))  # BatchNorm takes all tokens as one batch
         hidden = activate_first(hidden, self.activation, self.active_channels)
-        branch = self.fc2(self.norm2(hidden)).view_as(hidden_states)
+        branch = self.fc2(self.hidden_norm(hidden)).view_as(hidden_states)
         return hidden_states + self.drop(self.scale(branch))
 
     @torch.no_grad()
@@ -117,8 +117,8 @@ class IdleFeedForward(Fusible):
         the merged linear is larger than what it replaces, the two linears stay, with the norms folded in.
         """
         fc1, fc2, a = self.fc1, self.fc2, self.active_channels
-        scale1, shift1 = as_affine(self.norm1, fc1.weight[0])
-        scale2, shift2 = as_affine(self.norm2, fc2.weight[0])
+        scale1, shift1 = as_affine(self.input_norm, fc1.weight[0])
+        scale2, shift2 = as_affine(self.hidden_norm, fc2.weight[0])
         gain = self.scale(fc2.weight.new_ones(fc2.out_features)).double()
         merges = fc2.out_features * fc1.in_features < (fc1.out_features - a) * (fc1.in_features + fc2.out_features)
         kept = a if merges else fc1.out_features
@@ -140,8 +140,8 @@ class IdleFeedForward(Fusible):
                 bias += w2 @ b1
         bias = bias.to(fc2.weight)
         norm: nn.Module = nn.Identity()
-        if isinstance(self.norm1, nn.LayerNorm):
-            norm = nn.LayerNorm(fc1.in_features, self.norm1.eps, elementwise_affine=False)
+        if isinstance(self.input_norm, nn.LayerNorm):
+            norm = nn.LayerNorm(fc1.in_features, self.input_norm.eps, elementwise_affine=False)
         if not merges:
             first, second = make_linear(up, up_bias), make_linear(down, bias)
             return NormedResidual(norm, FeedForward(first, self.activation, second, a))

@@ -183,7 +183,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         model = cls(config, dense)
         ffns = [module for module in model.modules() if isinstance(module, IdleFeedForward)]
         for ffn, values in zip(ffns, affine, strict=True):
-            ffn.norm1.load_state_dict(values, strict=False)
+            ffn.input_norm.load_state_dict(values, strict=False)
         for ffn, found in zip(ffns, statistics or [], strict=statistics is not None):
             calibrate_(ffn, found)
         return model
