@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fusible import RePaViTConfig, RePaViTForImageClassification
+from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 from fusible.benchmark import count_macs, form_facts, median_seconds
 
 
-def authors_vit(width: int, depth: int, heads: int, idle_ratio: float) -> RePaViTForImageClassification:
+def authors_vit(width: int, depth: int, heads: int, idle_ratio: float, model_class=RePaViTForImageClassification):
     backbone = {
         "model_type": "clip_vision_model",
         "hidden_size": width,
@@ -17,9 +17,7 @@ def authors_vit(width: int, depth: int, heads: int, idle_ratio: float) -> RePaVi
         "patch_size": 16,
     }
     with torch.device("meta"):
-        return RePaViTForImageClassification(
-            RePaViTConfig(backbone_config=backbone, idle_ratio=idle_ratio, num_labels=1000)
-        )
+        return model_class(RePaViTConfig(backbone_config=backbone, idle_ratio=idle_ratio, num_labels=1000))
 
 
 @pytest.mark.parametrize(
@@ -36,12 +34,17 @@ def test_counts_of_the_papers_models(width, depth, heads, idle_ratio, parameters
     model = authors_vit(width, depth, heads, idle_ratio)
     training, fused = form_facts(model, fused=False), form_facts(model, fused=True)
     assert (training.parameters, fused.parameters) == parameters
+    assert fused.num_bytes == 4 * fused.parameters
+    # the paper counts all tokens in the last FFN, of which a classifier needs only the class token
+    model = authors_vit(width, depth, heads, idle_ratio, RePaViTModel)
+    head, last = 1000 * width, 196 * (width**2 + 8 * width**2 * (1 - idle_ratio))
+    training_macs, fused_macs = (form_facts(model, fused=form).macs + head for form in (False, True))
+    assert fused.macs == fused_macs - last and training.macs == training_macs - 196 * 8 * width**2
     tokens, hidden, active = 197, 4 * width, round(4 * width * (1 - idle_ratio))
     outside = depth * (4 * width**2 * tokens + 2 * tokens**2 * width) + 196 * 768 * width + 1000 * width
-    assert training.macs == outside + depth * 2 * width * hidden * tokens
-    assert fused.macs == outside + depth * (width**2 + 2 * active * width) * tokens
-    assert round(fused.macs / 1e9, 2) == macs
-    assert fused.num_bytes == 4 * fused.parameters
+    assert training_macs == outside + depth * 2 * width * hidden * tokens
+    assert fused_macs == outside + depth * (width**2 + 2 * active * width) * tokens
+    assert round(fused_macs / 1e9, 2) == macs
 
 
 def test_attention_counts_on_any_device():

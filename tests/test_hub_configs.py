@@ -231,11 +231,18 @@ def test_parameters(folder):
     assert counts == PARAMETERS[folder.name]
 
 
+def left_out_macs(name: str, idle_ratio: float | None) -> int:
+    """Our ViT classifiers leave out the last FFN of all tokens but the class token; the paper's numbers have it."""
+    ffn = 8 if idle_ratio is None else 1 + 8 * (1 - idle_ratio)
+    return 0 if "swin" in name else int(196 * ffn * SHAPES[name][0] ** 2)
+
+
 @folders
 def test_macs(folder):
     """Exact, and for the ViTs the known values."""
     for idle_ratio in IDLE_RATIOS:
-        assert facts(folder, idle_ratio, vanilla=False).macs == sum(expected_macs(folder.name, idle_ratio))
+        expected = sum(expected_macs(folder.name, idle_ratio)) - left_out_macs(folder.name, idle_ratio)
+        assert facts(folder, idle_ratio, vanilla=False).macs == expected
     for idle_ratio, gmacs in GMACS.get(folder.name, {}).items():
         without, attention = expected_macs(folder.name, idle_ratio)
         assert (round(without / 1e9, 2), round((without + attention) / 1e9, 2)) == gmacs

@@ -178,6 +178,29 @@ def test_trainer_decays_no_norms_and_no_biases(backbone, tmp_path):
     assert in_ffns == 2 * len(list(model.site.blocks(model.backbone)))
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_classifier_computes_only_the_tokens_it_reads(backbone):
+    """The logits are those of the image feature of `RePaViTModel`, which computes all tokens of the last block."""
+    config = RePaViTConfig(backbone_config={"model_type": backbone, **BACKBONES[backbone]}, num_labels=5)
+    model = RePaViTForImageClassification(config).double().eval()
+    perturb_(model)
+    base = RePaViTModel(config).double().eval()
+    base.load_state_dict(model.state_dict(), strict=False)
+    pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    tokens = []
+    last = list(model.site.blocks(model.backbone))[-1]
+    last.feed_forward.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[1]))
+    with torch.no_grad():
+        features = base(pixels).pooler_output
+        for arguments in ({}, {"output_hidden_states": True}, {"labels": torch.tensor([0, 1])}):
+            outputs = model(pixels, **arguments)
+            assert relative_error(outputs.logits, model.classifier(features)) < 1e-12
+        reads_one = backbone in ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip_vision_model")
+        assert (tokens[0] == 1) == reads_one and tokens[1] > 1 and tokens[2] == tokens[0]
+        model.train()(pixels)
+        assert tokens[-1] > 1, "BatchNorm needs all tokens"
+
+
 def test_attention_backends_agree():
     config = RePaViTConfig(backbone_config={"model_type": "vit", **SIZES})
     model = RePaViTModel(config).eval()

@@ -50,6 +50,7 @@ class Site:
     gated: str | None = None  # option of the configuration that makes the FFN a gated one
     width: str = "hidden_size"  # option of the configuration with the image feature's width, or a list ending in it
     pool: Callable[[BaseModelOutputWithPooling], torch.Tensor] = class_token
+    reads_class_token: bool = False  # `pool` needs the first token of the last block, and no other
     needs_final_norm: bool = False  # the model ends without one
     patch_grid: bool = True  # one token per patch in all blocks, after tokens of other kinds
     resizes_on_request: bool = False  # takes other image sizes only with interpolate_pos_encoding=True
@@ -85,11 +86,18 @@ _VIT = Site(
     "attention",
     "layernorm_after",
     dropout="dropout",
+    reads_class_token=True,
     resizes_on_request=True,
     model_kwargs={"add_pooling_layer": False},
 )
 _CLIP = Site(
-    "CLIPEncoderLayer", "layer_norm1", "self_attn", "layer_norm2", pool=pooler_output, resizes_on_request=True
+    "CLIPEncoderLayer",
+    "layer_norm1",
+    "self_attn",
+    "layer_norm2",
+    pool=pooler_output,
+    reads_class_token=True,
+    resizes_on_request=True,
 )
 _DINOV2 = Site(
     "Dinov2Layer",
@@ -99,6 +107,7 @@ _DINOV2 = Site(
     attention_scale="layer_scale1",
     ffn_scale="layer_scale2",
     gated="use_swiglu_ffn",
+    reads_class_token=True,
 )
 
 SITES: dict[str, Site] = {
@@ -121,7 +130,7 @@ SITES: dict[str, Site] = {
         _DINOV2, block="DINOv3ViTLayer", fc1="up_proj", fc2="down_proj", activation="act_fn", gated="use_gated_mlp"
     ),
     "clip_vision_model": _CLIP,
-    "siglip_vision_model": replace(_CLIP, block="SiglipEncoderLayer"),
+    "siglip_vision_model": replace(_CLIP, block="SiglipEncoderLayer", reads_class_token=False),
     "swin": Site(
         "SwinLayer",
         "layernorm_before",

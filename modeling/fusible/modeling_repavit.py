@@ -46,12 +46,15 @@ class RePaBlock(GradientCheckpointingLayer):
     attention_branch_scale: nn.Module
     drop_path: nn.Module
     feed_forward: nn.Module
+    is_last: bool
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, class_token_only: bool = False, **kwargs: Any) -> Any:
         normed = self.get_submodule(self.site.attention_norm)(hidden_states)
         branch = self.get_submodule(str(self.site.attention))(normed, *args, **kwargs)
         branch = self.attention_branch_scale(branch[0] if isinstance(branch, tuple) else branch)
         hidden_states = hidden_states + self.drop_path(branch)
+        if class_token_only and self.is_last:
+            hidden_states = hidden_states[:, :1]
         if self.site.channels_first:
             return (self.feed_forward(hidden_states.movedim(1, -1)).movedim(-1, 1),)
         return self.feed_forward(hidden_states)
@@ -149,6 +152,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         rates = torch.linspace(0, config.drop_path_rate, len(blocks), device="cpu").tolist()
         for block, active_channels, rate in zip(blocks, config.active_channels_of(widths), rates, strict=True):
             make_idle_(block, self.site, config, active_channels, rate)
+            cast(RePaBlock, block).is_last = block is blocks[-1]
         self.feature_size = self.site.feature_size(self.backbone.config)
         self.final_norm = nn.GroupNorm(1, self.feature_size) if self.site.needs_final_norm else nn.Identity()
 
@@ -201,9 +205,18 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         return self.backbone.get_input_embeddings()
 
     def encode(
-        self, pixel_values: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+        self, pixel_values: torch.Tensor | None, class_token_only: bool = False, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """The backbone's outputs, with the feature that heads read as `pooler_output`."""
+        """
+        The backbone's outputs, with the feature that heads read as `pooler_output`.
+
+        Args:
+            pixel_values: `[batch, channels, height, width]`.
+            class_token_only: leave out the other tokens' last FFN, where the feature does not depend on it.
+            **kwargs: for the backbone.
+        """
+        if class_token_only and self.site.reads_class_token:
+            kwargs["class_token_only"] = True
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
         kwargs.setdefault("output_attentions", self.config.output_attentions)
         outputs = self.backbone(pixel_values, **kwargs)
@@ -254,7 +267,8 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
             pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
         """
-        outputs = self.encode(pixel_values, **kwargs)
+        all_tokens = self.training or kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        outputs = self.encode(pixel_values, class_token_only=not all_tokens, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
