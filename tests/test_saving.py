@@ -5,7 +5,6 @@ import os
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,16 +12,7 @@ from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
 from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 from fusible.folders import replaced_folder
-
-
-SCRIPTS = Path(__file__).parent / "scripts"
-
-
-def run_script(name: str, *arguments: object) -> list[str]:
-    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return result.stdout.splitlines()
+from tester.scripts import run_script
 
 
 def make_model(**arguments) -> RePaViTForImageClassification:

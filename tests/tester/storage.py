@@ -8,6 +8,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModel
 
 from .base import ModelTests
+from .scripts import run_script
 
 
 def assert_same_tensors(actual, expected) -> None:
@@ -164,6 +165,21 @@ class StorageTests(ModelTests):
         self.make_model(self.head_class(), main_case, torch.float32).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="cannot be combined with quantization_config"):
             self.head_class().from_pretrained(tmp_path, fused=True, quantization_config={"quant_method": "torchao"})
+
+    def test_folders_work_without_the_package(self, tmp_path):
+        """Every class from the folder of the one with a head, both forms, and saving again from there."""
+        model = self.make_model(self.head_class(), self.main_cases[0], torch.float32)
+        model.save_pretrained(tmp_path / "training")
+        model.save_pretrained(tmp_path / "fused", fused=True)
+        inputs = self.make_inputs(model.config)
+        inputs.pop("labels")
+        outputs = {}
+        for model_class in self.model_classes:
+            loaded = model_class.from_pretrained(tmp_path / "training")
+            with torch.no_grad():
+                outputs[model_class._auto_class] = loaded(**inputs)[0]
+        torch.save({"inputs": inputs, "outputs": outputs}, tmp_path / "expected.pt")
+        assert len(run_script("without_fusible.py", tmp_path)) == 5 * len(self.model_classes)
 
     def test_repository_names_every_class(self, model_class, main_case, tmp_path):
         """Remote code needs the whole map, whichever class was saved, and only sibling files."""
