@@ -39,7 +39,16 @@ def test_demo_trains_fuses_and_compares(tmp_path):
 
 
 def test_interrupted_demo_leaves_no_half_written_folder(tmp_path):
-    command = [sys.executable, "-m", "fusible.cli", "demo", "--folder", str(tmp_path)]
+    # a process that is started in the background may inherit that interrupts are ignored
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [
+        sys.executable,
+        "-c",
+        f"{listen}; from fusible.cli import app; app()",
+        "demo",
+        "--folder",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     seen = ""
     while "{'loss'" not in seen and process.poll() is None:  # the first epoch is done

@@ -33,10 +33,10 @@ def batches() -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "poolformer"])
 def test_layer_norm_and_no_idle_channels_is_the_dense_model(backbone, tmp_path):
     dense = save_dense(backbone, tmp_path)
-    model = RePaViTModel.from_dense(tmp_path, idle_ratio=0, ffn_norm="layer").eval()
-    pixels = torch.randn(2, 3, 16, 16)
+    model = RePaViTModel.from_dense(tmp_path, idle_ratio=0, ffn_norm="layer").double().eval()
+    pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     with torch.no_grad():
-        assert relative_error(model(pixels).last_hidden_state, dense(pixels).last_hidden_state) < 1e-5
+        assert relative_error(model(pixels).last_hidden_state, dense.double()(pixels).last_hidden_state) < 1e-9
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
