@@ -85,6 +85,22 @@ def test_other_files_stay(tmp_path):
     assert (tmp_path / "model.fp16.safetensors").read_text() == "another variant"
 
 
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_adapters_leave_the_weights(exchanges, tmp_path, monkeypatch):
+    """A model with PEFT adapters saves these alone; the base weights in the same folder are not superseded."""
+    from peft import LoraConfig
+
+    if not exchanges:
+        monkeypatch.chdir(tmp_path)
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+
+
 def test_variants_share_a_folder(tmp_path):
     model, half = make_model(), make_model().half()
     model.save_pretrained(tmp_path)

@@ -27,7 +27,8 @@ def replaced_folder(folder: str | os.PathLike, is_stale: Callable[[str], bool], 
 
     Args:
         folder: created if missing, parents included.
-        is_stale: tells by name which of the old top-level files the new ones supersede, beside those of equal name.
+        is_stale: tells by name which top-level files are of a kind that is replaced as a whole: if there are new ones,
+            the old ones go, beside those of equal name.
         last: name of the file whose presence makes readers believe the others.
 
     Raises:
@@ -46,14 +47,17 @@ def replaced_folder(folder: str | os.PathLike, is_stale: Callable[[str], bool], 
             raise OSError(
                 f"Could not save to {target}: {error}. What was there is as it was; free space or save elsewhere."
             ) from error
+        new = set(os.listdir(stage))
+        replaces = any(map(is_stale, new))  # adapters, for instance, leave the weights that they belong to
+        old = set() if is_new or not replaces else {name for name in os.listdir(target) if is_stale(name)} - new
         stage.chmod(0o777 & ~_umask() if is_new else target.stat().st_mode & 0o7777)
         if is_new:
             stage.rename(target)
             return
         if exchangeable:
-            _link_others(target, stage, {name for name in os.listdir(target) if is_stale(name)})
+            _link_others(target, stage, old)
         if not exchangeable or not _exchange(stage, target):
-            _replace_one_by_one(stage, target, is_stale, last)
+            _replace_one_by_one(stage, target, old, last)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -125,14 +129,13 @@ def _exchange(first: Path, second: Path) -> bool:
     return renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
 
 
-def _replace_one_by_one(stage: Path, target: Path, is_stale: Callable[[str], bool], last: str) -> None:
+def _replace_one_by_one(stage: Path, target: Path, superseded: set[str], last: str) -> None:
     names = sorted(os.listdir(stage), key=lambda name: (name == last, name))
     for name in names[:-1]:
         if not (target / name).is_dir():
             os.replace(stage / name, target / name)
-    for name in os.listdir(target):
-        if is_stale(name) and name not in names:
-            (target / name).unlink()
+    for name in superseded:
+        (target / name).unlink()
     os.replace(stage / names[-1], target / names[-1])
 
 

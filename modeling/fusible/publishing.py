@@ -63,7 +63,8 @@ def push_folder(
             if not (folder / CARD_NAME).exists() or _is_ours(folder / CARD_NAME):
                 write_card(repo_id)
             names = [*names, CARD_NAME]
-        stale = sorted(name for name in present if is_weight_file(name, variant) and name not in names)
+        has_weights = any(is_weight_file(name, variant) for name in names)  # unlike a push of adapters alone
+        stale = sorted(name for name in present if has_weights and is_weight_file(name, variant) and name not in names)
         return api.create_commit(
             repo_id,
             [CommitOperationAdd(name, folder / name) for name in sorted(set(names))]

@@ -4,9 +4,6 @@ import torch
 from transformers import PreTrainedModel
 
 
-RANDOM = "running_mean", "running_var"
-
-
 @torch.no_grad()
 def perturb_(model: torch.nn.Module, scale: float = 0.2) -> None:
     """Moves all weights and statistics away from their initial values, where many errors cancel."""
