@@ -35,11 +35,13 @@ def test_counts_of_the_papers_models(width, depth, heads, idle_ratio, parameters
     training, fused = form_facts(model, fused=False), form_facts(model, fused=True)
     assert (training.parameters, fused.parameters) == parameters
     assert fused.num_bytes == 4 * fused.parameters
-    # the paper counts all tokens in the last FFN, of which a classifier needs only the class token
+    # the paper counts all tokens in the last block, of which a classifier needs only the class token
     model = authors_vit(width, depth, heads, idle_ratio, RePaViTModel)
-    head, last = 1000 * width, 196 * (width**2 + 8 * width**2 * (1 - idle_ratio))
+    head, attention = 1000 * width, 196 * (2 * width**2 + 2 * 197 * width)
+    last = 196 * (width**2 + 8 * width**2 * (1 - idle_ratio))
     training_macs, fused_macs = (form_facts(model, fused=form).macs + head for form in (False, True))
-    assert fused.macs == fused_macs - last and training.macs == training_macs - 196 * 8 * width**2
+    assert fused.macs == fused_macs - attention - last
+    assert training.macs == training_macs - attention - 196 * 8 * width**2
     tokens, hidden, active = 197, 4 * width, round(4 * width * (1 - idle_ratio))
     outside = depth * (4 * width**2 * tokens + 2 * tokens**2 * width) + 196 * 768 * width + 1000 * width
     assert training_macs == outside + depth * 2 * width * hidden * tokens

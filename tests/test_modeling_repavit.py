@@ -10,6 +10,7 @@ from fusible import SITES, RePaViTConfig, RePaViTForImageClassification, RePaViT
 from fusible.benchmark import form_facts, max_difference
 from tester import FusibleTesterMixin
 from tester.base import perturb_, relative_error
+from tester.scripts import run_script
 
 
 SIZES = {
@@ -54,7 +55,7 @@ CHANNELS = {
 OTHERS = {
     "batch": {"drop_path_rate": 0.3},
     "layer": {"ffn_norm": "layer", "block_norm_eps": 1e-3},
-    "eps": {"batch_norm_eps": 1e-2, "batch_norm_momentum": 0.5, "block_norm_eps": 1e-2},
+    "eps": {"batch_norm_eps": 1e-2, "batch_norm_momentum": 0.5, "block_norm_eps": 1e-2, "sync_batch_norm": True},
 }
 
 
@@ -65,7 +66,7 @@ class TestRePaViT(FusibleTesterMixin):
         for parts in itertools.product(BACKBONES, CHANNELS, OTHERS)
         if parts[0] != "poolformer" or "layer" not in parts  # it has no LayerNorm
     )
-    main_cases = tuple(f"{backbone}-0.75-batch" for backbone in BACKBONES) + ("clip_vision_model-linear-layer",)
+    main_cases = (*(f"{backbone}-0.75-batch" for backbone in BACKBONES), "clip_vision_model-linear-layer", "vit-1-eps")
 
     def make_config(self, case):
         backbone, channels, other = case.split("-")
@@ -192,11 +193,12 @@ def test_a_classifier_computes_only_the_tokens_it_reads(backbone):
     last.feed_forward.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[1]))
     with torch.no_grad():
         features = base(pixels).pooler_output
-        for arguments in ({}, {"output_hidden_states": True}, {"labels": torch.tensor([0, 1])}):
+        asked_for_more = ({"output_hidden_states": True}, {"output_attentions": True})
+        for arguments in ({}, *asked_for_more, {"labels": torch.tensor([0, 1])}):
             outputs = model(pixels, **arguments)
             assert relative_error(outputs.logits, model.classifier(features)) < 1e-12
         reads_one = backbone in ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip_vision_model")
-        assert (tokens[0] == 1) == reads_one and tokens[1] > 1 and tokens[2] == tokens[0]
+        assert (tokens[0] == 1) == reads_one and tokens[1] > 1 and tokens[2] > 1 and tokens[3] == tokens[0]
         model.train()(pixels)
         assert tokens[-1] > 1, "BatchNorm needs all tokens"
 
@@ -260,13 +262,31 @@ def test_fusing_never_makes_a_model_larger(active):
     assert (type(model.fuse().backbone.layers[0].feed_forward).__name__ == "NormedResidual") == (active >= 56)
 
 
-def test_sharded_batch_norm_conversion_keeps_names():
+def test_torchs_conversion_to_synchronised_batch_norms_keeps_names():
     """`SyncBatchNorm` takes the tokens as the FFN hands them over: one row each."""
     model = RePaViTModel(TestRePaViT().make_config("vit-0.75-batch"))
     names = [*model.state_dict()]
     converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert [*converted.state_dict()] == names
     assert relative_error(converted.eval().fuse().backbone.layers[0].feed_forward.shortcut.weight, torch.eye(16)) < 1
+
+
+def test_synchronised_batch_norm_is_a_batch_norm_over_all_processes(tmp_path):
+    """Against torch's BatchNorm on the rows of both processes; the script also recomputes its forward pass."""
+    run_script("sync_batch_norm.py", tmp_path, num_processes=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    norm = torch.nn.BatchNorm1d(4, momentum=0.3).double()
+    norm.load_state_dict({**ranks[0], "running_mean": torch.zeros(4), "running_var": torch.ones(4)}, strict=False)
+    rows = torch.cat([rank["rows"] for rank in ranks]).detach().requires_grad_()
+    outputs = norm(rows)
+    (outputs * torch.cat([rank["factors"] for rank in ranks])).sum().backward()
+    assert relative_error(torch.cat([rank["outputs"] for rank in ranks]), outputs) < 1e-9
+    assert relative_error(torch.cat([rank["rows_grad"] for rank in ranks]), rows.grad) < 1e-9
+    assert relative_error(sum(rank["weight_grad"] for rank in ranks), norm.weight.grad) < 1e-9
+    for rank in ranks:
+        assert relative_error(rank["running_mean"], norm.running_mean) < 1e-9
+        assert relative_error(rank["running_var"], norm.running_var) < 1e-9
+        assert rank["num_batches_tracked"] == 1
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class Site:
     activation: str = "activation_fn"
     attention_scale: str | None = None  # layer scale: a module, a parameter, or 1.0
     ffn_scale: str | None = None
+    attention_output: str | None = "o_proj"  # after q_proj, k_proj and v_proj; None: the attention is not only these
     dropout: str | None = None  # on both residual branches
     channels_first: bool = False  # feature maps [batch, channels, height, width], and a tuple as the block's output
     gated: str | None = None  # option of the configuration that makes the FFN a gated one
@@ -95,6 +96,7 @@ _CLIP = Site(
     "layer_norm1",
     "self_attn",
     "layer_norm2",
+    attention_output="out_proj",
     pool=pooler_output,
     reads_class_token=True,
     resizes_on_request=True,
@@ -127,7 +129,13 @@ SITES: dict[str, Site] = {
     "dinov2": _DINOV2,
     "dinov2_with_registers": replace(_DINOV2, block="Dinov2WithRegistersLayer"),
     "dinov3_vit": replace(
-        _DINOV2, block="DINOv3ViTLayer", fc1="up_proj", fc2="down_proj", activation="act_fn", gated="use_gated_mlp"
+        _DINOV2,
+        block="DINOv3ViTLayer",
+        fc1="up_proj",
+        fc2="down_proj",
+        activation="act_fn",
+        gated="use_gated_mlp",
+        attention_output=None,  # it also turns queries and keys by their positions
     ),
     "clip_vision_model": _CLIP,
     "siglip_vision_model": replace(_CLIP, block="SiglipEncoderLayer", reads_class_token=False),

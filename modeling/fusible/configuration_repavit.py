@@ -34,6 +34,8 @@ class RePaViTConfig(BackboneConfigMixin, FusibleConfig):
             paper's baseline; it fuses as exactly, but norm and shortcut remain).
         batch_norm_eps (`float`, *optional*, defaults to 1e-5): epsilon of the BatchNorms.
         batch_norm_momentum (`float`, *optional*, defaults to 0.1): momentum of their running statistics.
+        sync_batch_norm (`bool`, *optional*, defaults to `False`):
+            Take their statistics over the tokens of all processes (`torch.distributed`) instead of each one's own.
         block_norm_eps (`float`, *optional*):
             Epsilon of the LayerNorms inside the blocks. Defaults to the backbone's. The authors' ViT has 1e-5 there
             and 1e-6 outside.
@@ -49,7 +51,7 @@ class RePaViTConfig(BackboneConfigMixin, FusibleConfig):
     model_type = "repavit"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
     free_fields: ClassVar[frozenset[str]] = frozenset(
-        {"batch_norm_momentum", "drop_path_rate", "_out_features", "_out_indices"}
+        {"batch_norm_momentum", "sync_batch_norm", "drop_path_rate", "_out_features", "_out_indices"}
     )
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -59,6 +61,7 @@ class RePaViTConfig(BackboneConfigMixin, FusibleConfig):
     ffn_norm: Literal["batch", "layer"] = "batch"
     batch_norm_eps: float = 1e-5
     batch_norm_momentum: float | int = 0.1
+    sync_batch_norm: bool = False
     block_norm_eps: float | None = None
     drop_path_rate: float | int = 0.0
     _out_features: list[str] | None = None

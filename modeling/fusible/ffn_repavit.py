@@ -1,6 +1,5 @@
 """RePaViT's FFN: its training form, its inference forms, and the algebra between them."""
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -24,18 +23,6 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
-
-
-class RecomputeSafeBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm that updates its running statistics once per step, also under activation checkpointing."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        # the id of the running backward pass; -1 outside of one, where this is not a recomputation
-        if not self.training or torch._C._current_graph_task_id() == -1:
-            return super().forward(input)
-        thrown_away = copy.copy(self)
-        thrown_away._buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        return nn.BatchNorm1d.forward(thrown_away, input)
 
 
 def as_affine(norm: nn.Module, channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,7 +183,6 @@ __all__ = [
     "FusedFeedForward",
     "IdleFeedForward",
     "NormedResidual",
-    "RecomputeSafeBatchNorm1d",
     "activate_first",
     "as_affine",
 ]

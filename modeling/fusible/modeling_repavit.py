@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -15,9 +16,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbones import Site, site_of
+from .batch_norm_repavit import RecomputeSafeBatchNorm1d, RecomputeSafeSyncBatchNorm
 from .calibration_repavit import calibrate_, collect_statistics
 from .configuration_repavit import RePaViTConfig
-from .ffn_repavit import DropPath, IdleFeedForward, RecomputeSafeBatchNorm1d
+from .ffn_repavit import DropPath, IdleFeedForward
 from .fusion import FusiblePreTrainedModel, make_linear
 
 
@@ -39,6 +41,19 @@ class Nothing(nn.Module):
         return hidden_states.new_zeros([1] * hidden_states.ndim)
 
 
+def attend_from_class_token(attention: nn.Module, output: str, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The first row `[batch, 1, channels]` of a stock attention's output, without the products for the others."""
+
+    def project(name: str, tokens: torch.Tensor) -> torch.Tensor:
+        heads = attention.get_submodule(name)(tokens).unflatten(-1, (-1, attention.head_dim))
+        return heads.transpose(1, 2)
+
+    query = project("q_proj", hidden_states[:, :1])
+    key, value = project("k_proj", hidden_states), project("v_proj", hidden_states)
+    mixed = F.scaled_dot_product_attention(query, key, value)
+    return attention.get_submodule(output)(mixed.transpose(1, 2).flatten(2))
+
+
 class RePaBlock(GradientCheckpointingLayer):
     """Forward of a pre-norm block whose FFN sub-layer contains the shortcut; mixed into the backbone's block class."""
 
@@ -50,11 +65,16 @@ class RePaBlock(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, class_token_only: bool = False, **kwargs: Any) -> Any:
         normed = self.get_submodule(self.site.attention_norm)(hidden_states)
-        branch = self.get_submodule(str(self.site.attention))(normed, *args, **kwargs)
-        branch = self.attention_branch_scale(branch[0] if isinstance(branch, tuple) else branch)
-        hidden_states = hidden_states + self.drop_path(branch)
-        if class_token_only and self.is_last:
-            hidden_states = hidden_states[:, :1]
+        attention = self.get_submodule(str(self.site.attention))
+        class_token_only = class_token_only and self.is_last
+        if class_token_only and self.site.attention_output is not None:
+            branch = attend_from_class_token(attention, self.site.attention_output, normed)
+        else:
+            branch = attention(normed, *args, **kwargs)
+            branch = branch[0] if isinstance(branch, tuple) else branch
+        if class_token_only:
+            hidden_states, branch = hidden_states[:, :1], branch[:, :1]
+        hidden_states = hidden_states + self.drop_path(self.attention_branch_scale(branch))
         if self.site.channels_first:
             return (self.feed_forward(hidden_states.movedim(1, -1)).movedim(-1, 1),)
         return self.feed_forward(hidden_states)
@@ -103,7 +123,8 @@ def make_idle_(block: nn.Module, site: Site, config: RePaViTConfig, active_chann
             norm.eps = config.block_norm_eps  # type: ignore[assignment]
     if config.ffn_norm == "batch":
         eps, momentum = config.batch_norm_eps, config.batch_norm_momentum
-        norms = [RecomputeSafeBatchNorm1d(n, eps, momentum) for n in (fc1.in_features, fc1.out_features)]
+        batch_norm = RecomputeSafeSyncBatchNorm if config.sync_batch_norm else RecomputeSafeBatchNorm1d
+        norms = [batch_norm(n, eps, momentum) for n in (fc1.in_features, fc1.out_features)]
     elif not isinstance(norms[0], nn.LayerNorm):
         raise ValueError(f"ffn_norm='layer' needs a backbone with LayerNorms; {site.block} has another norm.")
     dropout = nn.Identity() if site.dropout is None else block.get_submodule(site.dropout)
@@ -212,7 +233,8 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
 
         Args:
             pixel_values: `[batch, channels, height, width]`.
-            class_token_only: leave out the other tokens' last FFN, where the feature does not depend on it.
+            class_token_only: leave out what the last block computes for the other tokens, where the feature does not
+                depend on it.
             **kwargs: for the backbone.
         """
         if class_token_only and self.site.reads_class_token:
@@ -267,8 +289,10 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
             pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
         """
-        all_tokens = self.training or kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        outputs = self.encode(pixel_values, class_token_only=not all_tokens, **kwargs)
+        asked = (
+            kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
+        )
+        outputs = self.encode(pixel_values, class_token_only=not (self.training or any(asked)), **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
