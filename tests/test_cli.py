@@ -99,7 +99,7 @@ def test_inspect(source, tmp_path):
         (["inspect", "{fused}", "--check"], "fused already"),
         (["fuse", "{fused}", "{out}"], "fused already"),
         (["fuse", "{source}", "{out}", "--dtype", "int3"], "'int3' is no dtype"),
-        (["inspect", "{stock}"], "is a 'vit' model; fusible has repavit"),
+        (["inspect", "{stock}"], "is a 'vit' model; fusible has ewa, repavit"),
         (["inspect", "{out}"], "nowhere"),
         (["fuse", "{bare}", "{out}", "--check", "--image", "{image}"], "need an image processor"),
     ],

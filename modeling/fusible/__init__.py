@@ -8,9 +8,18 @@ from .registration import register
 
 if TYPE_CHECKING:
     from .backbones import SITES
+    from .configuration_ewa import EWAConfig
+    from .configuration_point_vit import PointViTConfig
     from .configuration_repavit import RePaViTConfig
     from .configuration_repavit_clip import RePaViTCLIPConfig
     from .fusion import Fusible, FusiblePreTrainedModel, fuse_
+    from .modeling_ewa import (
+        EWAForImageClassification,
+        EWAForMaskedImageModeling,
+        EWAForSemanticSegmentation,
+        EWAModel,
+    )
+    from .modeling_point_vit import PointViTForPointCloudClassification, PointViTModel
     from .modeling_repavit import RePaViTBackbone, RePaViTForImageClassification, RePaViTModel
     from .modeling_repavit_clip import RePaViTForZeroShotImageClassification
 
@@ -18,8 +27,16 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "SITES": "backbones",
+    "EWAConfig": "configuration_ewa",
+    "EWAForImageClassification": "modeling_ewa",
+    "EWAForMaskedImageModeling": "modeling_ewa",
+    "EWAForSemanticSegmentation": "modeling_ewa",
+    "EWAModel": "modeling_ewa",
     "Fusible": "fusion",
     "FusiblePreTrainedModel": "fusion",
+    "PointViTConfig": "configuration_point_vit",
+    "PointViTForPointCloudClassification": "modeling_point_vit",
+    "PointViTModel": "modeling_point_vit",
     "RePaViTBackbone": "modeling_repavit",
     "RePaViTCLIPConfig": "configuration_repavit_clip",
     "RePaViTConfig": "configuration_repavit",
@@ -31,8 +48,16 @@ _MODULES = {
 
 __all__ = [
     "SITES",
+    "EWAConfig",
+    "EWAForImageClassification",
+    "EWAForMaskedImageModeling",
+    "EWAForSemanticSegmentation",
+    "EWAModel",
     "Fusible",
     "FusiblePreTrainedModel",
+    "PointViTConfig",
+    "PointViTForPointCloudClassification",
+    "PointViTModel",
     "RePaViTBackbone",
     "RePaViTCLIPConfig",
     "RePaViTConfig",

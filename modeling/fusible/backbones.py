@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedConfig
 
+from .configuration_point_vit import PointViTConfig
+
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,14 @@ def class_token(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
 def pooler_output(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
     """Image feature `[batch, hidden_size]` of backbones that norm or pool it themselves."""
     return cast("torch.Tensor", outputs.pooler_output)
+
+
+def class_token_and_maximum(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+    """Feature `[batch, 2 * hidden_size]` of point clouds: the class token, and the largest values of the others."""
+    import torch
+
+    tokens = cast("torch.Tensor", outputs.last_hidden_state)
+    return torch.cat([tokens[:, 0], tokens[:, 1:].amax(1)], dim=-1)
 
 
 def spatial_mean(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
@@ -51,6 +61,7 @@ class Site:
     gated: str | None = None  # option of the configuration that makes the FFN a gated one
     width: str = "hidden_size"  # option of the configuration with the image feature's width, or a list ending in it
     pool: Callable[[BaseModelOutputWithPooling], torch.Tensor] = class_token
+    pooled: int = 1  # how many vectors of that width `pool` puts side by side
     reads_class_token: bool = False  # `pool` needs the first token of the last block, and no other
     needs_final_norm: bool = False  # the model ends without one
     patch_grid: bool = True  # one token per patch in all blocks, after tokens of other kinds
@@ -66,10 +77,17 @@ class Site:
         ffn = block.get_submodule(self.ffn)
         return ffn.get_submodule(self.fc1), ffn.get_submodule(self.activation), ffn.get_submodule(self.fc2)
 
+    def check_ffn(self, backbone_config: PreTrainedConfig) -> None:
+        """Raises `ValueError` if the FFN is a gated one, which has no pair of linears."""
+        if self.gated is not None and backbone_config.to_dict().get(self.gated):
+            raise ValueError(
+                f"{backbone_config.model_type!r} with {self.gated}=True has a gated FFN; set {self.gated}=False."
+            )
+
     def feature_size(self, backbone_config: PreTrainedConfig) -> int:
         """Width of the image feature."""
         width = backbone_config.to_dict()[self.width]
-        return width[-1] if isinstance(width, list | tuple) else width
+        return self.pooled * (width[-1] if isinstance(width, list | tuple) else width)
 
     def stage_widths(self, backbone_config: PreTrainedConfig) -> list[int]:
         """Channels of the feature maps: of the embedding, then of each stage, or of each block if there are none."""
@@ -79,6 +97,24 @@ class Site:
         if "depths" in values:
             return [values["embed_dim"], *(values["embed_dim"] * 2**i for i in range(len(values["depths"])))]
         return [values["hidden_size"]] * (values["num_hidden_layers"] + 1)
+
+    def dummy_inputs(self, backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """Two random images (or what else the backbone takes) of the configured size, always the same ones."""
+        import torch
+
+        if backbone.main_input_name != "pixel_values":
+            return cast("dict[str, torch.Tensor]", backbone.dummy_inputs)
+        values = _vision_values(backbone.config)
+        size = values.get("image_size", 224)  # PoolFormer takes any
+        size = size if isinstance(size, list | tuple) else [size] * 2
+        generator = torch.Generator().manual_seed(0)
+        return {"pixel_values": torch.randn(2, values["num_channels"], *size, generator=generator, device="cpu")}
+
+
+def _vision_values(config: PreTrainedConfig | dict[str, Any] | None) -> dict[str, Any]:
+    """A configuration's values; of a CLIP-like one those of its vision tower."""
+    values = config.to_dict() if isinstance(config, PreTrainedConfig) else config or {}
+    return values.get("vision_config") or values
 
 
 _VIT = Site(
@@ -115,6 +151,14 @@ _DINOV2 = Site(
 SITES: dict[str, Site] = {
     "vit": _VIT,
     "deit": replace(_VIT, block="DeiTLayer"),
+    PointViTConfig.model_type: replace(
+        _VIT,
+        pool=class_token_and_maximum,
+        pooled=2,
+        reads_class_token=False,
+        resizes_on_request=False,
+        model_kwargs={},
+    ),
     "beit": Site(
         "BeitLayer",
         "layernorm_before",
@@ -173,15 +217,11 @@ def site_of(backbone_config: PreTrainedConfig | dict[str, Any] | None) -> Site:
     The row of `SITES` for a backbone's configuration.
 
     Raises:
-        ValueError: if the backbone is unknown, or has a gated FFN, which has no pair of linears to work on.
+        ValueError: if the backbone is unknown.
     """
-    values = backbone_config.to_dict() if isinstance(backbone_config, PreTrainedConfig) else backbone_config or {}
-    model_type = values.get("model_type")
+    model_type = _vision_values(backbone_config).get("model_type")
     if model_type not in SITES:
         raise ValueError(f"Unknown backbone type {model_type!r}; known are {', '.join(sorted(SITES))}.")
-    gated = SITES[model_type].gated
-    if gated is not None and values.get(gated):
-        raise ValueError(f"{model_type!r} with {gated}=True has a gated FFN; set {gated}=False.")
     return SITES[model_type]
 
 

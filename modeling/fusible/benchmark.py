@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from .fusion import FusiblePreTrainedModel
 
@@ -41,10 +43,11 @@ def count_macs(model: nn.Module, **inputs: torch.Tensor) -> int:
 def form_facts(model: FusiblePreTrainedModel, fused: bool) -> FormFacts:
     """Facts of either form of a model, from a copy without weights."""
     config = copy.deepcopy(model.config)
-    config.fused = fused
+    config.fused = False
     with torch.device("meta"):
-        twin = type(model)(config).eval()
-    twin.to(model.dtype)
+        training_form = type(model)(config).eval()
+        twin: Any = training_form.fuse() if fused else training_form
+    twin.to(dtype=model.dtype)
     inputs = {name: tensor[:1].to("meta") for name, tensor in model.dummy_inputs.items()}
     num_bytes = sum(tensor.nbytes for tensor in twin.state_dict().values())
     return FormFacts(count_parameters(twin), count_macs(twin, **_as(inputs, twin)), num_bytes)
@@ -53,7 +56,7 @@ def form_facts(model: FusiblePreTrainedModel, fused: bool) -> FormFacts:
 @torch.no_grad()
 def max_difference(
     training_form: FusiblePreTrainedModel,
-    fused_form: FusiblePreTrainedModel,
+    fused_form: PreTrainedModel,
     inputs: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[float, float]:
     """
@@ -73,7 +76,7 @@ def max_difference(
     return (actual - expected).abs().max().item(), expected.abs().max().item()
 
 
-def _as(inputs: Mapping[str, torch.Tensor], model: FusiblePreTrainedModel) -> dict[str, torch.Tensor]:
+def _as(inputs: Mapping[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Inputs on the model's device, floating-point ones in its dtype."""
     moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     return {name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor for name, tensor in moved.items()}

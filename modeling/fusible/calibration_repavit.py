@@ -66,7 +66,7 @@ def collect_statistics(
     Args:
         backbone: in eval mode, on any device.
         site: its row of `SITES`.
-        batches: `pixel_values` `[batch, channels, height, width]`, and anything else, which is left out.
+        batches: the backbone's main input, such as `pixel_values`, and anything else, which is left out.
 
     Raises:
         ValueError: if there are no batches.
@@ -80,12 +80,12 @@ def collect_statistics(
         statistics.append(found)
     try:
         for batch in batches:
-            backbone(batch["pixel_values"].to(backbone.device, backbone.dtype))
+            backbone(batch[backbone.main_input_name].to(backbone.device, backbone.dtype))
     finally:
         for hook in hooks:
             hook.remove()
     if not statistics[0].inputs.count:
-        raise ValueError("calibration is empty; give at least one batch with pixel_values.")
+        raise ValueError(f"calibration is empty; give at least one batch with {backbone.main_input_name}.")
     return statistics
 
 

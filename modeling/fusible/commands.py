@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from rich.table import Table
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 import fusible
@@ -18,6 +18,7 @@ from .checkpoints import is_weight_file
 from .fusion import FusiblePreTrainedModel
 from .hub import METHODS, write_card
 from .publishing import push_folder
+from .saving import save_model
 
 
 logger = logging.get_logger(__name__)
@@ -118,16 +119,25 @@ def fuse_and_publish(
         logger.warning(f"Both forms agree: they differ by {delta:.1e} where outputs reach {scale:.1e}.")
     if cast_to is not None:
         fused.to(cast_to)
-    training_form = model if cast_to is None else None
-    publish(fused, destination, processor, training_form, repo_id=repo_id, revision=push_revision, private=private)
+    publish(
+        fused,
+        destination,
+        processor,
+        model,
+        measure=cast_to is None,
+        repo_id=repo_id,
+        revision=push_revision,
+        private=private,
+    )
 
 
 def publish(
-    model: FusiblePreTrainedModel,
+    model: PreTrainedModel,
     destination: Path,
     processor: Any | None = None,
-    training_form: FusiblePreTrainedModel | None = None,
+    source: FusiblePreTrainedModel | None = None,
     *,
+    measure: bool = True,
     repo_id: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
@@ -136,10 +146,11 @@ def publish(
     Saves a model into a folder, with image processor and model card, and pushes that folder.
 
     Args:
-        model: in either form.
+        model: one of ours in either form, or a plain one that one was fused to.
         destination: folder; files that are there already stay, except older weights and the card.
         processor: image processor, if there is one.
-        training_form: what a fused model was made from, to measure the difference for the card.
+        source: what a fused model was made from.
+        measure: also measure the difference of the two for the card.
         repo_id: where to push, if anywhere.
         revision: branch to push to.
         private: visibility of a new repository.
@@ -147,7 +158,7 @@ def publish(
     Raises:
         OSError: if the folder or the push cannot be completed.
     """
-    model.save_pretrained(destination)
+    save_model(model, destination)
     names = [path.name for path in destination.iterdir() if path.suffix == ".py" or is_weight_file(path.name)]
     names.append("config.json")
     if processor is not None:
@@ -155,7 +166,7 @@ def publish(
         names.append(PROCESSOR_CONFIG)
 
     def card(name: str) -> None:
-        write_card(destination, model, name, training_form)
+        write_card(destination, model, name, source, measure=measure)
 
     if repo_id is None:
         card(destination.name)

@@ -29,6 +29,17 @@ class FusibleConfig(PreTrainedConfig):
 
     fused: bool = False
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As for all configurations; raises `ValueError` for a configuration of another kind of model."""
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:  # transformers only warns, and makes a model of random weights
+            raise ValueError(
+                f"This is a model of type {found!r}, not {cls.model_type!r}. An Auto class loads it as it is; "
+                "from_dense() starts from its weights."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def structure_digest(self) -> str:
         """
         Fingerprint (16 hex digits) of the form and of the options that tensor shapes do not show.

@@ -105,7 +105,8 @@ class RePaViTConfig(BackboneConfigMixin, FusibleConfig):
     def validate_architecture(self) -> None:
         """Raises `ValueError` for an unknown backbone and for ratios and rates outside their range."""
         super().validate_architecture()
-        site_of(self.backbone_config)
+        dense = cast(PreTrainedConfig, self.backbone_config)
+        site_of(dense).check_ffn(dense)
         if self.idle_ratio is not None and self.active_channels is not None:
             raise ValueError(
                 "Give idle_ratio or active_channels, not both: set idle_ratio=None or active_channels=None."

@@ -4,21 +4,18 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
-from huggingface_hub import CommitInfo, ModelCard, ModelCardData
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME
 
-from .checkpoints import check_signature, is_weight_file, no_way_back, sign
+from .checkpoints import check_signature, no_way_back
 from .configuration_fusible import FusibleConfig
-from .folders import replaced_folder
-from .publishing import CARD_NAME, push_folder
+from .saving import push_model, save_model
 
 
 HUB_ARGUMENTS = (
@@ -146,8 +143,15 @@ class FusiblePreTrainedModel(PreTrainedModel):
         fuse_(self)
         return self.eval()
 
+    @property
+    def has_fused_form(self) -> bool:
+        """Whether the options of the configuration leave an inference form."""
+        return True
+
     def _check_fusible(self) -> None:
         name = type(self).__name__
+        if not self.has_fused_form:
+            raise ValueError(f"This {name} has no inference form with its options; save it with fused=False.")
         if self.config.fused:
             raise ValueError(f"This {name} is fused already.")
         if "quantization_config" in self.config.to_dict():
@@ -203,31 +207,13 @@ class FusiblePreTrainedModel(PreTrainedModel):
             state_dict = None
             model = self._fused_from(gathered) if writes else self
         if model is not self or writes or not fused:
-            names = model._save(save_directory, writes, is_main_process, state_dict, **kwargs)
+            names = save_model(model, save_directory, writes, is_main_process, state_dict, **kwargs)
         self.barrier_after_gathered_checkpoint_save(distributed_config)
         if push_to_hub and writes:
             hub.setdefault("repo_id", Path(save_directory).resolve().name)
-            has_both_forms = model is not self and given is None and distributed_config is None
+            measure = model is not self and given is None and distributed_config is None
             hub["variant"] = kwargs.get("variant")
-            model._push(Path(save_directory), names, self if has_both_forms else None, **hub)
-
-    def _save(
-        self, folder: str | os.PathLike, writes: bool, is_main_process: bool, state_dict: dict | None, **kwargs: Any
-    ) -> list[str]:
-        if kwargs.get("distributed_checkpoint"):  # written by all ranks, each its own files
-            super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
-            return os.listdir(folder)
-        # the class that this code knows; remote code can have another one of the same name for the configuration
-        self.config.auto_map = dict(self._auto_maps[type(self).config_class])
-        is_stale = partial(is_weight_file, variant=kwargs.get("variant"))
-        with replaced_folder(folder, is_stale, CONFIG_NAME) if writes else TemporaryDirectory() as stage:
-            # Trainer reloads checkpoints by the names in memory, which the original format would change
-            kwargs["save_original_format"] = False
-            state_dict = None if state_dict is None else dict(state_dict)  # it gets emptied
-            super().save_pretrained(stage, is_main_process, state_dict, **kwargs)
-            for file in Path(stage).glob("model*.safetensors"):
-                sign(file, self.config)
-            return os.listdir(stage)
+            push_model(model, self, Path(save_directory), names, measure=measure, **hub)
 
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, *, fused: bool = False, max_shard_size: int | str = "50GB", **kwargs: Any
@@ -247,32 +233,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
         """
         model = self.fuse() if fused and not self.config.fused else self
         with TemporaryDirectory() as folder:
-            names = model._save(folder, True, True, None, max_shard_size=max_shard_size)
-            return model._push(Path(folder), names, self if model is not self else None, repo_id, **kwargs)
-
-    def _push(
-        self,
-        folder: Path,
-        names: list[str],
-        training_form: Self | None,
-        repo_id: str,
-        *,
-        tags: list[str] | str | None = None,
-        card_data: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo:
-        all_tags = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
-        card_data = {"tags": list(dict.fromkeys(all_tags)), **(card_data or {})}
-        write_card = partial(self._write_card, folder, training_form, card_data)
-        return push_folder(folder, names, repo_id, write_card, **kwargs)
-
-    def _write_card(self, folder: Path, training_form: Self | None, card_data: dict[str, Any], repo_id: str) -> None:
-        try:
-            from fusible.hub import write_card
-        except ImportError:  # remote code, without the package and its template
-            ModelCard.from_template(ModelCardData(library_name="transformers", **card_data)).save(folder / CARD_NAME)
-        else:
-            write_card(folder, self, repo_id, training_form, card_data)
+            names = save_model(model, folder, max_shard_size=max_shard_size)
+            return push_model(model, self, Path(folder), names, repo_id, measure=model is not self, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -321,11 +283,12 @@ class FusiblePreTrainedModel(PreTrainedModel):
                 )
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", "auto"))
         result = super().from_pretrained(path, *model_args, config=config, **kwargs)
-        model = (result[0] if isinstance(result, tuple) else result)._fuse_self()
+        loaded, info = result if isinstance(result, tuple) else (result, None)
+        model = loaded._fuse_self()
         if dtype not in (None, "auto"):
             model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
             model.config.dtype = model.dtype
-        return result
+        return model if info is None else (model, info)
 
     @staticmethod
     def _load_pretrained_model(  # type: ignore[override]

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
 from .benchmark import form_facts, max_difference
 from .fusion import FusiblePreTrainedModel
 from .publishing import CARD_MARK, CARD_NAME
+from .saving import has_forms
 
 
 @dataclass(frozen=True)
@@ -35,47 +37,66 @@ METHODS = {
   year      = {2025}
 }""",
     ),
+    "ewa": Method(
+        "EWA (Experts Weights Averaging)",
+        "a vision Transformer some of whose FFNs are several experts while it trains, which get tokens at random and "
+        "are pulled together in each step; afterwards their mean makes it the plain model again.",
+        "2308.06093",
+        """@article{huang2023experts,
+  title   = {Experts Weights Averaging: A New General Training Scheme for Vision Transformers},
+  author  = {Huang, Yongqi and Ye, Peng and Huang, Xiaoshui and Li, Sheng and Chen, Tao and He, Tong and
+             Ouyang, Wanli},
+  journal = {arXiv preprint arXiv:2308.06093},
+  year    = {2023}
+}""",
+    ),
 }
 METHODS["repavit_clip"] = METHODS["repavit"]
 PIPELINE_TAGS = {
     "AutoBackbone": "image-feature-extraction",
     "AutoModel": "image-feature-extraction",
     "AutoModelForImageClassification": "image-classification",
+    "AutoModelForMaskedImageModeling": "image-feature-extraction",
+    "AutoModelForSemanticSegmentation": "image-segmentation",
     "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
 }
 
 
 def make_card(
-    model: FusiblePreTrainedModel,
+    model: PreTrainedModel,
     repo_id: str,
-    training_form: FusiblePreTrainedModel | None = None,
+    source: FusiblePreTrainedModel | None = None,
     card_data: dict[str, Any] | None = None,
+    measure: bool = True,
 ) -> ModelCard:
     """
     The model card of a repository.
 
     Args:
-        model: what the repository holds, in either form.
+        model: what the repository holds: one of ours in either form, or the plain model that one was fused to.
         repo_id: its full name.
-        training_form: what a fused model was made from, to measure the difference.
+        source: what a fused model was made from; not needed for one of ours.
         card_data: more metadata, such as `license`, `datasets`, `metrics` and `base_model`.
+        measure: also measure how much the outputs of source and model differ.
 
     Raises:
         ValueError: if the metadata is not what the Hub takes.
     """
-    method = METHODS[model.config.model_type]
-    fused = model.config.fused
-    source = model.name_or_path
-    parent = source if source and source != repo_id and not Path(source).exists() else None
-    difference = max_difference(training_form, model) if training_form is not None else (None, None)
-    auto_class = str(model._auto_class)
+    source = cast(FusiblePreTrainedModel, model) if source is None else source
+    method, is_plain = METHODS[source.config.model_type], not has_forms(model)
+    fused = is_plain or cast(FusiblePreTrainedModel, model).config.fused
+    origin = model.name_or_path
+    parent = origin if origin and origin != repo_id and not Path(origin).exists() else None
+    difference = max_difference(source, model) if measure and model is not source else (None, None)
+    auto_class = str(source._auto_class)
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": PIPELINE_TAGS[auto_class],
         "base_model": parent,
         **(card_data or {}),
     }
-    tags = [*metadata.pop("tags", model.model_tags or []), "custom_code", "fused" if fused else "training-form"]
+    tags = [*metadata.pop("tags", source.model_tags or []), "fused" if fused else "training-form"]
+    tags += [] if is_plain else ["custom_code"]
     return ModelCard.from_template(
         ModelCardData(tags=list(dict.fromkeys(tags)), **metadata),
         template_path=str(Path(__file__).parent / "templates" / "modelcard.md"),
@@ -84,9 +105,10 @@ def make_card(
         repo_id=repo_id,
         method=method,
         fused=fused,
+        plain_type=model.config.model_type if is_plain else None,
         parent=parent,
-        before=form_facts(model, fused=False),
-        after=form_facts(model, fused=True),
+        before=form_facts(source, fused=False) if source.has_fused_form else None,
+        after=form_facts(source, fused=True) if source.has_fused_form else None,
         dtype=str(model.dtype).removeprefix("torch."),
         difference=difference[0],
         scale=difference[1],
@@ -96,10 +118,11 @@ def make_card(
 
 def write_card(
     folder: Path,
-    model: FusiblePreTrainedModel,
+    model: PreTrainedModel,
     repo_id: str,
-    training_form: FusiblePreTrainedModel | None = None,
+    source: FusiblePreTrainedModel | None = None,
     card_data: dict[str, Any] | None = None,
+    measure: bool = True,
 ) -> None:
     """Writes the card of `make_card` into a saved model's folder."""
-    make_card(model, repo_id, training_form, card_data).save(folder / CARD_NAME)
+    make_card(model, repo_id, source, card_data, measure).save(folder / CARD_NAME)

@@ -18,9 +18,11 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import Site, site_of
 from .batch_norm_repavit import RecomputeSafeBatchNorm1d, RecomputeSafeSyncBatchNorm
 from .calibration_repavit import calibrate_, collect_statistics
+from .configuration_point_vit import PointViTConfig
 from .configuration_repavit import RePaViTConfig
 from .ffn_repavit import DropPath, IdleFeedForward
 from .fusion import FusiblePreTrainedModel, make_linear
+from .modeling_point_vit import make_classifier
 
 
 class ChannelScale(nn.Module):
@@ -168,6 +170,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         if dense_backbone is None:
             dense_backbone = AutoModel.from_config(config.backbone_config, **self.site.model_kwargs)
         self.backbone = dense_backbone
+        self.main_input_name = self.backbone.main_input_name
         blocks = list(self.site.blocks(self.backbone))
         widths = [len(self.site.ffn_parts(block)[0].get_parameter("weight")) for block in blocks]
         rates = torch.linspace(0, config.drop_path_rate, len(blocks), device="cpu").tolist()
@@ -189,9 +192,10 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: as for `RePaViTConfig.from_backbone`.
-            calibration: some batches with `pixel_values`. They choose which channels stay active (those whose
-                pre-activation is positive least often) and make the BatchNorms start as close to the dense LayerNorms
-                as they can. Without it, the first channels stay active and the BatchNorms have unit statistics.
+            calibration: some batches with the main input, such as `pixel_values`. They choose which channels stay
+                active (those whose pre-activation is positive least often) and make the BatchNorms start as close to
+                the dense LayerNorms as they can. Without it, the first channels stay active and the BatchNorms have
+                unit statistics.
             **kwargs: options of `RePaViTConfig`, and `revision`, `token` and `cache_dir` for the download.
 
         Raises:
@@ -215,24 +219,20 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
 
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
-        """Two random images of the configured size, always the same ones."""
-        values = self.backbone.config.to_dict()
-        size = values.get("image_size", 224)  # PoolFormer takes any
-        size = size if isinstance(size, list | tuple) else [size] * 2
-        generator = torch.Generator().manual_seed(0)
-        return {"pixel_values": torch.randn(2, values["num_channels"], *size, generator=generator, device="cpu")}
+        """Two random inputs of the configured size, always the same ones."""
+        return self.site.dummy_inputs(self.backbone)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
     def encode(
-        self, pixel_values: torch.Tensor | None, class_token_only: bool = False, **kwargs: Any
+        self, inputs: torch.Tensor | None, class_token_only: bool = False, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """
         The backbone's outputs, with the feature that heads read as `pooler_output`.
 
         Args:
-            pixel_values: `[batch, channels, height, width]`.
+            inputs: the backbone's main input: `[batch, channels, height, width]`, or `[batch, points, channels]`.
             class_token_only: leave out what the last block computes for the other tokens, where the feature does not
                 depend on it.
             **kwargs: for the backbone.
@@ -241,7 +241,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             kwargs["class_token_only"] = True
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
         kwargs.setdefault("output_attentions", self.config.output_attentions)
-        outputs = self.backbone(pixel_values, **kwargs)
+        outputs = self.backbone(inputs, **kwargs)
         hidden_states = self.final_norm(outputs.last_hidden_state)
         outputs = BaseModelOutputWithPooling(
             hidden_states, outputs.get("pooler_output"), outputs.hidden_states, outputs.get("attentions")
@@ -259,13 +259,17 @@ class RePaViTModel(RePaViTPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        points: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            points: `[batch, points, channels]`, instead of images, for backbones of point clouds.
         """
-        return self.encode(pixel_values, **kwargs)
+        return self.encode(points if pixel_values is None else pixel_values, **kwargs)
 
 
 class RePaViTForImageClassification(RePaViTPreTrainedModel):
@@ -274,7 +278,11 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
     def __init__(self, config: RePaViTConfig, dense_backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, dense_backbone)
         self.num_labels = config.num_labels or 0
-        self.classifier = nn.Linear(self.feature_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
+        self.classifier: nn.Module = nn.Identity()
+        if self.main_input_name == "points":
+            self.classifier = make_classifier(cast(PointViTConfig, self.backbone.config), self.num_labels)
+        elif self.num_labels > 0:
+            self.classifier = nn.Linear(self.feature_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -282,17 +290,20 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        points: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """
         Args:
             pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
+            points: `[batch, points, channels]`, instead of images, for backbones of point clouds.
         """
         asked = (
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
-        outputs = self.encode(pixel_values, class_token_only=not (self.training or any(asked)), **kwargs)
+        inputs = points if pixel_values is None else pixel_values
+        outputs = self.encode(inputs, class_token_only=not (self.training or any(asked)), **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
@@ -309,7 +320,7 @@ class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
 
     def __init__(self, config: RePaViTConfig) -> None:
         super().__init__(config)
-        if self.site.channels_first:
+        if self.site.channels_first or self.main_input_name != "pixel_values":
             raise ValueError(f"RePaViTBackbone has no feature maps of {self.backbone.config.model_type!r}.")
         self.num_features = self.site.stage_widths(self.backbone.config)
         widths = dict(zip(self.out_features, self.channels, strict=True))

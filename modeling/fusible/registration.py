@@ -17,15 +17,28 @@ from typing import Any
 
 
 # model type -> configuration class
-CONFIGS = {"repavit": "RePaViTConfig", "repavit_clip": "RePaViTCLIPConfig"}
+CONFIGS = {
+    "ewa": "EWAConfig",
+    "point_vit": "PointViTConfig",
+    "repavit": "RePaViTConfig",
+    "repavit_clip": "RePaViTCLIPConfig",
+}
 # mapping in transformers.models.auto.modeling_auto -> {configuration class: model class}
 MODELS = {
     "MODEL_MAPPING": {
+        "EWAConfig": "EWAModel",
+        "PointViTConfig": "PointViTModel",
         "RePaViTConfig": "RePaViTModel",
         "RePaViTCLIPConfig": "RePaViTForZeroShotImageClassification",
     },
     "MODEL_FOR_BACKBONE_MAPPING": {"RePaViTConfig": "RePaViTBackbone"},
-    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": {"RePaViTConfig": "RePaViTForImageClassification"},
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": {
+        "EWAConfig": "EWAForImageClassification",
+        "PointViTConfig": "PointViTForPointCloudClassification",
+        "RePaViTConfig": "RePaViTForImageClassification",
+    },
+    "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING": {"EWAConfig": "EWAForMaskedImageModeling"},
+    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING": {"EWAConfig": "EWAForSemanticSegmentation"},
     "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING": {"RePaViTCLIPConfig": "RePaViTForZeroShotImageClassification"},
 }
 # configuration class -> {backend: class in transformers}

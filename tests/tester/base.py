@@ -37,6 +37,17 @@ class ModelTests:
         perturb_(model)
         return model.to(dtype).eval()
 
+    def is_fused(self, model: PreTrainedModel) -> bool:
+        return model.config.fused
+
+    def name_in_fused(self, name: str) -> str:
+        """What a tensor of the training form is called in the inference form, if fusing leaves it alone."""
+        return name
+
+    def load(self, model_class, folder, **arguments) -> PreTrainedModel:
+        """A saved model of one of the `model_classes`, in its own form."""
+        return model_class.from_pretrained(folder, **arguments)
+
     def head_class(self) -> type[PreTrainedModel]:
         return self.model_classes[-1]
 

@@ -18,14 +18,17 @@ def assert_same_tensors(actual, expected) -> None:
 
 
 class StorageTests(ModelTests):
+    def save_again(self, fused, folder) -> None:
+        fused.save_pretrained(folder, fused=True)
+
     @pytest.mark.parametrize("fused", [False, True])
     def test_saved_is_loaded(self, model_class, main_case, fused, tmp_path):
         model = self.make_model(model_class, main_case, torch.float32)
         model.save_pretrained(tmp_path / "model", fused=fused)
-        loaded, info = model_class.from_pretrained(tmp_path / "model", output_loading_info=True)
+        loaded, info = self.load(model_class, tmp_path / "model", output_loading_info=True)
         assert not any(info.values()), info
         expected = model.fuse() if fused else model
-        assert type(loaded) is type(model) and loaded.config.fused == fused and not model.config.fused
+        assert type(loaded) is type(expected) and self.is_fused(loaded) == fused and not self.is_fused(model)
         assert_same_tensors(loaded, expected)
         assert torch.equal(self.output(loaded), self.output(expected))
 
@@ -34,11 +37,11 @@ class StorageTests(ModelTests):
         model = self.make_model(model_class, case, torch.float32)
         model.save_pretrained(tmp_path / "training")
         model.save_pretrained(tmp_path / "fused", fused=True)
-        fused = model_class.from_pretrained(tmp_path / "fused")
+        fused = self.load(model_class, tmp_path / "fused")
         assert_same_tensors(fused, model_class.from_pretrained(tmp_path / "training").fuse())
         assert_same_tensors(fused, model_class.from_pretrained(tmp_path / "training", fused=True))
-        fused.save_pretrained(tmp_path / "again", fused=True)
-        assert_same_tensors(model_class.from_pretrained(tmp_path / "again"), fused)
+        self.save_again(fused, tmp_path / "again")
+        assert_same_tensors(self.load(model_class, tmp_path / "again"), fused)
 
     def test_auto_classes(self, main_case, tmp_path):
         model = self.make_model(self.head_class(), main_case, torch.float32)
@@ -46,12 +49,12 @@ class StorageTests(ModelTests):
             model.save_pretrained(tmp_path / "model", fused=fused)
             assert type(AutoConfig.from_pretrained(tmp_path / "model")) is type(model.config)
             base = AutoModel.from_pretrained(tmp_path / "model")
-            assert type(base) is self.model_classes[0] and base.config.fused == fused
+            assert type(base) is self.model_classes[0] and self.is_fused(base) == fused
             for name, tensor in base.state_dict().items():
                 assert torch.equal(tensor, (model.fuse() if fused else model).state_dict()[name])
         model.save_pretrained(tmp_path / "training")
         fused = AutoModel.from_pretrained(tmp_path / "training", fused=True)
-        assert fused.config.fused
+        assert self.is_fused(fused)
         assert_same_tensors(fused, base)
 
     @pytest.mark.parametrize("fused", [False, True])
@@ -60,7 +63,7 @@ class StorageTests(ModelTests):
         model = self.make_model(self.head_class(), main_case, dtype)
         model.save_pretrained(tmp_path, fused=fused)
         assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-        loaded = type(model).from_pretrained(tmp_path)
+        loaded = self.load(type(model), tmp_path)
         assert loaded.dtype == dtype
         assert_same_tensors(loaded, model.fuse() if fused else model)
 
@@ -80,7 +83,7 @@ class StorageTests(ModelTests):
         for model, size in ((old, "1GB"), (new, "20KB"), (old, "1GB"), (new, "10KB"), (old, "20KB")):
             model.save_pretrained(tmp_path, fused=fused, max_shard_size=size)
             assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (size != "1GB")
-            loaded = type(model).from_pretrained(tmp_path)
+            loaded = self.load(type(model), tmp_path)
             assert_same_tensors(loaded, model.fuse() if fused else model)
 
     @pytest.mark.parametrize("fused", [False, True])
@@ -90,7 +93,7 @@ class StorageTests(ModelTests):
         state_dict = other.state_dict()
         model.save_pretrained(tmp_path, state_dict=state_dict, fused=fused)
         assert state_dict.keys() == other.state_dict().keys()
-        assert_same_tensors(type(model).from_pretrained(tmp_path), other.fuse() if fused else other)
+        assert_same_tensors(self.load(type(model), tmp_path), other.fuse() if fused else other)
 
     @pytest.mark.parametrize("fused", [False, True])
     def test_other_processes_write_nothing(self, main_case, fused, tmp_path):
