@@ -21,7 +21,7 @@ from fusible.ffn_repavit import DropPath
 from fusible.hub import METHODS
 
 
-FOLDERS = sorted(folder for folder in (Path(__file__).parents[1] / "hub_configs").glob("*") if folder.is_dir())
+FOLDERS = sorted(folder for folder in (Path(__file__).parents[1] / "hub_configs").glob("repavit-*"))
 NAMES = [folder.name for folder in FOLDERS]
 
 # a key with "?" may be missing; a list has any number of entries of its one schema
