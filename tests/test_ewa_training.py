@@ -1,7 +1,9 @@
 """EWA in Trainer and in a plain Accelerate loop: when experts are averaged, resuming, several processes."""
 
 import copy
+import re
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,3 +210,16 @@ def test_two_processes(tmp_path):
         results[strategy] = ranks[0]
     for name, tensor in results["ddp"].items():
         torch.testing.assert_close(results["fsdp2"][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_example_of_the_readme(tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "EWACallback" in block)
+    monkeypatch.chdir(tmp_path)
+    AutoModelForImageClassification.from_config(ViTConfig(**BACKBONE)).save_pretrained("dense")
+    example = example.replace("google/vit-base-patch16-224", "dense")
+    example = example.replace('"experts"', '"experts", max_steps=2, report_to=[], disable_tqdm=True, use_cpu=True')
+    dataset = Rows({"pixel_values": torch.randn(32, 3, 16, 16), "labels": torch.arange(32) % 5})
+    names = {"dataset": dataset}
+    exec(example, names)
+    assert_same_tensors(AutoModelForImageClassification.from_pretrained("plain-vit"), names["model"].fuse())

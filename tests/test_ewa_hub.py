@@ -1,0 +1,78 @@
+"""What EWA publishes: a plain model with a card that says so."""
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from test_modeling_ewa import backbone_of
+from transformers import AutoModelForImageClassification, ViTForImageClassification
+from typer.testing import CliRunner
+
+from fusible import EWAConfig, EWAForImageClassification
+from fusible.cli import app
+from tester.base import perturb_
+from tester.storage import assert_same_tensors
+
+
+REPO = "alice/plain-vit"
+
+
+@pytest.fixture
+def model() -> EWAForImageClassification:
+    model = EWAForImageClassification(EWAConfig(backbone_config=backbone_of("vit"), expert_layers=[0]))
+    perturb_(model)
+    return model
+
+
+def test_the_fused_form_is_a_plain_repository(hub, model, tmp_path):
+    model.save_pretrained(tmp_path / "mine", fused=True, push_to_hub=True, repo_id=REPO)
+    assert set(hub.files(REPO)) == {"config.json", "model.safetensors", "README.md", ".gitattributes"}
+    loaded = AutoModelForImageClassification.from_pretrained(REPO)
+    assert type(loaded) is ViTForImageClassification
+    assert_same_tensors(loaded, model.fuse())
+    card = ModelCard.load(REPO)
+    text = " ".join(card.text.split())
+    assert "an ordinary `vit` model of transformers, which needs no code but transformers' own" in text
+    assert "import fusible" not in text and "trust_remote_code" not in text and "2308.06093" in text
+    assert {"fusible", "ewa", "fused"} <= set(card.data.tags) and "custom_code" not in card.data.tags
+    assert "Largest absolute difference" in text
+    assert card.data.pipeline_tag == "image-classification"
+    model.push_to_hub(REPO, fused=True)
+    assert len(hub.commits(REPO)) == 2, "the same files make no commit"
+
+
+def test_the_training_form_goes_on_elsewhere(hub, model):
+    model.push_to_hub("alice/experts")
+    loaded = AutoModelForImageClassification.from_pretrained("alice/experts")
+    assert type(loaded) is EWAForImageClassification
+    assert_same_tensors(loaded, model)
+    assert_same_tensors(AutoModelForImageClassification.from_pretrained("alice/experts", fused=True), model.fuse())
+    text = " ".join(ModelCard.load("alice/experts").text.split())
+    assert "holds the **training form**" in text and "modeling_ewa.py" in hub.files("alice/experts")
+
+
+def test_routed_experts_say_that_they_have_one_form(hub):
+    model = EWAForImageClassification(EWAConfig(backbone_config=backbone_of("vit"), router="top_k"))
+    model.push_to_hub(REPO)
+    text = " ".join(ModelCard.load(REPO).text.split())
+    assert "learned routing" in text and "fused=True" not in text
+
+
+def test_the_command_line_fuses_to_a_plain_folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "experts")
+    result = CliRunner().invoke(app, ["fuse", str(tmp_path / "experts"), str(tmp_path / "plain"), "--check"])
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "plain").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "plain")
+    assert_same_tensors(loaded, model.fuse())
+    inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "experts"), "--check"])
+    assert inspected.exit_code == 0 and "EWA" in inspected.output
+
+
+def test_fused_weights_in_a_state_dict_of_shards(model, tmp_path):
+    """As a launcher gathers them: keys of the training form."""
+    state_dict = {name: tensor.clone() + 1 for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path, fused=True, state_dict=state_dict)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    expected = model.fuse().state_dict()
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name] + 1, msg=name)
