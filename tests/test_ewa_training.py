@@ -25,7 +25,7 @@ BACKBONE = {"model_type": "vit", **SIZES, "num_labels": 5, "hidden_dropout_prob"
 
 def make_model(**options) -> EWAForImageClassification:
     torch.manual_seed(0)
-    options = {"expert_init": "independent", "share_rate": 0.2, "share_schedule": "linear", **options}
+    options = {"expert_init": "independent", "share_rate": 0.2, "schedule": "linear", **options}
     return EWAForImageClassification(EWAConfig(backbone_config=BACKBONE, **options))
 
 
@@ -62,7 +62,7 @@ def test_experts_are_averaged_once_per_optimizer_step(tmp_path, monkeypatch):
 
 
 def test_it_is_the_same_as_averaging_after_each_step_by_hand(tmp_path):
-    start = make_model(share_schedule="constant")
+    start = make_model(schedule="constant")
     trainer = make_trainer(copy.deepcopy(start), tmp_path, learning_rate=0.0)
     trainer.train()
     for _ in range(6):
@@ -101,7 +101,7 @@ def test_the_best_model_is_exported_as_a_plain_one(tmp_path):
 
 
 def test_the_spread_is_logged(tmp_path):
-    model = make_model(share_schedule="constant", share_rate=0.75)
+    model = make_model(schedule="constant", share_rate=0.75)
     trainer = make_trainer(model, tmp_path)
     trainer.train()
     logged = [record for record in trainer.state.log_history if "loss" in record]
@@ -199,7 +199,7 @@ def test_two_processes(tmp_path):
         folder.mkdir()
         run_script("ewa_two_processes.py", strategy, folder, num_processes=2)
         ranks = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
-        model = make_model(share_schedule="linear")
+        model = make_model(schedule="linear")
         changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, ranks[0][name])]
         assert len(changed) > 20
         model.load_state_dict(ranks[0])

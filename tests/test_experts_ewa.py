@@ -42,7 +42,7 @@ def test_averaging_is_equation_6(num_experts, share_rate):
     """Literally, one expert after the other, from the weights before."""
     experts = perturbed(num_experts)
     before = [parameter.detach().clone() for parameter in experts.parameters()]
-    average_(experts, share_rate)
+    experts.average_(share_rate)
     for old, new in zip(before, experts.parameters(), strict=True):
         for i in range(num_experts):
             others = sum(share_rate / (num_experts - 1) * old[j] for j in range(num_experts) if j != i)

@@ -252,7 +252,7 @@ def test_independent_experts_have_the_plain_models_distribution():
 
 
 def test_experts_are_pulled_where_the_configuration_says():
-    config = EWAConfig(backbone_config=backbone_of("vit"), share_rate=0.3, share_schedule="linear", ewa_until=0.5)
+    config = EWAConfig(backbone_config=backbone_of("vit"), share_rate=0.3, schedule="linear", ewa_until=0.5)
     model = EWAModel(config).double()
     perturb_(model)
     before = model.expert_spread()
@@ -265,9 +265,9 @@ def test_experts_are_pulled_where_the_configuration_says():
     ("options", "rates"),
     [
         ({}, [0.3] * 4),
-        ({"share_schedule": "linear"}, [0.003, 0.03, 0.15, 0.3]),
-        ({"share_schedule": "warmup", "share_warmup_ratio": 0.2}, [0.015, 0.15, 0.3, 0.3]),
-        ({"share_schedule": "warmup", "share_warmup_ratio": 0}, [0.3] * 4),
+        ({"schedule": "linear"}, [0.003, 0.03, 0.15, 0.3]),
+        ({"schedule": "warmup", "schedule_warmup_ratio": 0.2}, [0.015, 0.15, 0.3, 0.3]),
+        ({"schedule": "warmup", "schedule_warmup_ratio": 0}, [0.3] * 4),
         ({"ewa_until": 0.1}, [0.3, 0.3, 0, 0]),
     ],
 )
@@ -292,7 +292,7 @@ def test_expert_layers(pattern, layers):
         ({"num_experts": 2, "share_rate": 0.6}, r"\[0, 0.5\]"),
         ({"expert_layers": "odd"}, "expert_layers is 'odd'; give 'every2'"),
         ({"ewa_until": 1.5}, "ewa_until is 1.5"),
-        ({"share_warmup_ratio": -1}, "share_warmup_ratio is -1"),
+        ({"schedule_warmup_ratio": -1}, "schedule_warmup_ratio is -1"),
         ({"router": "top_k", "num_experts_per_tok": 5}, r"num_experts_per_tok is 5; it must be in \[1, 4\]"),
         ({"partition": "random"}, "partition"),
         ({"backbone_config": {"model_type": "bert"}}, "Unknown backbone type 'bert'"),

@@ -123,3 +123,13 @@ def test_without_the_package(tmp_path):
         )
         assert result.returncode == 0, result.stderr[-2000:]
         assert float(result.stdout) == pytest.approx(model(**model.dummy_inputs).logits.sum().item(), rel=1e-3)
+
+
+def test_other_groups_than_the_checkpoints_are_refused(tmp_path):
+    """No tensor shows how the points were grouped."""
+    model = RePaViTModel(RePaViTConfig(backbone_config=BACKBONE))
+    model.save_pretrained(tmp_path)
+    config = RePaViTConfig.from_pretrained(tmp_path)
+    config.backbone_config.group_size = 7
+    with pytest.raises(ValueError, match="another configuration"):
+        RePaViTModel.from_pretrained(tmp_path, config=config)

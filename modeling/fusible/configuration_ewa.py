@@ -35,10 +35,10 @@ class EWAConfig(FusibleConfig):
         share_rate (`float`, *optional*, defaults to 0.1):
             How much of an expert is replaced by the mean of the others in each step (beta in Eq. 6 of the paper), in
             [0, (n - 1) / n], where all experts become equal.
-        share_schedule (`"constant"`, `"linear"` or `"warmup"`, *optional*, defaults to `"constant"`):
+        schedule (`"constant"`, `"linear"` or `"warmup"`, *optional*, defaults to `"constant"`):
             `share_rate` in all steps, or growing from 0 to it over the whole training, or over the first
-            `share_warmup_ratio` of it.
-        share_warmup_ratio (`float`, *optional*, defaults to 0.1): share of the training steps of that warmup.
+            `schedule_warmup_ratio` of it.
+        schedule_warmup_ratio (`float`, *optional*, defaults to 0.1): share of the training steps of that warmup.
         ewa_until (`float`, *optional*, defaults to 1.0):
             Share of the training steps after which the experts are not averaged any more.
         router (`"top_k"`, *optional*):
@@ -55,8 +55,8 @@ class EWAConfig(FusibleConfig):
             "expert_init",
             "partition",
             "share_rate",
-            "share_schedule",
-            "share_warmup_ratio",
+            "schedule",
+            "schedule_warmup_ratio",
             "ewa_until",
             "router_aux_loss_coef",
         }
@@ -68,8 +68,8 @@ class EWAConfig(FusibleConfig):
     expert_init: Literal["same", "independent", "independent_rescaled"] = "same"
     partition: Literal["tokens", "strided", "samples"] = "tokens"
     share_rate: float | int = 0.1
-    share_schedule: Literal["constant", "linear", "warmup"] = "constant"
-    share_warmup_ratio: float | int = 0.1
+    schedule: Literal["constant", "linear", "warmup"] = "constant"
+    schedule_warmup_ratio: float | int = 0.1
     ewa_until: float | int = 1.0
     router: Literal["top_k"] | None = None
     num_experts_per_tok: int = 1
@@ -104,7 +104,7 @@ class EWAConfig(FusibleConfig):
                 f"share_rate is {self.share_rate}; with {n} experts it must be in [0, {(n - 1) / n:.4g}]: more would "
                 "take the experts past their mean."
             )
-        for name in ("share_warmup_ratio", "ewa_until"):
+        for name in ("schedule_warmup_ratio", "ewa_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; it is a share of the training and must be in [0, 1]."
@@ -134,7 +134,7 @@ class EWAConfig(FusibleConfig):
         progress = step / max_steps
         if progress > self.ewa_until:
             return 0.0
-        ramp = {"constant": 0.0, "linear": 1.0, "warmup": self.share_warmup_ratio}[self.share_schedule]
+        ramp = {"constant": 0.0, "linear": 1.0, "warmup": self.schedule_warmup_ratio}[self.schedule]
         return self.share_rate * (1.0 if ramp == 0 else min(1.0, progress / ramp))
 
 

@@ -12,7 +12,10 @@ from transformers import PreTrainedConfig
 def _fingerprint(value: Any) -> Any:
     if isinstance(value, FusibleConfig):
         return value.structure_digest()
-    return value.model_type if isinstance(value, PreTrainedConfig) else value
+    if isinstance(value, PreTrainedConfig):
+        names = getattr(value, "structure_fields", ())
+        return [value.model_type, *(getattr(value, name) for name in names)] if names else value.model_type
+    return value
 
 
 @strict

@@ -127,6 +127,10 @@ class Experts(Fusible):
         groups = self.ffn(tokens.unflatten(0, (-1, n)).transpose(0, 1))
         return groups.transpose(0, 1).flatten(0, 1)[offset : offset + length]
 
+    def average_(self, share_rate: float) -> None:
+        """One step towards each other, see `average_`."""
+        average_(self, share_rate)
+
     def fuse(self) -> nn.Module:
         """The mean expert, as the backbone's own FFN (end of section 3 of the paper)."""
         ffn = copy.copy(self.ffn)

@@ -37,7 +37,7 @@ def main(strategy: str, folder: Path) -> None:
     )
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
     torch.manual_seed(0)
-    config = EWAConfig(backbone_config=BACKBONE, expert_init="independent", share_rate=0.2, share_schedule="linear")
+    config = EWAConfig(backbone_config=BACKBONE, expert_init="independent", share_rate=0.2, schedule="linear")
     model = EWAForImageClassification(config)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     prepared, optimizer = accelerator.prepare(model, optimizer)
