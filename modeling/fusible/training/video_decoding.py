@@ -1,0 +1,174 @@
+"""Frames of video files (with PyAV) and of folders of pictures."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+class CorruptVideoWarning(UserWarning):
+    """A video cannot be read, or not to its end."""
+
+
+class ShortVideoWarning(UserWarning):
+    """A video has fewer frames than a clip needs."""
+
+
+class UnusableVideoError(ValueError):
+    """
+    A video that cannot be read, or is too short.
+
+    Args:
+        message: what is wrong.
+        category: of the warning to give.
+        readable: number of frames that can be read.
+    """
+
+    def __init__(self, message: str, category: type[Warning] = CorruptVideoWarning, readable: int = 0) -> None:
+        super().__init__(message)
+        self.category, self.readable = category, readable
+
+
+def import_av() -> Any:
+    """PyAV, which only decoding and encoding need."""
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("Video files need PyAV: pip install 'fusible[video]'") from error
+    return av
+
+
+def _first_stream(container: Any, file: Path) -> Any:
+    stream = next(iter(container.streams.video), None)
+    if stream is None or stream.codec_context is None:
+        raise UnusableVideoError(f"{file} has no video that can be decoded.")
+    stream.codec_context.thread_count = 1  # data loaders have a process for each core
+    return stream
+
+
+def count_frames(file: str | os.PathLike) -> int:
+    """
+    Number of frames in a video file, counted without decoding.
+
+    Raises:
+        UnusableVideoError: if there are none, or fewer than the file's header says.
+    """
+    av, file = import_av(), Path(file)
+    packets = shown = 0
+    try:
+        with av.open(file, metadata_errors="ignore") as container:
+            stream = _first_stream(container, file)
+            for packet in container.demux(stream):
+                if packet.size and not packet.is_corrupt:
+                    packets += 1
+                    shown += not packet.is_discard
+            expected = stream.frames
+    except av.FFmpegError as error:
+        raise UnusableVideoError(f"{file} cannot be read: {error.strerror}.", readable=shown) from error
+    if packets < expected or not shown:
+        raise UnusableVideoError(f"{file} has {packets} of {expected or 'at least 1'} frames.", readable=shown)
+    return shown
+
+
+def _decode(file: Path, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
+    """Frames `[height, width, 3]` (uint8) by number, and how many there were up to the last wanted one."""
+    av = import_av()
+    frames: dict[int, np.ndarray] = {}
+    number, size = 0, dict[str, int]()
+    try:
+        with av.open(file, metadata_errors="ignore") as container:
+            for frame in container.decode(_first_stream(container, file)):
+                if number in wanted:
+                    size = size or {"width": frame.width, "height": frame.height}
+                    frames[number] = frame.reformat(**size, format="rgb24").to_ndarray()
+                number += 1
+                if number > max(wanted):
+                    break
+    except av.FFmpegError as error:
+        raise UnusableVideoError(f"{file} cannot be decoded: {error.strerror}.", readable=number) from error
+    return frames, number
+
+
+def _read_pictures(files: list[Path], wanted: set[int]) -> dict[int, np.ndarray]:
+    frames: dict[int, np.ndarray] = {}
+    size = None
+    for number in sorted(wanted):
+        try:
+            with Image.open(files[number]) as picture:
+                size = size or picture.size
+                frames[number] = np.asarray(picture.convert("RGB").resize(size))
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say that a file is broken
+            raise UnusableVideoError(f"{files[number]} cannot be read: {error}", readable=number) from error
+    return frames
+
+
+def read_frames(
+    path: str | os.PathLike,
+    choose: Callable[[int], np.ndarray],
+    *,
+    frame_files: str = "img_*.jpg",
+    readable: int | None = None,
+) -> np.ndarray:
+    """
+    Some frames of a video file, or of a folder of frames.
+
+    Args:
+        choose: from the number of frames to indices `[...]` of those to read.
+        frame_files: pattern of a folder's files, which are taken in the order of their names.
+        readable: use so many frames instead of counting them.
+
+    Returns:
+        RGB `[..., height, width, 3]` (uint8).
+
+    Raises:
+        ImportError: for a file, if PyAV is not installed.
+        UnusableVideoError: if a frame cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob(frame_files))
+        if not files:
+            raise UnusableVideoError(f"{path} has no files {frame_files}.")
+        indices = choose(len(files) if readable is None else readable)
+        frames = _read_pictures(files, set(indices.flat))
+    else:
+        indices = choose(count_frames(path) if readable is None else readable)
+        frames, decoded = _decode(path, set(indices.flat))
+        if decoded and decoded <= indices.max():  # a codec can hold several frames in a packet, or none
+            indices = choose(decoded)
+            frames, decoded = _decode(path, set(indices.flat))
+        if decoded <= indices.max():
+            raise UnusableVideoError(f"{path} has {decoded} frames.", readable=decoded)
+    return np.stack([frames[index] for index in indices.flat]).reshape(*indices.shape, *frames[indices.flat[0]].shape)
+
+
+def write_video(file: str | os.PathLike, frames: np.ndarray, fps: int = 8) -> None:
+    """
+    Writes RGB frames `[frames, height, width, 3]` (uint8) losslessly: H.264 with quantiser 0 and no colour conversion.
+
+    Raises:
+        ImportError: if PyAV is not installed.
+    """
+    av = import_av()
+    with av.open(Path(file), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=fps, options={"qp": "0", "preset": "ultrafast"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "rgb24"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+__all__ = [
+    "CorruptVideoWarning",
+    "ShortVideoWarning",
+    "UnusableVideoError",
+    "count_frames",
+    "import_av",
+    "read_frames",
+    "write_video",
+]
