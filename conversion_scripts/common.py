@@ -3,7 +3,8 @@
 import argparse
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,28 +19,29 @@ T = TypeVar("T")
 IMAGENET_CLASSES = Path(__file__).with_name("imagenet1k_classes.txt")
 
 
-def read_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_entries(file: Path, also_safe: Sequence[Any] = ()) -> Any:
     """
-    The tensors and the training arguments of a checkpoint, without running any code that it may carry.
+    What a checkpoint holds, without running any code that it may carry.
 
     Args:
-        file: `.safetensors`, or a file of `torch.save`. The state dict may be the whole file or its entry `model` or
-            `state_dict` (other entries, such as the optimizer's, are ignored); a prefix `module.` of all names goes.
-
-    Returns:
-        Tensors by name, and the values of the entry `args` by name (none if there is no such entry).
+        file: `.safetensors`, or a file of `torch.save`.
+        also_safe: what unpickling may use beside tensors, plain values and `argparse.Namespace`; as for
+            `torch.serialization.safe_globals`.
 
     Raises:
         OSError: if the file is not there, cut off, or of another kind.
-        ValueError: if it holds objects that may run code, or no state dict.
+        ValueError: if it holds objects that may run code.
     """
-    content: Any
+    if _is_torchscript(file):
+        raise ValueError(
+            f"{file} is a TorchScript program, and loading that may run code. If you trust it, save its tensors: "
+            "torch.save(torch.jit.load(file).state_dict(), another_file)."
+        )
     try:
         if file.suffix == ".safetensors":
-            content = load_file(file)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(file, map_location="cpu", weights_only=True)
+            return load_file(file)
+        with torch.serialization.safe_globals([argparse.Namespace, *also_safe]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
@@ -48,6 +50,27 @@ def read_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
                 "argparse.Namespace are read; nothing was loaded."
             ) from None  # torch's own message advises to allow everything
         raise OSError(f"{file} is cut off, or no file of torch.save or safetensors. Download it again.") from error
+
+
+def _is_torchscript(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def state_dict_in(content: Any, file: Path) -> dict[str, torch.Tensor]:
+    """
+    The tensors of a checkpoint by name.
+
+    Args:
+        content: what the file holds. The state dict may be all of it or its entry `model` or `state_dict` (other
+            entries, such as the optimizer's, are ignored); a prefix `module.` of all names goes.
+        file: for messages.
+
+    Raises:
+        ValueError: if there is no state dict.
+    """
     entries = content if isinstance(content, Mapping) else {}
     tensors = next(
         (entries[name] for name in ("model", "state_dict") if isinstance(entries.get(name), Mapping)), entries
@@ -56,8 +79,27 @@ def read_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         raise ValueError(f"{file} holds no state dict, neither as a whole nor as its entry 'model' or 'state_dict'.")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    arguments = entries.get("args")
-    return dict(tensors), vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    return dict(tensors)
+
+
+def read_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """
+    The tensors and the training arguments of a checkpoint, without running any code that it may carry.
+
+    Args:
+        file: as for `read_entries`, with a state dict as for `state_dict_in`.
+
+    Returns:
+        Tensors by name, and the values of the entry `args` by name (none if there is no such entry).
+
+    Raises:
+        OSError: if the file is not there, cut off, or of another kind.
+        ValueError: if it holds objects that may run code, or no state dict.
+    """
+    content = read_entries(file)
+    tensors = state_dict_in(content, file)
+    arguments = content.get("args")
+    return tensors, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
 
 
 def rename(state_dict: Mapping[str, torch.Tensor], table: Mapping[str, str | None]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .configuration_point_vit import PointViTConfig
     from .configuration_repavit import RePaViTConfig
     from .configuration_repavit_clip import RePaViTCLIPConfig
+    from .configuration_s4 import S4Config
+    from .configuration_zeroi2v import ZeroI2VConfig
     from .fusion import Fusible, FusiblePreTrainedModel, fuse_
     from .modeling_ewa import (
         EWAForImageClassification,
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
     from .modeling_point_vit import PointViTForPointCloudClassification, PointViTModel
     from .modeling_repavit import RePaViTBackbone, RePaViTForImageClassification, RePaViTModel
     from .modeling_repavit_clip import RePaViTForZeroShotImageClassification
+    from .modeling_s4 import (
+        S4ForAudioClassification,
+        S4ForCausalLM,
+        S4ForImageClassification,
+        S4ForSequenceClassification,
+        S4Model,
+    )
+    from .modeling_zeroi2v import ZeroI2VForVideoClassification, ZeroI2VModel
 
 __version__ = "0.1.0"
 
@@ -43,6 +53,15 @@ _MODULES = {
     "RePaViTForImageClassification": "modeling_repavit",
     "RePaViTForZeroShotImageClassification": "modeling_repavit_clip",
     "RePaViTModel": "modeling_repavit",
+    "S4Config": "configuration_s4",
+    "S4ForAudioClassification": "modeling_s4",
+    "S4ForCausalLM": "modeling_s4",
+    "S4ForImageClassification": "modeling_s4",
+    "S4ForSequenceClassification": "modeling_s4",
+    "S4Model": "modeling_s4",
+    "ZeroI2VConfig": "configuration_zeroi2v",
+    "ZeroI2VForVideoClassification": "modeling_zeroi2v",
+    "ZeroI2VModel": "modeling_zeroi2v",
     "fuse_": "fusion",
 }
 
@@ -64,6 +83,15 @@ __all__ = [
     "RePaViTForImageClassification",
     "RePaViTForZeroShotImageClassification",
     "RePaViTModel",
+    "S4Config",
+    "S4ForAudioClassification",
+    "S4ForCausalLM",
+    "S4ForImageClassification",
+    "S4ForSequenceClassification",
+    "S4Model",
+    "ZeroI2VConfig",
+    "ZeroI2VForVideoClassification",
+    "ZeroI2VModel",
     "fuse_",
 ]
 

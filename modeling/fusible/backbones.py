@@ -55,7 +55,13 @@ class Site:
     activation: str = "activation_fn"
     attention_scale: str | None = None  # layer scale: a module, a parameter, or 1.0
     ffn_scale: str | None = None
-    attention_output: str | None = "o_proj"  # after q_proj, k_proj and v_proj; None: the attention is not only these
+    projections: str = "attention"  # the module with q_proj, k_proj, v_proj and `attention_output`
+    attention_output: str = "o_proj"
+    plain_attention: bool = True  # nothing but softmax(q k) v between them; biases of the scores apart
+    takes_frames: bool = True  # frames of videos can be its batch, and keys and values move between them
+    windowed: bool = False  # the batch axis of the attention is one of windows, those of an image side by side
+    final_norms: tuple[str, ...] = ("layernorm",)  # the image feature's norm, where there is one of these names
+    embeddings: str = "embeddings"  # makes the first block's input, alone or first in a tuple
     dropout: str | None = None  # on both residual branches
     channels_first: bool = False  # feature maps [batch, channels, height, width], and a tuple as the block's output
     gated: str | None = None  # option of the configuration that makes the FFN a gated one
@@ -76,6 +82,11 @@ class Site:
         """First linear (or 1x1 convolution), activation and second linear of a block's FFN."""
         ffn = block.get_submodule(self.ffn)
         return ffn.get_submodule(self.fc1), ffn.get_submodule(self.activation), ffn.get_submodule(self.fc2)
+
+    def attention_heads(self, backbone_config: PreTrainedConfig) -> list[int]:
+        """Number of heads: of each stage, or one for all blocks."""
+        values = backbone_config.to_dict()
+        return list(values["num_heads"]) if "num_heads" in values else [values["num_attention_heads"]]
 
     def check_ffn(self, backbone_config: PreTrainedConfig) -> None:
         """Raises `ValueError` if the FFN is a gated one, which has no pair of linears."""
@@ -132,7 +143,9 @@ _CLIP = Site(
     "layer_norm1",
     "self_attn",
     "layer_norm2",
+    projections="self_attn",
     attention_output="out_proj",
+    final_norms=("post_layernorm",),
     pool=pooler_output,
     reads_class_token=True,
     resizes_on_request=True,
@@ -157,6 +170,7 @@ SITES: dict[str, Site] = {
         pooled=2,
         reads_class_token=False,
         resizes_on_request=False,
+        takes_frames=False,
         model_kwargs={},
     ),
     "beit": Site(
@@ -167,6 +181,7 @@ SITES: dict[str, Site] = {
         attention_scale="lambda_1",
         ffn_scale="lambda_2",
         dropout="dropout",
+        final_norms=("layernorm", "pooler.layernorm"),
         pool=pooler_output,
         resizes_on_request=True,
     ),
@@ -179,7 +194,8 @@ SITES: dict[str, Site] = {
         fc2="down_proj",
         activation="act_fn",
         gated="use_gated_mlp",
-        attention_output=None,  # it also turns queries and keys by their positions
+        plain_attention=False,  # it also turns queries and keys by their positions
+        final_norms=("norm",),
     ),
     "clip_vision_model": _CLIP,
     "siglip_vision_model": replace(_CLIP, block="SiglipEncoderLayer", reads_class_token=False),
@@ -189,6 +205,7 @@ SITES: dict[str, Site] = {
         None,
         "layernorm_after",
         dropout="dropout",
+        windowed=True,
         pool=pooler_output,
         patch_grid=False,
     ),
@@ -207,6 +224,7 @@ SITES: dict[str, Site] = {
         width="hidden_sizes",
         pool=spatial_mean,
         needs_final_norm=True,
+        takes_frames=False,
         patch_grid=False,
     ),
 }

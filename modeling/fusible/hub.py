@@ -50,14 +50,42 @@ METHODS = {
   year    = {2023}
 }""",
     ),
+    "s4": Method(
+        "S4 (Structured State Spaces)",
+        "a sequence model of state spaces, which are long convolutions while it trains; afterwards they are "
+        "recurrences, whose steps all cost the same.",
+        "2111.00396",
+        """@inproceedings{gu2022efficiently,
+  title     = {Efficiently Modeling Long Sequences with Structured State Spaces},
+  author    = {Gu, Albert and Goel, Karan and R{\\'e}, Christopher},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2022}
+}""",
+    ),
+    "zeroi2v": Method(
+        "ZeroI2V",
+        "an image Transformer that takes videos: some of its heads attend to other frames, and linear adapters, which "
+        "fold into its own weights after training, are all that is trained.",
+        "2310.01324",
+        """@inproceedings{li2024zeroi2v,
+  title     = {{ZeroI2V}: Zero-Cost Adaptation of Pre-trained Transformers from Image to Video},
+  author    = {Li, Xinhao and Zhu, Yuhan and Wang, Limin},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2024}
+}""",
+    ),
 }
 METHODS["repavit_clip"] = METHODS["repavit"]
 PIPELINE_TAGS = {
     "AutoBackbone": "image-feature-extraction",
     "AutoModel": "image-feature-extraction",
+    "AutoModelForAudioClassification": "audio-classification",
+    "AutoModelForCausalLM": "text-generation",
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForMaskedImageModeling": "image-feature-extraction",
     "AutoModelForSemanticSegmentation": "image-segmentation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForVideoClassification": "video-classification",
     "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
 }
 

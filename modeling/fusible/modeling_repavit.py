@@ -69,7 +69,7 @@ class RePaBlock(GradientCheckpointingLayer):
         normed = self.get_submodule(self.site.attention_norm)(hidden_states)
         attention = self.get_submodule(str(self.site.attention))
         class_token_only = class_token_only and self.is_last
-        if class_token_only and self.site.attention_output is not None:
+        if class_token_only and self.site.plain_attention:
             branch = attend_from_class_token(attention, self.site.attention_output, normed)
         else:
             branch = attention(normed, *args, **kwargs)

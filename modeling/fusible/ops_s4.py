@@ -55,7 +55,7 @@ class _Vandermonde(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         coefficients, base = ctx.saved_tensors
         fine, coarse = _two_levels(base, ctx.length)
         gradient = 2 * gradient
@@ -94,7 +94,7 @@ class _RealFFT(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         size, length = ctx.sizes
         last = (length - 1) // 2 + 1  # of those that stand for two conjugate frequencies
         gradient = torch.cat([gradient[..., :1], gradient[..., 1:last] / 2, gradient[..., last:]], dim=-1)
@@ -221,8 +221,10 @@ def ssm_scan(
         width = min(chunk, piece.shape[-1])
         if width < chunk:
             leap = torch.linalg.matrix_power(transition, width)
-        maps = (kernel[..., :width], responses[..., :width], outputs[:, :, :width], leap)
-        y, state = _scan_chunks(piece.unflatten(-1, (-1, width)), *(m.to(inputs.dtype) for m in maps), state)
+        maps = [kernel[..., :width], responses[..., :width], outputs[:, :, :width], leap]
+        kernel_map, response_map, output_map, leap_map = (part.to(inputs.dtype) for part in maps)
+        blocks = piece.unflatten(-1, (-1, width))
+        y, state = _scan_chunks(blocks, kernel_map, response_map, output_map, leap_map, state)
         pieces.append(y)
     return torch.cat(pieces, dim=-1), state.movedim(-1, 0)
 

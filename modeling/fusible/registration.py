@@ -22,6 +22,8 @@ CONFIGS = {
     "point_vit": "PointViTConfig",
     "repavit": "RePaViTConfig",
     "repavit_clip": "RePaViTCLIPConfig",
+    "s4": "S4Config",
+    "zeroi2v": "ZeroI2VConfig",
 }
 # mapping in transformers.models.auto.modeling_auto -> {configuration class: model class}
 MODELS = {
@@ -30,20 +32,28 @@ MODELS = {
         "PointViTConfig": "PointViTModel",
         "RePaViTConfig": "RePaViTModel",
         "RePaViTCLIPConfig": "RePaViTForZeroShotImageClassification",
+        "S4Config": "S4Model",
+        "ZeroI2VConfig": "ZeroI2VModel",
     },
+    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": {"S4Config": "S4ForAudioClassification"},
     "MODEL_FOR_BACKBONE_MAPPING": {"RePaViTConfig": "RePaViTBackbone"},
+    "MODEL_FOR_CAUSAL_LM_MAPPING": {"S4Config": "S4ForCausalLM"},
     "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": {
         "EWAConfig": "EWAForImageClassification",
         "PointViTConfig": "PointViTForPointCloudClassification",
         "RePaViTConfig": "RePaViTForImageClassification",
+        "S4Config": "S4ForImageClassification",
     },
     "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING": {"EWAConfig": "EWAForMaskedImageModeling"},
     "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING": {"EWAConfig": "EWAForSemanticSegmentation"},
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING": {"S4Config": "S4ForSequenceClassification"},
+    "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING": {"ZeroI2VConfig": "ZeroI2VForVideoClassification"},
     "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING": {"RePaViTCLIPConfig": "RePaViTForZeroShotImageClassification"},
 }
 # configuration class -> {backend: class in transformers}
 _CLIP = {"torchvision": "CLIPImageProcessor", "pil": "CLIPImageProcessorPil"}
-IMAGE_PROCESSORS = {"RePaViTConfig": _CLIP, "RePaViTCLIPConfig": _CLIP}
+_VIDEO = {"torchvision": "VideoMAEImageProcessor", "pil": "VideoMAEImageProcessorPil"}
+IMAGE_PROCESSORS = {"RePaViTConfig": _CLIP, "RePaViTCLIPConfig": _CLIP, "ZeroI2VConfig": _VIDEO}
 # configuration class -> class in transformers
 TOKENIZERS = {"RePaViTCLIPConfig": "CLIPTokenizer"}
 

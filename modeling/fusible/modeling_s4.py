@@ -1,0 +1,286 @@
+"""S4: sequence models of state space layers (https://huggingface.co/papers/2111.00396)."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import Cache, GenerationMixin
+from transformers.modeling_outputs import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .adaptive_s4 import AdaptiveEmbedding, AdaptiveSoftmax
+from .configuration_s4 import S4Config
+from .stack_s4 import S4Cache, S4Output, S4PreTrainedModel
+
+
+@dataclass
+class S4CausalLMOutput(ModelOutput):
+    """
+    Output of a language model.
+
+    Attributes:
+        loss: mean negative log-likelihood of the next tokens, if labels were given.
+        logits: `[batch, positions, vocab_size]`; log-probabilities with an adaptive softmax.
+        cache_params: states after the last position, if asked for.
+        hidden_states: input of each layer and the last hidden state, if asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    cache_params: S4Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class S4ClassifierOutput(ModelOutput):
+    """
+    Output of a classifier or regressor.
+
+    Attributes:
+        loss: if labels were given.
+        logits: `[batch, num_labels]`.
+        hidden_states: input of each layer and the last hidden state, if asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class S4Model(S4PreTrainedModel):
+    """The stack without a head."""
+
+    def __init__(self, config: S4Config) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        cache_params: S4Cache | None = None,
+        use_cache: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> S4Output:
+        """
+        Args:
+            input_ids: `[batch, length]` (int64), for models with `config.vocab_size`.
+            attention_mask: `[batch, length]`, 0 for padding, which state spaces then do not see.
+            inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
+            input_values: `[batch, length, config.input_size]`, for models without.
+            cache_params: states after the positions before, which are replaced.
+            use_cache: also return the states after the last position.
+        """
+        return self.encode(
+            input_ids, input_values, inputs_embeds, attention_mask, cache_params, use_cache, **cast(Any, kwargs)
+        )
+
+
+class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
+    """S4 that predicts the next token; `generate()` costs the same for every token in the inference form."""
+
+    def __init__(self, config: S4Config) -> None:
+        super().__init__(config)
+        if config.vocab_size is None or config.bidirectional:
+            raise ValueError("S4ForCausalLM needs config.vocab_size, and cannot be bidirectional.")
+        if isinstance(self.embeddings, AdaptiveEmbedding):
+            self.lm_head: nn.Module = AdaptiveSoftmax(config, self.embeddings.sizes)
+        else:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the states of S4 have no length, which the default cache is asked for
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As for all models."""
+        inputs = cast(Any, super()).prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length,
+            past_key_values,
+            attention_mask,
+            inputs_embeds,
+            is_first_iteration,
+            **kwargs,
+        )
+        if not is_first_iteration:
+            inputs["attention_mask"] = None  # the padding is in front of what the states have seen
+        return inputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        cache_params: S4Cache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> S4CausalLMOutput:
+        """
+        Args:
+            input_ids: `[batch, length]` (int64).
+            attention_mask: `[batch, length]`, 0 for padding, which may be on either side.
+            inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
+            labels: `[batch, length]`, the same tokens, which are shifted here; -100 for those that do not count.
+            cache_params: states after the positions before, which are replaced.
+            use_cache: also return the states after the last position.
+            logits_to_keep: for how many positions at the end, or for which ones, logits are wanted; 0 for all.
+        """
+        outputs = self.encode(
+            input_ids, None, inputs_embeds, attention_mask, cache_params, use_cache, **cast(Any, kwargs)
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden_states = cast(torch.Tensor, outputs.last_hidden_state)[:, kept]
+        if isinstance(self.lm_head, AdaptiveSoftmax):
+            logits = self.lm_head(hidden_states, cast(AdaptiveEmbedding, self.embeddings))
+        else:
+            logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return S4CausalLMOutput(
+            loss=loss, logits=logits, cache_params=outputs.cache_params, hidden_states=outputs.hidden_states
+        )
+
+
+class S4PreTrainedClassifier(S4PreTrainedModel):
+    """A linear layer on the mean, sum, first or last of the positions that are not padding."""
+
+    def __init__(self, config: S4Config) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """`[batch, length, hidden_size]` to `[batch, hidden_size]`."""
+        length, device = hidden_states.shape[1], hidden_states.device
+        if attention_mask is None:
+            attention_mask = torch.ones(hidden_states.shape[:2], dtype=torch.int64, device=device)
+        if self.config.pooling in ("mean", "sum"):
+            total = (hidden_states * attention_mask[..., None].to(hidden_states.dtype)).sum(1)
+            if self.config.pooling == "sum":
+                return total
+            return total / attention_mask.sum(1, keepdim=True).clamp(min=1).to(total.dtype)
+        positions = torch.arange(1, length + 1, device=device) * attention_mask.ne(0)
+        if self.config.pooling == "first":
+            chosen = torch.where(positions > 0, positions, length).amin(1) - 1
+        else:
+            chosen = positions.amax(1).clamp(min=1) - 1
+        return hidden_states[torch.arange(len(hidden_states), device=device), chosen]
+
+    def classify(
+        self, labels: torch.Tensor | None, attention_mask: torch.Tensor | None = None, **inputs: Any
+    ) -> S4ClassifierOutput:
+        """Logits of sequences, and the loss that `config.problem_type` names."""
+        outputs = self.encode(attention_mask=attention_mask, **inputs)
+        logits = self.classifier(self.pool(cast(torch.Tensor, outputs.last_hidden_state), attention_mask))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return S4ClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class S4ForSequenceClassification(S4PreTrainedClassifier):
+    """S4 with a classifier, of tokens or of sequences of numbers."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> S4ClassifierOutput:
+        """
+        Args:
+            input_ids: `[batch, length]` (int64), for models with `config.vocab_size`.
+            attention_mask: `[batch, length]`, 0 for padding.
+            inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
+            input_values: `[batch, length, config.input_size]`, for models without.
+            labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
+        """
+        inputs = {"input_ids": input_ids, "input_values": input_values, "inputs_embeds": inputs_embeds}
+        return self.classify(labels, attention_mask, **inputs, **kwargs)
+
+
+class S4ForImageClassification(S4PreTrainedClassifier):
+    """S4 with a classifier of images, whose pixels it reads row by row; `config.input_size` is their channels."""
+
+    main_input_name = "pixel_values"
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> S4ClassifierOutput:
+        """
+        Args:
+            pixel_values: `[batch, channels, height, width]`.
+            labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
+        """
+        return self.classify(labels, input_values=pixel_values.flatten(2).mT, **kwargs)
+
+
+class S4ForAudioClassification(S4PreTrainedClassifier):
+    """S4 with a classifier of raw waveforms."""
+
+    main_input_name = "input_values"
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> S4ClassifierOutput:
+        """
+        Args:
+            input_values: `[batch, samples]`, or `[batch, frames, config.input_size]`.
+            attention_mask: `[batch, length]`, 0 for padding.
+            labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
+        """
+        values = input_values[..., None] if input_values.ndim == 2 else input_values
+        return self.classify(labels, attention_mask, input_values=values, **kwargs)
+
+
+S4Model.register_for_auto_class("AutoModel")
+S4ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+S4ForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+S4ForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+S4ForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+
+__all__ = [
+    "S4CausalLMOutput",
+    "S4ClassifierOutput",
+    "S4ForAudioClassification",
+    "S4ForCausalLM",
+    "S4ForImageClassification",
+    "S4ForSequenceClassification",
+    "S4Model",
+    "S4PreTrainedClassifier",
+]

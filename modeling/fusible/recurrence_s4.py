@@ -1,0 +1,335 @@
+"""The inference form of S4's state spaces: a recurrence with real coefficients, at a constant cost per step."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import torch
+from torch import nn
+
+from .ops_s4 import orbit, ssm_scan
+
+
+TOLERANCE = {torch.float64: 1e-10}  # of kernels of diagonalised heads, relative to their peaks
+DEFAULT_TOLERANCE = 5e-6
+
+
+def keep_float32(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a module is moved or cast with, but without casts to half precision."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        result = fn(tensor)
+        if result.dtype in (torch.float16, torch.bfloat16):
+            return tensor.to(result.device, torch.float32 if tensor.dtype == result.dtype else tensor.dtype)
+        return result
+
+    return moved
+
+
+def to_modes(
+    transition: torch.Tensor, b: torch.Tensor, c: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Real systems in the basis of their eigenvectors, by complex128 arithmetic.
+
+    Args:
+        transition: `[heads, 1, state, state]`, float64, with an even state.
+        b: `[heads, 1, state]`.
+        c: `[heads, channels, 1, state]`.
+
+    Returns:
+        The same systems as pairs `[heads, state / 2, 2, 2]`, `[heads, state / 2, 2]` and
+        `[heads, channels, state / 2, 2]`: a pair is real and imaginary part of one mode, or two real modes. And the
+        map `[heads, state, state]` from a state to the pairs.
+    """
+    device, half = transition.device, transition.shape[-1] // 2
+    # LAPACK's, also for accelerators: theirs are slower, and this is done once
+    values, vectors = torch.linalg.eig(transition[:, 0] if transition.is_meta else transition[:, 0].cpu())
+    values, order = _sort_by_imaginary_part(values.to(device))
+    vectors = vectors.to(device).gather(-1, order[:, None].expand_as(vectors))
+    rows = torch.linalg.inv_ex(vectors).inverse  # not finite for a defective matrix
+    index = torch.arange(half, device=device)
+    num_complex = (values.imag > 0).sum(-1, keepdim=True)
+    is_complex = index < num_complex
+    # conjugate pairs first, by their upper half, then the real ones two by two
+    first = torch.where(is_complex, index, 2 * index - num_complex)
+    second = torch.where(is_complex, first, first + 1)
+
+    def pick(source: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return source.gather(1, places[..., None].expand(-1, -1, source.shape[-1]))
+
+    one, two = (values.gather(1, places) for places in (first, second))
+    off = torch.where(is_complex, one.imag, 0)
+    pairs = torch.stack([one.real, -off, off, torch.where(is_complex, one.real, two.real)], dim=-1)
+    chosen = pick(rows, second)
+    to_pairs = torch.stack([pick(rows, first).real, torch.where(is_complex[..., None], chosen.imag, chosen.real)], 2)
+    outputs = c[:, :, 0].to(vectors) @ vectors
+    upper, lower = (pick(outputs.mT, places).mT for places in (first, second))
+    outputs = torch.stack(
+        [
+            torch.where(is_complex[:, None], 2 * upper.real, upper.real),
+            torch.where(is_complex[:, None], -2 * lower.imag, lower.real),
+        ],
+        dim=-1,
+    )
+    to_pairs = to_pairs.flatten(1, 2)
+    inputs = (to_pairs @ b.mT).view(len(b), half, 2)
+    return pairs.unflatten(-1, (2, 2)), inputs, outputs, to_pairs
+
+
+def _sort_by_imaginary_part(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    order = values.imag.argsort(stable=True, dim=-1, descending=True)
+    return values.gather(-1, order), order
+
+
+def sampled_kernel(transition: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """Impulse responses `[heads, channels, samples]` at lags 0 ... 63 and 64 from each power of two up to 8192 on."""
+    columns, leap = orbit(transition, b[..., None], 64)
+    columns, row = columns.flatten(1, 2), c
+    samples = [row.flatten(2) @ columns]
+    for _ in range(8):
+        moved = (row.movedim(1, 2).contiguous() @ leap).movedim(2, 1)
+        samples.append(moved.flatten(2) @ columns)
+        leap = leap @ leap
+    return torch.cat(samples, dim=-1)
+
+
+def kernel_errors(exact: torch.Tensor, system: "Coefficients") -> torch.Tensor:
+    """
+    How far kernels are from the exact ones because coefficients and states are rounded.
+
+    Args:
+        exact: `sampled_kernel` of the exact system, float64.
+        system: what is stored of it.
+
+    Returns:
+        `[heads]`, relative to the peaks of the kernels.
+    """
+    transition, b, c = system.in_precision(exact.dtype)
+    peak = exact.abs().amax((1, 2)).clamp(min=torch.finfo(exact.dtype).tiny)
+    difference = (sampled_kernel(transition, b, c) - exact).abs().amax((1, 2))
+    # terms that are larger than their sum lose digits, each its own
+    cancelled = torch.finfo(system.b.dtype).eps * (c * b[:, None]).square().sum((2, 3)).sqrt().amax(1)
+    return (difference + cancelled) / peak
+
+
+class Coefficients(NamedTuple):
+    """
+    A discrete system in the dtype that it is stored in.
+
+    Attributes:
+        increment: transition without the identity, so that slow modes, whose errors add up over many steps, keep more
+            digits; `[heads, groups, size, size]`.
+        b: `[heads, groups, size]`.
+        c: `[heads, channels, groups, size]`.
+        tail: for pairs of modes, what rounding took away from the increment.
+    """
+
+    increment: torch.Tensor
+    b: torch.Tensor
+    c: torch.Tensor
+    tail: torch.Tensor | None
+
+    @classmethod
+    def of(cls, transition: torch.Tensor, b: torch.Tensor, c: torch.Tensor, dtype: torch.dtype) -> Self:
+        """From a system in float64."""
+        exact = transition - torch.eye(transition.shape[-1], dtype=transition.dtype, device=transition.device)
+        increment = exact.to(dtype)
+        # a dense matrix would be twice as large, for modes that no longer ring for as long
+        tail = (exact - increment).to(dtype) if transition.shape[-1] == 2 else None
+        return cls(increment, b.to(dtype), c.to(dtype), tail)
+
+    def of_heads(self, heads: torch.Tensor) -> Self:
+        """A part of the heads, by their numbers."""
+        tail = None if self.tail is None else self.tail[heads]
+        return type(self)(self.increment[heads], self.b[heads], self.c[heads], tail)
+
+    def in_precision(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Transition, b and c in a dtype, as `ssm_scan` takes them."""
+        eye = torch.eye(self.increment.shape[-1], dtype=dtype, device=self.increment.device)
+        transition = eye + self.increment.to(dtype)
+        if self.tail is not None:
+            transition = transition + self.tail.to(dtype)
+        return transition, self.b.to(dtype), self.c.to(dtype)
+
+    def step(self, inputs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of `ssm_scan`: `[batch, heads]` to `[batch, channels, heads]`, and the new state."""
+        change = self.b * inputs[..., None, None]
+        if self.tail is None:
+            change = change + (self.increment @ state.movedim(0, -1)).movedim(-1, 0)
+        else:
+            for part in (self.tail, self.increment):
+                first, second = part.unbind(-1)
+                change = change + (first * state[..., :1] + second * state[..., 1:])
+        state = state + change
+        return (self.c.movedim(1, 0) * state[:, None]).sum((-2, -1)), state
+
+
+class S4Recurrence(nn.Module):
+    """
+    State spaces, one per channel of the input, as recurrences `x <- A x + b u`, `y = c x + D u` of real numbers.
+
+    A state is `[batch, heads, state_size / 2, 2]`, first of the heads whose transition is pairs, in the basis of their
+    modes, then of those whose transition is dense. `kernel_error` says, for each head, how far its impulse response is
+    from the training form's, relative to the peak; it was measured when the coefficients were made.
+    """
+
+    order: torch.Tensor
+
+    def __init__(
+        self,
+        pairs: Coefficients | None,
+        dense: Coefficients | None,
+        order: torch.Tensor,
+        skip: nn.Parameter,
+        kernel_error: torch.Tensor,
+        bidirectional: bool,
+    ) -> None:
+        """
+        Args:
+            pairs: of the heads whose transition is pairs, if there are any.
+            dense: of the other heads, if there are any.
+            order: `[heads]` (int64), which head of the input each is; first the pairs.
+            skip: D `[channels, heads]`.
+            kernel_error: `[heads]`, in the order of the input.
+            bidirectional: whether the second half of the channels looks ahead.
+        """
+        super().__init__()
+        self.bidirectional = bidirectional
+        self.has_pairs, self.has_dense = pairs is not None, dense is not None
+        if pairs is not None:
+            self.transition, self.input_map, self.output_map = (nn.Parameter(part) for part in pairs[:3])
+            self.register_buffer("transition_tail", pairs.tail)
+        if dense is not None:
+            self.dense_transition, self.dense_input_map, self.dense_output_map = (
+                nn.Parameter(part) for part in dense[:3]
+            )
+            self.register_buffer("order", order)
+        self.D = skip
+        self.register_buffer("kernel_error", kernel_error)
+
+    @classmethod
+    def from_system(
+        cls,
+        transition: torch.Tensor,
+        b: torch.Tensor,
+        c: torch.Tensor,
+        skip: nn.Parameter,
+        bidirectional: bool,
+        dense_heads: int | None = None,
+    ) -> Self:
+        """
+        Diagonalises the heads for which that is exact enough.
+
+        Args:
+            transition: `[heads, groups, size, size]`, float64, and so are
+            b: `[heads, groups, size]` and
+            c: `[heads, channels, groups, size]`.
+            skip: D `[channels, heads]`; coefficients get its dtype.
+            bidirectional: whether the second half of the channels looks ahead.
+            dense_heads: how many heads keep a dense transition, the least exact ones; by default, those whose modes
+                miss the tolerance.
+        """
+        dtype, exact = skip.dtype, sampled_kernel(transition, b, c)
+        system = Coefficients.of(transition, b, c, dtype)
+        errors = kernel_errors(exact, system)
+        order = torch.arange(len(b), device=b.device)
+        if system.tail is not None:
+            return cls(system, None, order, skip, errors.to(dtype), bidirectional)
+        modes = Coefficients.of(*to_modes(transition, b, c)[:3], dtype)
+        mode_errors = kernel_errors(exact, modes)
+        mode_errors = torch.where(mode_errors.isfinite(), mode_errors, torch.inf)
+        if dense_heads is None:
+            dense_heads = 0
+            if not b.is_meta:
+                limit = TOLERANCE.get(dtype, DEFAULT_TOLERANCE)
+                dense_heads = int(((mode_errors > limit) & (mode_errors > errors)).sum())
+        # heads that gain by staying dense come last
+        order = torch.where(mode_errors > errors, mode_errors, 0).argsort(stable=True, dim=0)
+        kept, dense = (part.sort().values for part in order.tensor_split([len(order) - dense_heads]))
+        is_dense = torch.zeros_like(errors, dtype=torch.bool).index_fill(0, dense, True)
+        return cls(
+            modes.of_heads(kept) if len(kept) else None,
+            system.of_heads(dense) if dense_heads else None,
+            torch.cat([kept, dense]),
+            skip,
+            torch.where(is_dense, errors, mode_errors).to(dtype),
+            bidirectional,
+        )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keep_float32(fn), recurse)
+
+    @property
+    def num_dense_heads(self) -> int:
+        """Number of heads whose transition is a dense matrix."""
+        return len(self.dense_transition) if self.has_dense else 0
+
+    def _systems(self) -> list[Coefficients]:
+        systems = []
+        if self.has_pairs:
+            tail = self.get_buffer("transition_tail")
+            systems.append(Coefficients(self.transition, self.input_map, self.output_map, tail))
+        if self.has_dense:
+            systems.append(Coefficients(self.dense_transition, self.dense_input_map, self.dense_output_map, None))
+        return systems
+
+    def _scan(
+        self, inputs: torch.Tensor, state: torch.Tensor | None, channels: slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[batch, heads, length]` to `[batch, channels, heads, length]` and the state, both in the stored order."""
+        outputs, states, start = [], [], 0
+        for system in self._systems():
+            heads = slice(start, start + len(system.b))
+            system = system._replace(c=system.c[:, channels])
+            u, shape = inputs[:, heads], (len(inputs), *system.b.shape)
+            before = u.new_zeros(shape) if state is None else state[:, heads].reshape(shape).to(u.dtype)
+            if u.shape[-1] == 1:
+                y, after = system.step(u[..., 0], before)
+                y = y[..., None]
+            else:
+                # products of many steps' matrices are made in float64, where the device has it
+                precise = torch.float32 if u.device.type == "mps" else torch.float64
+                y, after = ssm_scan(u, *system.in_precision(precise), before)
+            outputs.append(y)
+            states.append(after.reshape(*after.shape[:2], -1, 2))
+            start = heads.stop
+        if not self.has_dense:
+            return outputs[0], states[0]
+        return torch.cat(outputs, dim=2), torch.cat(states, dim=1)
+
+    def forward(
+        self, inputs: torch.Tensor, state: torch.Tensor | None = None, return_state: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            inputs: `[batch, length, heads]`.
+            state: what a call on the positions before returned.
+            return_state: whether a state is wanted.
+
+        Returns:
+            `[batch, length, channels * heads]` in the dtype of the inputs, and the state after the last position.
+
+        Raises:
+            ValueError: if a bidirectional layer is asked to use states.
+        """
+        if self.bidirectional and (state is not None or return_state):
+            raise ValueError("A bidirectional layer has no state to pass on; it needs the whole sequence.")
+        with torch.autocast(inputs.device.type, enabled=False):
+            u = inputs.movedim(1, 2).to(torch.promote_types(inputs.dtype, torch.float32))
+            ordered = u[:, self.order] if self.has_dense else u
+            channels = len(self.D)
+            y, state = self._scan(ordered, state, slice(0, channels))
+            if self.bidirectional:
+                ahead, _ = self._scan(ordered.flip(-1), None, slice(channels, None))
+                # of the positions after this one
+                y = y + torch.nn.functional.pad(ahead.flip(-1)[..., 1:], (0, 1))
+            if self.has_dense:
+                y = torch.empty_like(y).index_copy(2, self.order, y)
+            y = y + self.D.to(u.dtype)[..., None] * u[:, None]
+        return y.flatten(1, 2).mT.to(inputs.dtype), state if return_state else None
+
+    def extra_repr(self) -> str:
+        return f"heads={self.D.shape[1]}, dense_heads={self.num_dense_heads}, bidirectional={self.bidirectional}"
+
+
+__all__ = ["Coefficients", "S4Recurrence", "kernel_errors", "sampled_kernel", "to_modes"]

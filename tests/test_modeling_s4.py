@@ -1,0 +1,282 @@
+"""S4 models: the shared laws, states, padding, generation, and the authors' outputs."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fusible import (
+    S4Config,
+    S4ForAudioClassification,
+    S4ForCausalLM,
+    S4ForImageClassification,
+    S4ForSequenceClassification,
+    S4Model,
+)
+from fusible.layer_s4 import S4StateSpace
+from fusible.stack_s4 import ScalarNorm
+from tester import FusibleTesterMixin
+from tester.base import perturb_, relative_error
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+CASES = {
+    "dplr": {"vocab_size": 7},
+    "diag": {"vocab_size": 7, "mode": "diag", "norm": "batch", "prenorm": False, "bidirectional": True},
+    "numbers": {"input_size": 3, "l_max": 12, "channels": 2, "layer_pattern": ["s4", "ffn"], "norm": "scalar"},
+    "shared": {
+        "input_size": 2,
+        "init": ["legs", "fout"],
+        "num_ssm": 2,
+        "bidirectional": True,
+        "l_max": 40,
+        "mixer_output": "linear",
+        "pooling": "last",
+        "norm": "batch",
+    },
+}
+
+
+class TestS4(FusibleTesterMixin):
+    model_classes = (S4Model, S4ForSequenceClassification)
+    cases = tuple(CASES)
+    main_cases = ("dplr", "numbers")
+
+    def make_config(self, case):
+        return S4Config(**SIZES, **CASES[case], num_labels=5)
+
+    def make_inputs(self, config, batch_size=3):
+        if config.vocab_size is None:
+            inputs = {"input_values": torch.randn(batch_size, 20, config.input_size)}
+        else:
+            inputs = {"input_ids": torch.randint(config.vocab_size, (batch_size, 20))}
+        mask = torch.arange(20) < torch.arange(20, 20 - batch_size, -1)[:, None]
+        return {**inputs, "attention_mask": mask.long(), "labels": torch.arange(batch_size) % 5}
+
+    def take_method_out(self, model):
+        for module in model.modules():
+            if isinstance(module, S4StateSpace):
+                module.C.data.zero_()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_fusing_keeps_the_dtype(self, model_class, main_case, dtype):
+        """State spaces stay in float32 where the rest is in half precision."""
+        model = self.make_model(model_class, main_case, dtype)
+        for form in (model, model.fuse()):
+            for name, parameter in form.named_parameters():
+                is_half = dtype != torch.float64 and "ssm" not in name
+                assert parameter.dtype == (dtype if is_half or dtype == torch.float64 else torch.float32), name
+            assert form.dtype == dtype
+        assert model.fuse().to(torch.float16).to(torch.float32).dtype == torch.float32
+
+    def test_fusing_on_meta_gives_the_same_structure(self, model_class, case):
+        """Which heads are dense depends on the weights; their numbers are in the fused configuration."""
+        real = model_class(self.make_config(case)).fuse()
+        config = self.make_config(case)
+        config.dense_heads = real.config.dense_heads
+        with torch.device("meta"):
+            on_meta = model_class(config).fuse()
+        assert all(parameter.is_meta for parameter in on_meta.parameters())
+        assert not any(tensor.is_meta for tensor in [*real.parameters(), *real.buffers()])
+        assert {k: v.shape for k, v in on_meta.state_dict().items()} == {
+            k: v.shape for k, v in real.state_dict().items()
+        }
+
+
+def make_lm(**options) -> S4ForCausalLM:
+    config = S4Config(**{"vocab_size": 13, "hidden_size": 16, "num_hidden_layers": 3, "state_size": 8, **options})
+    config.layer_pattern = ["s4", "s4", "ffn"]
+    model = S4ForCausalLM(config).double().eval()
+    perturb_(model)
+    return model
+
+
+LM_OPTIONS = {
+    "dplr": {"l_max": 16},
+    "diag": {"mode": "diag", "prenorm": False},
+    "adaptive": {"cutoffs": [4, 9], "div_val": 2, "norm": "scalar"},
+}
+
+
+@pytest.mark.parametrize("options", LM_OPTIONS.values(), ids=LM_OPTIONS)
+class TestGeneration:
+    @torch.no_grad()
+    def test_prompt_then_steps_is_the_whole(self, options):
+        model = make_lm(**options)
+        ids = torch.randint(13, (2, 30))
+        whole = model(ids).logits
+        for form in (model, model.fuse()):
+            outputs = form(ids[:, :11], use_cache=True)
+            logits = [outputs.logits]
+            for piece in ids[:, 11:].split([1, 1, 8, 1, 8], dim=1):
+                outputs = form(piece, cache_params=outputs.cache_params)
+                logits.append(outputs.logits)
+            assert relative_error(torch.cat(logits, dim=1), whole) < 1e-9
+            assert outputs.cache_params.get_seq_length() == 30
+
+    def test_generate_is_a_loop_over_the_whole(self, options):
+        model = make_lm(**options)
+        ids = torch.randint(13, (2, 5))
+        expected = ids
+        with torch.no_grad():
+            for _ in range(8):
+                token = model(expected).logits[:, -1].argmax(-1, keepdim=True)
+                expected = torch.cat([expected, token], dim=1)
+        for form in (model, model.fuse()):
+            for use_cache in (True, False):
+                actual = form.generate(ids, max_new_tokens=8, do_sample=False, use_cache=use_cache)
+                assert torch.equal(actual, expected)
+
+    def test_beams_and_samples(self, options):
+        model = make_lm(**options)
+        fused, ids = model.fuse(), torch.randint(13, (2, 5))
+        for arguments in ({"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "top_k": 5}):
+            results = []
+            for form, use_cache in ((model, False), (fused, True)):
+                torch.manual_seed(3)
+                results.append(form.generate(ids, max_new_tokens=6, use_cache=use_cache, **arguments))
+            assert torch.equal(*results)
+
+    @torch.no_grad()
+    def test_padding_in_front_changes_nothing(self, options):
+        model = make_lm(**options)
+        short, long = torch.randint(13, (1, 4)), torch.randint(13, (1, 9))
+        padded = torch.cat([torch.cat([torch.zeros(1, 5, dtype=torch.int64), short], dim=1), long])
+        mask = torch.ones_like(padded)
+        mask[0, :5] = 0
+        for form in (model, model.fuse()):
+            assert relative_error(form(padded, mask).logits[:1, 5:], form(short).logits) < 1e-9
+            both = form.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+            for row, prompt in zip(both, (short, long), strict=True):
+                alone = form.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)
+                assert torch.equal(row[9:], alone[0, prompt.shape[1] :])
+
+    def test_loss_and_kept_logits(self, options):
+        model = make_lm(**options)
+        ids = torch.randint(13, (2, 10))
+        outputs = model(ids, labels=ids)
+        expected = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        torch.testing.assert_close(outputs.loss, expected, check_dtype=False)
+        torch.testing.assert_close(model(ids, logits_to_keep=2).logits, outputs.logits[:, -2:])
+        assert len(model(ids, output_hidden_states=True).hidden_states) == 4
+
+    def test_training_in_pieces_with_states(self, options):
+        """The gradient through a state is that of the whole; without it, it is cut off."""
+        model = make_lm(**options).train()
+        ids = torch.randint(13, (2, 12))
+        model(ids).logits.square().sum().backward()
+        expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        model.zero_grad()
+        first = model(ids[:, :7], use_cache=True)
+        second = model(ids[:, 7:], cache_params=first.cache_params)
+        (first.logits.square().sum() + second.logits.square().sum()).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+        second.cache_params.detach_()
+        assert not any(state.requires_grad for state in second.cache_params.states.values())
+
+    def test_language_models_are_stored(self, options, tmp_path):
+        model = make_lm(**options).float()
+        ids = torch.randint(13, (1, 5))
+        for fused in (False, True):
+            model.save_pretrained(tmp_path, fused=fused)
+            loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+            assert type(loaded) is S4ForCausalLM and loaded.config.fused == fused
+            form = model.fuse() if fused else model
+            assert torch.equal(loaded.generate(ids, max_new_tokens=5), form.generate(ids, max_new_tokens=5))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "sum", "last", "first"])
+@torch.no_grad()
+def test_pooling_ignores_padding(pooling):
+    model = S4ForSequenceClassification(S4Config(**SIZES, vocab_size=7, num_labels=3, pooling=pooling)).double().eval()
+    perturb_(model)
+    ids = torch.randint(7, (1, 9))
+    expected = model(ids).logits
+    for left, right in ((0, 4), (3, 0), (2, 5)):
+        padded = torch.nn.functional.pad(ids, (left, right))
+        mask = torch.nn.functional.pad(torch.ones_like(ids), (left, right))
+        assert relative_error(model(padded, mask).logits, expected) < 1e-9
+        assert relative_error(model.fuse()(padded, mask).logits, expected) < 1e-9
+
+
+def test_images_and_waveforms_are_sequences():
+    torch.manual_seed(0)
+    config = S4Config(**SIZES, input_size=3, num_labels=4, bidirectional=True)
+    images, plain = S4ForImageClassification(config), S4ForSequenceClassification(config)
+    plain.load_state_dict(images.state_dict())
+    pixels = torch.randn(2, 3, 4, 5)
+    rows = torch.stack([pixels[:, :, i, j] for i in range(4) for j in range(5)], dim=1)
+    labels = torch.tensor([1, 3])
+    actual, expected = images(pixels, labels), plain(input_values=rows, labels=labels)
+    torch.testing.assert_close((actual.loss, actual.logits), (expected.loss, expected.logits))
+    config = S4Config(**SIZES, num_labels=4)
+    audio, plain = S4ForAudioClassification(config), S4ForSequenceClassification(config)
+    plain.load_state_dict(audio.state_dict())
+    waves = torch.randn(2, 30)
+    torch.testing.assert_close(audio(waves).logits, plain(input_values=waves[..., None]).logits)
+
+
+def test_tied_dropout_drops_channels():
+    config = S4Config(**SIZES, vocab_size=7, hidden_dropout_prob=0.5, tie_dropout=True)
+    dropout = S4Model(config).train().layers[0].dropout
+    dropped = dropout(torch.ones(50, 6, 32))
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+    assert dropped.mean().item() == pytest.approx(1, abs=0.1)
+
+
+def test_scalar_norm():
+    norm = ScalarNorm()
+    norm.scale.data.fill_(2)
+    norm.shift.data.fill_(0.5)
+    row = torch.tensor([[1.0, 2.0, 6.0]])
+    std = ((4 + 1 + 9) / 3) ** 0.5
+    torch.testing.assert_close(norm(row), torch.tensor([[2 * (-2 + 0.5), 2 * (-1 + 0.5), 2 * (3 + 0.5)]]) / std)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"state_size": 3}, "state_size is 3; it must be even"),
+        ({"init": "legz"}, "init is 'legz'; known are legs"),
+        ({"init": "legt"}, "rank is 1; init 'legt' needs 2"),
+        ({"num_ssm": 3}, "num_ssm is 3; it must divide hidden_size"),
+        ({"init": ["legs", "fout"]}, "num_ssm is 1; it must be a multiple of the 2 kinds"),
+        ({"disc": "zoh"}, "disc is 'zoh'; mode 'dplr' has 'bilinear' only"),
+        ({"tie_dt": False}, "tie_dt is False"),
+        ({"mode": "diag", "disc": "dss"}, "disc 'dss' needs l_max"),
+        ({"layer_pattern": ["s4", "mlp"]}, "layer_pattern is .* 's4' and 'ffn'"),
+        ({"l_max": 1, "rate": 4}, "l_max is 1; at rate 4"),
+        ({"dt_min": 1.0}, "dt_max is 0.1"),
+        ({"hidden_dropout_prob": 1}, "hidden_dropout_prob is 1"),
+        ({"channels": 0}, "channels is 0"),
+        ({"vocab_size": 9, "cutoffs": [5, 3]}, "cutoffs are .* they must grow"),
+        ({"vocab_size": 9, "cutoffs": [3, 5], "hidden_size": 6}, "div_val is 4"),
+    ],
+)
+def test_bad_configurations(options, message):
+    with pytest.raises(Exception, match=message):
+        S4Config(**options)
+
+
+def test_wrong_inputs():
+    model = S4Model(S4Config(**SIZES, vocab_size=7))
+    with pytest.raises(ValueError, match="takes input_ids, one without takes input_values"):
+        model(input_values=torch.randn(1, 3, 1))
+    with pytest.raises(ValueError, match="exactly one"):
+        model()
+    with pytest.raises(ValueError, match="cannot be bidirectional"):
+        S4ForCausalLM(S4Config(**SIZES, vocab_size=7, bidirectional=True))
+
+
+def test_another_sampling_rate(tmp_path):
+    """Weights of the training form can be read at it; a fused model's rate is in its coefficients."""
+    model = S4Model(S4Config(**SIZES, l_max=40))
+    model.save_pretrained(tmp_path)
+    slow = S4Model.from_pretrained(tmp_path, rate=2.0)
+    assert slow.config.rate == 2 and slow.layers[0].mixer.ssm.config.rate == 2
+    values = torch.randn(1, 40, 1)
+    assert relative_error(slow(input_values=values)[0], model(input_values=values)[0]) > 1e-3
+    model.save_pretrained(tmp_path, fused=True)
+    with pytest.raises(ValueError, match="saved with another configuration"):
+        S4Model.from_pretrained(tmp_path, rate=2.0)
