@@ -199,8 +199,10 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         axis.barh(names, [row["difference"] for row in chosen], xerr=errors, color=colors, ecolor="#D55E00")
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.invert_yaxis()
-        axis.set(xlabel="test accuracy minus dense, points (mean and standard error)", title=task)
-    figure.suptitle(f"EWA and controls, {rows[0]['seeds']} paired seeds: {rows[0]['device']}, {rows[0]['date']}")
+        axis.set(xlabel="test accuracy minus dense, points", title=task)
+    figure.suptitle(
+        f"EWA and controls, mean and standard error of {rows[0]['seeds']} pairs: {rows[0]['device']}, {rows[0]['date']}"
+    )
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
 

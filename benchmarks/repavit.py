@@ -151,6 +151,18 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     pyplot.close(figure)
 
 
+def save(rows: list[dict[str, Any]], file: Path) -> None:
+    """Adds rows to the results, in place of older ones of the same kind, and draws them."""
+    old = json.loads(file.read_text()) if file.exists() else []
+    merged = {tuple(row[key] for key in KEY): row for row in [*old, *rows]}
+    order = sorted(
+        merged.values(),
+        key=lambda row: (row["mode"], MODELS.index(row["model"]), row["dtype"], row["compiled"], row["batch_size"]),
+    )
+    file.write_text(json.dumps(order, indent=2) + "\n")
+    plot([row for row in order if row["mode"] == "inference"] or order, file.with_suffix(".png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny/0.5", "small/0.5", "base/0.75"], metavar="SIZE/RATIO")
@@ -163,22 +175,13 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runs = [(m, batch, dtype) for m in options.models for dtype in options.dtypes for batch in options.batch_sizes]
-    rows = [
-        measure(options.mode, name, batch_size, dtype, options.compile, device, options.repeats)
-        for name, batch_size, dtype in track(runs, "measuring")
-    ]
-    Console(width=120).print(results_table(rows))
-
     file = options.folder / f"repavit_{device}.json"
-    old = json.loads(file.read_text()) if file.exists() else []
-    merged = {tuple(row[key] for key in KEY): row for row in [*old, *rows]}
-    order = sorted(
-        merged.values(),
-        key=lambda row: (row["mode"], MODELS.index(row["model"]), row["dtype"], row["compiled"], row["batch_size"]),
-    )
     options.folder.mkdir(exist_ok=True)
-    file.write_text(json.dumps(order, indent=2) + "\n")
-    plot([row for row in order if row["mode"] == "inference"] or order, file.with_suffix(".png"))
+    rows = []
+    for name, batch_size, dtype in track(runs, "measuring"):
+        rows.append(measure(options.mode, name, batch_size, dtype, options.compile, device, options.repeats))
+        save([rows[-1]], file)
+    Console(width=120).print(results_table(rows))
 
 
 if __name__ == "__main__":
