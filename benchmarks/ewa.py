@@ -201,7 +201,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         axis.invert_yaxis()
         axis.set(xlabel="test accuracy minus dense, points", title=task)
     figure.suptitle(
-        f"EWA and controls, mean and standard error of {rows[0]['seeds']} pairs: {rows[0]['device']}, {rows[0]['date']}"
+        f"EWA and controls, mean and error of {rows[0]['seeds']} pairs: {rows[0]['device']}, {rows[0]['date']}"
     )
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
