@@ -1,11 +1,14 @@
 """ZeroI2V on every supported backbone: the shared laws, and the model as a whole against transformers' own."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from test_modeling_repavit import SIZES as REPAVIT_SIZES
 from torch import nn
-from transformers import AutoModel, CLIPConfig, CLIPModel
+from transformers import AutoModel, AutoModelForVideoClassification, CLIPConfig, CLIPModel
 
 from fusible import SITES, ZeroI2VConfig, ZeroI2VForVideoClassification, ZeroI2VModel
 from fusible.attention_zeroi2v import ShiftedLinear
@@ -481,3 +484,22 @@ class TestAdapterErrors:
         model = ZeroI2VModel.from_image_model(folders / "image", 3, freeze_backbone=False)
         with pytest.raises(ValueError, match="the image model is trained too"):
             model.save_adapter(folders / "free")
+
+
+def test_the_example_of_the_readme(tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "save_adapter" in block)
+    monkeypatch.chdir(tmp_path)
+    CLIPModel(CLIPConfig(vision_config=SIZES, text_config=SIZES)).save_pretrained("clip")
+    example = example.replace("openai/clip-vit-base-patch16", "clip")
+    example = example.replace('"video")', '"video", max_steps=1, report_to=[], disable_tqdm=True, use_cpu=True)')
+    videos = [{"pixel_values": torch.randn(8, 3, 16, 16), "labels": index} for index in range(8)]
+    names = {"videos": videos}
+    exec(example, names)
+    model = names["model"].eval()
+    fused = AutoModelForVideoClassification.from_pretrained("video-fused")
+    again = ZeroI2VForVideoClassification.from_image_model("clip", adapter="video-adapter").eval()
+    pixels = torch.randn(2, 8, 3, 16, 16)
+    with torch.no_grad():
+        assert relative_error(fused(pixels).logits, model(pixels).logits) < 1e-4
+        assert torch.equal(again(pixels).logits, model(pixels).logits)
