@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPImageProcessorPil
+from transformers import VideoMAEImageProcessorPil
 
 
 if __package__ is None:  # run as a script
@@ -80,9 +80,9 @@ def written_classes(content: Any, num_labels: int) -> dict[int, str] | None:
     return {index: str(name) for index, name in enumerate(classes or [])} if known else None
 
 
-def frame_processor(image_size: int) -> CLIPImageProcessorPil:
+def frame_processor(image_size: int) -> VideoMAEImageProcessorPil:
     """The authors' processing of frames for tests: short side to `image_size`, bilinear, and the middle of it."""
-    return CLIPImageProcessorPil(
+    return VideoMAEImageProcessorPil(
         size={"shortest_edge": image_size},
         crop_size={"height": image_size, "width": image_size},
         resample=2,

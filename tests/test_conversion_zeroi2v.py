@@ -210,6 +210,9 @@ def test_command(case, fused, tmp_path, capsys):
     assert config.temporal_offsets == offsets_in(facts)
     processor = AutoImageProcessor.from_pretrained(folder)
     assert [round(value * 255, 3) for value in processor.image_mean] == [122.769, 116.74, 104.04]
+    frames = [torch.zeros(3, 40, 30, dtype=torch.uint8)] * 4
+    size = config.backbone_config.image_size
+    assert processor(frames, return_tensors="pt")["pixel_values"].shape == (1, 4, 3, size, size)
     card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "video-classification" and "2310.01324" in card.text
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCardData
 from test_hub_configs import check, read
-from transformers import CLIPVisionConfig
+from transformers import AutoImageProcessor, CLIPVisionConfig
 
 from conversion_scripts.zeroi2v_config import PRESETS
 from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification
@@ -92,7 +92,13 @@ def test_every_setting_has_a_folder():
 
 @folders
 def test_files(folder):
-    assert {file.name for file in folder.iterdir()} == {"config.json", "recipe.yaml", "card.yaml"}
+    names = {"config.json", "preprocessor_config.json", "recipe.yaml", "card.yaml"}
+    assert {file.name for file in folder.iterdir()} == names
+    processor = AutoImageProcessor.from_pretrained(folder)
+    clip = processor([torch.zeros(3, 260, 300, dtype=torch.uint8)] * 8, return_tensors="pt")["pixel_values"]
+    assert clip.shape == (1, 8, 3, 224, 224)
+    black = [-122.769 / 68.493, -116.74 / 66.63, -104.04 / 70.321]
+    assert clip[0, 0, :, 0, 0].tolist() == pytest.approx(black, abs=1e-4)
     check(read(folder, "recipe.yaml"), RECIPE, "recipe.yaml")
     check(read(folder, "card.yaml"), CARD, "card.yaml")
 

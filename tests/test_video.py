@@ -15,12 +15,11 @@ from torch.utils.data import DataLoader
 from transformers import (
     Trainer,
     TrainingArguments,
-    VideoMAEConfig,
-    VideoMAEForVideoClassification,
     VideoMAEImageProcessorPil,
     pipeline,
 )
 
+from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification
 from fusible.training.video import (
     TestVideos,
     TrainingVideos,
@@ -556,18 +555,17 @@ def test_workers_and_epochs_have_random_numbers_of_their_own(videos, bad_files):
 
 def tiny_model():
     names = dict(enumerate(["go left", "go right", "look left", "stay"]))
-    config = VideoMAEConfig(
-        image_size=24,
-        patch_size=8,
-        num_frames=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        id2label=names,
-        label2id={name: number for number, name in names.items()},
-    )
-    return VideoMAEForVideoClassification(config).eval()
+    backbone = {
+        "model_type": "vit",
+        "image_size": 24,
+        "patch_size": 8,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    labels = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    return ZeroI2VForVideoClassification(ZeroI2VConfig(backbone_config=backbone, **labels)).eval()
 
 
 def test_trainer_takes_them(videos, tmp_path):
