@@ -46,7 +46,8 @@ def load(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], d
 
 
 @pytest.mark.parametrize(
-    "name", ["lra_like_prenorm_batch_bi", "cifar_like_postnorm_layer_bi", "prenorm_transposedLN_uni"]
+    "name",
+    ["lra_like_prenorm_batch_bi", "cifar_like_postnorm_layer_bi", "prenorm_transposedLN_uni", "s4d_prenorm_layer_uni"],
 )
 @torch.no_grad()
 def test_classifiers(name):

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from fusible import S4Config
 from fusible.layer_s4 import INVERSES, TRANSFORMS, S4StateSpace, long_convolution
-from fusible.recurrence_s4 import S4Recurrence, to_modes
+from fusible.modes_s4 import to_modes
+from fusible.recurrence_s4 import S4Recurrence
 
 
 DATA = Path(__file__).parent / "data" / "s4"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from fusible import (
@@ -10,9 +11,13 @@ from fusible import (
     S4ForCausalLM,
     S4ForImageClassification,
     S4ForSequenceClassification,
+    S4ForTimeSeriesPrediction,
     S4Model,
+    fuse_,
 )
+from fusible.hub import make_card
 from fusible.layer_s4 import S4StateSpace
+from fusible.recurrence_s4 import S4Recurrence
 from fusible.stack_s4 import ScalarNorm
 from tester import FusibleTesterMixin
 from tester.base import perturb_, relative_error
@@ -145,10 +150,11 @@ class TestGeneration:
         mask[0, :5] = 0
         for form in (model, model.fuse()):
             assert relative_error(form(padded, mask).logits[:1, 5:], form(short).logits) < 1e-9
-            both = form.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
-            for row, prompt in zip(both, (short, long), strict=True):
-                alone = form.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)
-                assert torch.equal(row[9:], alone[0, prompt.shape[1] :])
+            settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+            alone = [form.generate(prompt, **settings)[0, prompt.shape[1] :] for prompt in (short, long)]
+            for use_cache in (True, False):
+                both = form.generate(padded, attention_mask=mask, use_cache=use_cache, **settings)
+                assert torch.equal(both[:, 9:], torch.stack(alone))
 
     def test_loss_and_kept_logits(self, options):
         model = make_lm(**options)
@@ -250,6 +256,7 @@ def test_scalar_norm():
         ({"dt_min": 1.0}, "dt_max is 0.1"),
         ({"hidden_dropout_prob": 1}, "hidden_dropout_prob is 1"),
         ({"channels": 0}, "channels is 0"),
+        ({"channels": 2, "mixer_output": "none"}, "channels is 2; without a linear layer"),
         ({"vocab_size": 9, "cutoffs": [5, 3]}, "cutoffs are .* they must grow"),
         ({"vocab_size": 9, "cutoffs": [3, 5], "hidden_size": 6}, "div_val is 4"),
     ],
@@ -280,3 +287,86 @@ def test_another_sampling_rate(tmp_path):
     model.save_pretrained(tmp_path, fused=True)
     with pytest.raises(ValueError, match="saved with another configuration"):
         S4Model.from_pretrained(tmp_path, rate=2.0)
+
+
+HEADS = {
+    "model": (S4Model, {"vocab_size": 7}),
+    "lm": (S4ForCausalLM, {"vocab_size": 7, "cutoffs": [3]}),
+    "pairs": (S4ForSequenceClassification, {"vocab_size": 7, "document_pairs": True, "bidirectional": True}),
+    "images": (S4ForImageClassification, {"input_size": 3}),
+    "audio": (S4ForAudioClassification, {"mode": "diag"}),
+    "series": (S4ForTimeSeriesPrediction, {"input_size": 2, "prediction_length": 5, "time_features": [24, 7]}),
+}
+
+
+@pytest.mark.parametrize(("head", "options"), HEADS.values(), ids=HEADS)
+class TestEveryClass:
+    def test_law_storage_and_card(self, head, options, tmp_path):
+        config = S4Config(**SIZES, **options, num_labels=4)
+        model = head(config).eval()
+        perturb_(model)
+        model.save_pretrained(tmp_path, fused=True)
+        loaded = getattr(transformers, head._auto_class).from_pretrained(tmp_path)
+        assert type(loaded) is head and loaded.config.fused
+        with torch.no_grad():
+            outputs = [form(**form.dummy_inputs)[0] for form in (model, model.fuse(), loaded)]
+        assert relative_error(outputs[1], outputs[0]) < 1e-4 and torch.equal(outputs[1], outputs[2])
+        card = make_card(model.fuse(), "someone/thing", model)
+        assert "2111.00396" in card.content
+
+    def test_half_precision(self, head, options):
+        model = head(S4Config(**SIZES, **options, num_labels=4)).eval()
+        inputs = model.dummy_inputs
+        with torch.no_grad():
+            expected = model(**inputs)[0]
+            for form in (model.fuse(), model):
+                outputs = form.to(torch.bfloat16)(**inputs)[0]
+                assert outputs.dtype == torch.bfloat16 and relative_error(outputs.float(), expected) < 0.05
+
+    def test_fusing_in_place(self, head, options, tmp_path):
+        """Also then the configuration says which structure the weights have."""
+        model = fuse_(head(S4Config(**SIZES, **options, num_labels=4)).eval())
+        model.save_pretrained(tmp_path)
+        loaded = head.from_pretrained(tmp_path)
+        assert loaded.config.dense_heads == [m.num_dense_heads for m in model.modules() if isinstance(m, S4Recurrence)]
+        with torch.no_grad():
+            assert torch.equal(loaded(**model.dummy_inputs)[0], model(**model.dummy_inputs)[0])
+
+
+def test_pairs_of_documents():
+    """The feature of a pair is both features, their difference and their product."""
+    model = S4ForSequenceClassification(S4Config(**SIZES, vocab_size=7, num_labels=3, document_pairs=True)).eval()
+    ids = torch.randint(7, (4, 2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 0, 5:] = mask[2, 1, 3:] = 0
+    one, two = (model.pool(model.encode(ids[:, i], attention_mask=mask[:, i])[0], mask[:, i]) for i in range(2))
+    expected = model.classifier(torch.cat([one, two, one - two, one * two], dim=-1))
+    outputs = model(ids, mask, labels=torch.tensor([0, 1, 2, 0]))
+    torch.testing.assert_close(outputs.logits, expected)
+    torch.testing.assert_close(outputs.loss, torch.nn.functional.cross_entropy(expected, torch.tensor([0, 1, 2, 0])))
+
+
+def test_forecasts_learn():
+    """A sine wave, of which the phase is told by the past only."""
+    torch.manual_seed(0)
+    config = S4Config(hidden_size=16, num_hidden_layers=2, state_size=8, prediction_length=8, mode="diag")
+    model = S4ForTimeSeriesPrediction(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        phase = torch.rand(16, 1, 1) * 6.3
+        wave = torch.sin(torch.arange(40)[None, :, None] * 0.4 + phase)
+        loss = model(wave[:, :32], future_values=wave[:, 32:]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+    with pytest.raises(ValueError, match="time_features exactly if"):
+        model(wave[:, :32], time_features=torch.zeros(16, 40, 1, dtype=torch.int64))
+
+
+@torch.no_grad()
+def test_models_compile():
+    model = S4Model(S4Config(hidden_size=4, num_hidden_layers=1, state_size=4, mode="diag")).eval()
+    values = torch.randn(2, 12, 1)
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(compiled(input_values=values)[0], model(input_values=values)[0])

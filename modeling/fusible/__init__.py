@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         S4ForCausalLM,
         S4ForImageClassification,
         S4ForSequenceClassification,
+        S4ForTimeSeriesPrediction,
         S4Model,
     )
     from .modeling_zeroi2v import ZeroI2VForVideoClassification, ZeroI2VModel
@@ -58,6 +59,7 @@ _MODULES = {
     "S4ForCausalLM": "modeling_s4",
     "S4ForImageClassification": "modeling_s4",
     "S4ForSequenceClassification": "modeling_s4",
+    "S4ForTimeSeriesPrediction": "modeling_s4",
     "S4Model": "modeling_s4",
     "ZeroI2VConfig": "configuration_zeroi2v",
     "ZeroI2VForVideoClassification": "modeling_zeroi2v",
@@ -88,6 +90,7 @@ __all__ = [
     "S4ForCausalLM",
     "S4ForImageClassification",
     "S4ForSequenceClassification",
+    "S4ForTimeSeriesPrediction",
     "S4Model",
     "ZeroI2VConfig",
     "ZeroI2VForVideoClassification",

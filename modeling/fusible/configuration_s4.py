@@ -59,6 +59,10 @@ class S4Config(FusibleConfig):
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0): dropout in and after the layers.
         tie_dropout (`bool`, *optional*, defaults to `False`): dropout of whole channels of a sequence.
         pooling (`"mean"`, `"last"`, `"first"` or `"sum"`, *optional*, defaults to `"mean"`): feature of classifiers.
+        document_pairs (`bool`, *optional*, defaults to `False`): sequence classifiers compare two documents.
+        prediction_length (`int`, *optional*, defaults to 24): steps that forecasts look ahead.
+        time_features (`list[int]`, *optional*, defaults to `()`):
+            For forecasts: number of values of each calendar feature, such as 24 hours and 7 weekdays.
         cutoffs (`list[int]`, *optional*):
             First token of each rarer cluster of an adaptive embedding and softmax (paper
             1809.10853); by default, one embedding for all.
@@ -103,6 +107,9 @@ class S4Config(FusibleConfig):
     hidden_dropout_prob: float | int = 0.0
     tie_dropout: bool = False
     pooling: Literal["mean", "last", "first", "sum"] = "mean"
+    document_pairs: bool = False
+    prediction_length: int = 24
+    time_features: list[int] | tuple[int, ...] = ()
     cutoffs: list[int] | tuple[int, ...] | None = None
     div_val: int = 4
     dense_heads: list[int] | tuple[int, ...] | None = None
@@ -125,8 +132,8 @@ class S4Config(FusibleConfig):
         """Raises `ValueError` for options outside their range or that do not go together."""
         super().validate_architecture()
         kinds = [self.init] if isinstance(self.init, str) else list(self.init or [])
-        positive = ("input_size", "hidden_size", "num_hidden_layers", "rank", "num_ssm", "channels", "dt_min", "rate")
-        for name in positive:
+        sizes = ("input_size", "hidden_size", "num_hidden_layers", "rank", "num_ssm", "channels", "prediction_length")
+        for name in (*sizes, "dt_min", "rate"):
             if not self.__dict__[name] > 0:
                 raise ValueError(f"{name} is {self.__dict__[name]}; it must be positive.")
         if self.state_size < 2 or self.state_size % 2:
@@ -145,6 +152,8 @@ class S4Config(FusibleConfig):
             raise ValueError("tie_dt is False; mode 'dplr' has one step size per channel.")
         if self.mode == "dplr" and "legt" in kinds and self.rank < 2:
             raise ValueError(f"rank is {self.rank}; init 'legt' needs 2.")
+        if self.mixer_output == "none" and self.channels > 1:
+            raise ValueError(f"channels is {self.channels}; without a linear layer after them it must be 1.")
         if self.disc == "dss" and self.l_max is None:
             raise ValueError("disc 'dss' needs l_max.")
         if self.l_max is not None and round(self.l_max / self.rate) < 1:

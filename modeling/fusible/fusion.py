@@ -77,6 +77,8 @@ def _say_fused(module: nn.Module) -> None:
                 # not by our class, of which remote code can have two
                 if isinstance(config, PreTrainedConfig) and "fused" in config.__dict__:
                     config.__dict__["fused"] = True
+        if isinstance(model, FusiblePreTrainedModel):
+            model._note_structure()
 
 
 def _fuse_tree(module: nn.Module) -> nn.Module:
@@ -147,6 +149,9 @@ class FusiblePreTrainedModel(PreTrainedModel):
     def has_fused_form(self) -> bool:
         """Whether the options of the configuration leave an inference form."""
         return True
+
+    def _note_structure(self) -> None:
+        """Writes into the configuration what of the fused structure depends on the weights."""
 
     def _check_fusible(self) -> None:
         name = type(self).__name__

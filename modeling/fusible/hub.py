@@ -85,6 +85,7 @@ PIPELINE_TAGS = {
     "AutoModelForMaskedImageModeling": "image-feature-extraction",
     "AutoModelForSemanticSegmentation": "image-segmentation",
     "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTimeSeriesPrediction": "time-series-forecasting",
     "AutoModelForVideoClassification": "video-classification",
     "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
 }
@@ -117,9 +118,10 @@ def make_card(
     parent = origin if origin and origin != repo_id and not Path(origin).exists() else None
     difference = max_difference(source, model) if measure and model is not source else (None, None)
     auto_class = str(source._auto_class)
+    sees = "image" in (source.input_modalities or []) or auto_class not in ("AutoModel", "AutoBackbone")
     metadata: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": PIPELINE_TAGS[auto_class],
+        "pipeline_tag": PIPELINE_TAGS[auto_class] if sees else "feature-extraction",
         "base_model": parent,
         **(card_data or {}),
     }

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_s4 import S4Config
 from .fusion import Fusible
@@ -240,7 +241,7 @@ class S4StateSpace(Fusible):
         has_state = state is not None or return_state
         if has_state and self.config.bidirectional:
             raise ValueError("A bidirectional layer has no state to pass on; it needs the whole sequence.")
-        with torch.autocast(inputs.device.type, enabled=False):
+        with maybe_autocast(inputs.device.type, enabled=False):
             u = inputs.movedim(1, 2).to(torch.promote_types(inputs.dtype, torch.float32))
             if has_state:
                 transition, b, c = self.recurrence()

@@ -1,53 +1,19 @@
 """S4: sequence models of state space layers (https://huggingface.co/papers/2111.00396)."""
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import Cache, GenerationMixin
-from transformers.modeling_outputs import ModelOutput
+from transformers.activations import ACT2FN
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .adaptive_s4 import AdaptiveEmbedding, AdaptiveSoftmax
 from .configuration_s4 import S4Config
-from .stack_s4 import S4Cache, S4Output, S4PreTrainedModel
-
-
-@dataclass
-class S4CausalLMOutput(ModelOutput):
-    """
-    Output of a language model.
-
-    Attributes:
-        loss: mean negative log-likelihood of the next tokens, if labels were given.
-        logits: `[batch, positions, vocab_size]`; log-probabilities with an adaptive softmax.
-        cache_params: states after the last position, if asked for.
-        hidden_states: input of each layer and the last hidden state, if asked for.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    cache_params: S4Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class S4ClassifierOutput(ModelOutput):
-    """
-    Output of a classifier or regressor.
-
-    Attributes:
-        loss: if labels were given.
-        logits: `[batch, num_labels]`.
-        hidden_states: input of each layer and the last hidden state, if asked for.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
+from .outputs_s4 import S4Cache, S4CausalLMOutput, S4ClassifierOutput, S4Output, S4TimeSeriesOutput
+from .stack_s4 import S4PreTrainedModel
 
 
 class S4Model(S4PreTrainedModel):
@@ -119,7 +85,7 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
             is_first_iteration,
             **kwargs,
         )
-        if not is_first_iteration:
+        if kwargs.get("use_cache") and not is_first_iteration:
             inputs["attention_mask"] = None  # the padding is in front of what the states have seen
         return inputs
 
@@ -167,8 +133,11 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
 
     def __init__(self, config: S4Config) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels or 0
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.num_labels, width = config.num_labels or 0, config.hidden_size
+        self.classifier: nn.Module = nn.Linear(width, self.num_labels)
+        if config.document_pairs:
+            hidden = nn.Linear(4 * width, width)
+            self.classifier = nn.Sequential(hidden, ACT2FN[config.hidden_act], self.classifier)
         self.post_init()
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -192,8 +161,16 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
         self, labels: torch.Tensor | None, attention_mask: torch.Tensor | None = None, **inputs: Any
     ) -> S4ClassifierOutput:
         """Logits of sequences, and the loss that `config.problem_type` names."""
+        pairs = self.config.document_pairs
+        if pairs:  # both documents of all pairs as one batch
+            inputs = {name: x.flatten(0, 1) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+            attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
         outputs = self.encode(attention_mask=attention_mask, **inputs)
-        logits = self.classifier(self.pool(cast(torch.Tensor, outputs.last_hidden_state), attention_mask))
+        feature = self.pool(cast(torch.Tensor, outputs.last_hidden_state), attention_mask)
+        if pairs:
+            one, two = feature.unflatten(0, (-1, 2)).unbind(1)
+            feature = torch.cat([one, two, one - two, one * two], dim=-1)
+        logits = self.classifier(feature)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -201,7 +178,19 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
 
 
 class S4ForSequenceClassification(S4PreTrainedClassifier):
-    """S4 with a classifier, of tokens or of sequences of numbers."""
+    """
+    S4 with a classifier, of tokens or of sequences of numbers.
+
+    With `config.document_pairs` it classifies pairs: inputs and mask then are `[batch, 2, length, ...]`.
+    """
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Two random sequences, or pairs of them, always the same ones."""
+        inputs = super().dummy_inputs
+        if self.config.document_pairs:
+            inputs = {name: torch.stack([x, x.flip(0)], dim=1) for name, x in inputs.items()}
+        return inputs
 
     @can_return_tuple
     def forward(
@@ -229,6 +218,12 @@ class S4ForImageClassification(S4PreTrainedClassifier):
     """S4 with a classifier of images, whose pixels it reads row by row; `config.input_size` is their channels."""
 
     main_input_name = "pixel_values"
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Two random images, always the same ones."""
+        generator = torch.Generator().manual_seed(0)
+        return {"pixel_values": torch.randn(2, self.config.input_size, 8, 8, generator=generator, device="cpu")}
 
     @can_return_tuple
     def forward(
@@ -268,19 +263,76 @@ class S4ForAudioClassification(S4PreTrainedClassifier):
         return self.classify(labels, attention_mask, input_values=values, **kwargs)
 
 
+class S4ForTimeSeriesPrediction(S4PreTrainedModel):
+    """
+    S4 that forecasts: the future is read as zeros that are marked as such, and predicted where it is read.
+
+    As in the authors' forecasting experiments, which are those of Informer (https://huggingface.co/papers/2012.07436).
+    """
+
+    main_input_name = "past_values"
+
+    def __init__(self, config: S4Config) -> None:
+        super().__init__(config)
+        if config.vocab_size is not None:
+            raise ValueError("S4ForTimeSeriesPrediction takes numbers; leave out config.vocab_size.")
+        self.future_embedding = nn.Embedding(2, config.hidden_size)
+        self.time_embeddings = nn.ModuleList(nn.Embedding(size, config.hidden_size) for size in config.time_features)
+        self.head = nn.Linear(config.hidden_size, config.input_size)
+        self.post_init()
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Two random series, always the same ones."""
+        values = super().dummy_inputs["input_values"]
+        shape = (2, values.shape[1] + self.config.prediction_length)
+        times = [torch.zeros(shape, dtype=torch.int64, device="cpu")] * len(self.config.time_features)
+        return {"past_values": values, **({"time_features": torch.stack(times, dim=-1)} if times else {})}
+
+    @can_return_tuple
+    def forward(
+        self,
+        past_values: torch.Tensor,
+        time_features: torch.Tensor | None = None,
+        future_values: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> S4TimeSeriesOutput:
+        """
+        Args:
+            past_values: `[batch, length, config.input_size]`.
+            time_features: `[batch, length + config.prediction_length, features]` (int64), such as hour and weekday,
+                each below its number in `config.time_features`.
+            future_values: `[batch, config.prediction_length, config.input_size]`, to learn from.
+        """
+        length = past_values.shape[1]
+        total = length + self.config.prediction_length
+        padded = nn.functional.pad(past_values, (0, 0, 0, self.config.prediction_length))
+        is_future = torch.arange(total, device=past_values.device).ge(length).long()
+        embedded = self.embeddings(padded.to(self.dtype)) + self.future_embedding(is_future)
+        if (time_features is None) != (len(self.time_embeddings) == 0):
+            raise ValueError("Give time_features exactly if config.time_features names some.")
+        if time_features is not None:
+            for embedding, feature in zip(self.time_embeddings, time_features.unbind(-1), strict=True):
+                embedded = embedded + embedding(feature)
+        outputs = self.encode(inputs_embeds=embedded, **cast(Any, kwargs))
+        predictions = self.head(cast(torch.Tensor, outputs.last_hidden_state)[:, length:])
+        loss = None if future_values is None else nn.functional.mse_loss(predictions, future_values)
+        return S4TimeSeriesOutput(loss=loss, predictions=predictions, hidden_states=outputs.hidden_states)
+
+
 S4Model.register_for_auto_class("AutoModel")
 S4ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 S4ForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 S4ForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 S4ForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+S4ForTimeSeriesPrediction.register_for_auto_class("AutoModelForTimeSeriesPrediction")
 
 __all__ = [
-    "S4CausalLMOutput",
-    "S4ClassifierOutput",
     "S4ForAudioClassification",
     "S4ForCausalLM",
     "S4ForImageClassification",
     "S4ForSequenceClassification",
+    "S4ForTimeSeriesPrediction",
     "S4Model",
     "S4PreTrainedClassifier",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
-CHUNK = 128  # steps that `ssm_scan` turns into one product of matrices
+CHUNK = 64  # steps that `ssm_scan` turns into one product of matrices
 
 
 def _powers(base: torch.Tensor, count: int) -> torch.Tensor:

@@ -47,6 +47,7 @@ MODELS = {
     "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING": {"EWAConfig": "EWAForMaskedImageModeling"},
     "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING": {"EWAConfig": "EWAForSemanticSegmentation"},
     "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING": {"S4Config": "S4ForSequenceClassification"},
+    "MODEL_FOR_TIME_SERIES_PREDICTION_MAPPING": {"S4Config": "S4ForTimeSeriesPrediction"},
     "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING": {"ZeroI2VConfig": "ZeroI2VForVideoClassification"},
     "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING": {"RePaViTCLIPConfig": "RePaViTForZeroShotImageClassification"},
 }

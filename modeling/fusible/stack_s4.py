@@ -1,63 +1,20 @@
 """What all models of the S4 family have: embedding, residual layers with state spaces or FFNs, and their states."""
 
-from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
 
 from .adaptive_s4 import AdaptiveEmbedding, AdaptiveSoftmax
 from .batch_norm_repavit import RecomputeSafeBatchNorm1d
 from .configuration_s4 import S4Config
 from .fusion import FusiblePreTrainedModel
 from .layer_s4 import S4StateSpace
+from .outputs_s4 import S4Cache, S4Output
 from .recurrence_s4 import S4Recurrence
-
-
-class S4Cache:
-    """The states of all state space layers, `[batch, heads, state_size / 2, 2]` each."""
-
-    is_compileable = False
-
-    def __init__(self) -> None:
-        self.states: dict[int, torch.Tensor] = {}
-        self.length = 0
-
-    def get_seq_length(self) -> int:
-        """Number of positions that the states have seen."""
-        return self.length
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Takes the states of other sequences of the batch (beam search)."""
-        self.states = {layer: state.index_select(0, beam_idx.to(state.device)) for layer, state in self.states.items()}
-
-    def reset(self) -> None:
-        """Forgets everything."""
-        self.states, self.length = {}, 0
-
-    def detach_(self) -> None:
-        """Cuts the states off from the graph that made them, for truncated backpropagation through time."""
-        self.states = {layer: state.detach() for layer, state in self.states.items()}
-
-
-@dataclass
-class S4Output(ModelOutput):
-    """
-    Output of a stack of state space layers.
-
-    Attributes:
-        last_hidden_state: `[batch, length, hidden_size]`.
-        cache_params: states after the last position, if asked for.
-        hidden_states: input of each layer and the last hidden state, if asked for.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    cache_params: S4Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class ScalarNorm(nn.Module):
@@ -143,7 +100,7 @@ class S4FeedForward(nn.Module):
 
 
 class S4Layer(GradientCheckpointingLayer):
-    """A residual layer: `x + f(norm(x))`, or `norm(x + f(x))`, where f is zero for padding."""
+    """A residual layer: `x + f(norm(x))`, or `norm(x + f(x))`, where f gets zeros for padding."""
 
     def __init__(self, config: S4Config, kind: str, dense_heads: int | None) -> None:
         super().__init__()
@@ -204,18 +161,7 @@ class S4PreTrainedModel(FusiblePreTrainedModel):
         )
         self.final_norm = make_norm(config) if config.prenorm else nn.Identity()
 
-    def post_init(self) -> None:
-        super().post_init()
-        if self.config.fused:
-            self._note_dense_heads()
-
-    def _fuse_self(self) -> Self:
-        model = super()._fuse_self()
-        model._note_dense_heads()
-        return model
-
-    def _note_dense_heads(self) -> None:
-        """So that a model which is built from the configuration has the same structure."""
+    def _note_structure(self) -> None:
         found = [module.num_dense_heads for module in self.modules() if isinstance(module, S4Recurrence)]
         self.config.__dict__["dense_heads"] = found
 
@@ -287,4 +233,4 @@ class S4PreTrainedModel(FusiblePreTrainedModel):
         return S4Output(last_hidden_state=hidden_states, cache_params=cache_params, hidden_states=all_states)
 
 
-__all__ = ["S4Cache", "S4Layer", "S4Output", "S4PreTrainedModel", "ScalarNorm", "make_norm"]
+__all__ = ["S4Layer", "S4PreTrainedModel", "ScalarNorm", "make_norm"]
