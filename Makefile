@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CODE := modeling tests benchmarks conversion_scripts
 
-.PHONY: demo test style quality bench clean
+.PHONY: demo test style quality bench kernels clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -28,5 +28,9 @@ quality: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python benchmarks/repavit.py
 
+# compiles S4's operations into the package's folder, from where a wheel takes them
+kernels: .venv/.installed
+	$(BIN)/python modeling/fusible/kernels/build.py
+
 clean:
-	rm -rf .venv out
+	rm -rf .venv out modeling/fusible/kernels/*/build

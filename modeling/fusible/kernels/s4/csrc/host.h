@@ -1,0 +1,72 @@
+// What the operations have in common: checks, memory, and the choice of the instruction set.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdlib>
+#include <initializer_list>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include "scan.h"
+
+namespace s4 {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The table of the best instruction set that this machine has.
+const Table& table();
+
+template <typename T>
+const Functions<T>& functions() {
+  if constexpr (std::is_same_v<T, float>)
+    return table().single;
+  else
+    return table().twice;
+}
+
+struct Scratch {
+  explicit Scratch(int64_t bytes) : memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64), &std::free) {
+    if (memory == nullptr) throw std::bad_alloc();
+  }
+  std::unique_ptr<void, decltype(&std::free)> memory;
+};
+
+inline void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, std::initializer_list<int64_t> shape) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
+  STD_TORCH_CHECK(tensor.dim() == static_cast<int64_t>(shape.size()), name, " has the wrong number of dimensions");
+  int64_t dimension = 0;
+  for (int64_t size : shape) {
+    STD_TORCH_CHECK(
+        tensor.size(dimension) == size, name, " has size ", tensor.size(dimension), " instead of ", size,
+        " in dimension ", dimension);
+    ++dimension;
+  }
+}
+
+inline ScalarType check_real(const Tensor& tensor, const char* name) {
+  const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name, " must be float32 or float64");
+  return dtype;
+}
+
+inline Tensor as(const Tensor& tensor, ScalarType dtype) {
+  return torch::stable::contiguous(torch::stable::to(tensor, dtype));
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+}  // namespace s4

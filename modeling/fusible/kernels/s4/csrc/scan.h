@@ -1,0 +1,88 @@
+// What the scan's files share: plain views of tensors, and one table of functions for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace s4 {
+
+constexpr int64_t kHeads = 16;   // heads that a thread works on at a time: a cache line of inputs with heads innermost
+constexpr int64_t kTile = 512;   // steps between changes of the head, whose maps then come from the second cache again
+
+struct Strides {
+  int64_t batch, channel, head, time;
+};
+
+// `x_l = A x_{l-1} + b u_l`, `y_l = c x_l + skip u_l`; parameters are contiguous and in double precision.
+template <typename T>
+struct Scan {
+  int64_t batch, heads, length, channels, groups, size;
+  const double *transition, *b, *c, *skip;  // [heads, groups, size(, size)], [heads, channels, ...], [channels, heads]
+  const T *inputs, *state;                  // [batch, heads, length], contiguous [batch, heads, groups, size]
+  Strides inputs_at, outputs_at;
+  T *outputs, *last;                        // [batch, channels, heads, length], like state
+};
+
+template <typename T>
+struct ScanGradient {
+  const T *outputs, *last;  // with respect to these
+  Strides outputs_at, inputs_at;
+  T *inputs, *state;
+  double *transition, *b, *c, *skip;
+};
+
+template <typename T>
+struct ScanFunctions {
+  int64_t (*scratch)(const Scan<T>&);
+  void (*forward)(const Scan<T>&, int64_t first_head, int64_t first, int64_t end, void* scratch);
+  int64_t (*backward_scratch)(const Scan<T>&);
+  void (*backward)(const Scan<T>&, const ScanGradient<T>&, int64_t first_head, void* scratch);
+};
+
+// One step of it, with parameters in the precision of the inputs; all contiguous.
+template <typename T>
+struct Step {
+  int64_t batch, heads, channels, groups, size;
+  const T *transition, *b, *c, *skip, *inputs, *state;
+  T *outputs, *last;  // [batch, channels, heads], like state
+};
+
+// `K[h, r, l] = 2 Re sum_n coefficients[h, r, n] * base[h, n] ** l`
+template <typename T>
+struct Powers {
+  int64_t heads, rows, state, length;
+  const double *coefficients, *base;  // complex: [heads, rows, state], [heads, state]
+  T* kernel;                          // [heads, rows, length]
+  const T* gradient;
+  double *of_coefficients, *of_base;
+};
+
+template <typename T>
+struct PowersFunctions {
+  int64_t (*scratch)(const Powers<T>&);
+  void (*forward)(const Powers<T>&, int64_t head, void* scratch);
+  void (*backward)(const Powers<T>&, int64_t head, void* scratch);
+};
+
+template <typename T>
+struct Functions {
+  ScanFunctions<T> scan;
+  PowersFunctions<T> powers;
+  void (*step)(const Step<T>&, int64_t begin, int64_t end);
+};
+
+struct Table {
+  Functions<float> single;
+  Functions<double> twice;
+};
+
+namespace avx512 {
+const Table& table();
+}
+namespace avx2 {
+const Table& table();
+}
+namespace baseline {
+const Table& table();
+}
+
+}  // namespace s4

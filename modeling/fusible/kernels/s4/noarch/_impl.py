@@ -1,0 +1,116 @@
+"""The same functions in torch, for systems without a compiled variant."""
+
+import math
+
+import torch
+
+
+CHUNK = 64
+
+
+def _apply(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    return (matrix @ vector[..., None])[..., 0]
+
+
+def ssm_scan(
+    inputs: torch.Tensor,
+    transition: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    state: torch.Tensor,
+    skip: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The recurrence `x_l = A x_{l-1} + b u_l`, `y_l = c x_l + D u_l`, with A of real blocks.
+
+    Args:
+        inputs: u `[batch, heads, length]`.
+        transition: A `[heads, groups, size, size]`.
+        b: `[heads, groups, size]`.
+        c: `[heads, channels, groups, size]`.
+        state: x before the first step, `[batch, heads, groups, size]`.
+        skip: D `[channels, heads]`.
+
+    Returns:
+        y `[batch, channels, heads, length]` and the state after the last step, in the dtype of the inputs.
+
+    Raises:
+        ValueError: if there are no steps.
+    """
+    length = inputs.shape[-1]
+    if length == 0:
+        raise ValueError("length must not be zero")
+    dtype = torch.promote_types(inputs.dtype, torch.float32)
+    signal, state, outputs = inputs.to(dtype), state.to(dtype).flatten(2), []
+    for piece in signal.split(length - length % CHUNK or length, dim=-1):
+        blocks = piece.unflatten(-1, (-1, min(CHUNK, piece.shape[-1])))
+        y, state = _scan_chunks(blocks, transition, b, c, state)
+        outputs.append(y)
+    y = torch.cat(outputs, dim=-1)
+    if skip is not None:
+        y = y + skip.to(dtype)[..., None] * signal[:, None]
+    return y.to(inputs.dtype), state.unflatten(2, b.shape[1:]).to(inputs.dtype)
+
+
+def ssm_step(
+    inputs: torch.Tensor,
+    transition: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    state: torch.Tensor,
+    skip: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of `ssm_scan`: `[batch, heads]` to `[batch, channels, heads]`, and the new state."""
+    outputs, last = ssm_scan(inputs[..., None], transition, b, c, state, skip)
+    return outputs[..., 0], last
+
+
+def _scan_chunks(
+    inputs: torch.Tensor, transition: torch.Tensor, b: torch.Tensor, c: torch.Tensor, state: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of whole chunks: `[batch, heads, chunks, steps]` to `[batch, channels, heads, length]`, and the flat state."""
+    (batch, heads, _, steps), dtype = inputs.shape, inputs.dtype
+    responses, readouts = [b], [_apply(transition.mT[:, None], c)]  # A^l b, c A^(l + 1)
+    for _ in range(steps - 1):
+        responses.append(_apply(transition, responses[-1]))
+        readouts.append(_apply(transition.mT[:, None], readouts[-1]))
+    response, readout = torch.stack(responses, dim=-1).flatten(1, 2), torch.stack(readouts, dim=-1).flatten(2, 3)
+    lag = torch.arange(steps, device=b.device)[:, None] - torch.arange(steps, device=b.device)
+    kernel = c.flatten(2) @ response
+    toeplitz = torch.where(lag >= 0, kernel[..., lag.clamp(min=0)], 0).to(dtype)
+    leap = torch.linalg.matrix_power(transition, steps).to(dtype)
+    increments = torch.einsum("bhkt,hnt->kbhn", inputs, response.flip(-1).to(dtype))
+    before = []
+    for increment in increments:
+        before.append(state)
+        state = _apply(leap, state.unflatten(2, b.shape[1:])).flatten(2) + increment
+    y = torch.einsum("bhks,hcts->bchkt", inputs, toeplitz)
+    y = y + torch.einsum("kbhn,hcnt->bchkt", torch.stack(before), readout.to(dtype))
+    return y.reshape(batch, -1, heads, inputs.shape[2] * steps), state
+
+
+def vandermonde(
+    coefficients: torch.Tensor, base: torch.Tensor, length: int, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
+    """
+    Kernels of diagonal systems: `K[h, r, l] = 2 Re sum_n coefficients[h, r, n] * base[h, n] ** l`, for l < length.
+
+    Args:
+        coefficients: `[heads, rows, state]`, complex128.
+        base: `[heads, state]`, complex128.
+        length: at least 1.
+        dtype: of the result.
+
+    Returns:
+        `[heads, rows, length]`.
+    """
+    width = math.isqrt(length - 1) + 1
+    fine = base[..., None] ** torch.arange(width, device=base.device)
+    coarse = (fine[..., -1] * base)[..., None] ** torch.arange(-(-length // width), device=base.device)
+    left = (coefficients[..., None] * coarse[:, None]).mT
+    left = torch.cat([2 * left.real, -2 * left.imag], dim=-1).flatten(1, 2).to(dtype)
+    sums = left @ torch.cat([fine.real, fine.imag], dim=1).to(dtype)
+    return sums.view(*coefficients.shape[:2], -1)[..., :length]
+
+
+__all__ = ["ssm_scan", "ssm_step", "vandermonde"]

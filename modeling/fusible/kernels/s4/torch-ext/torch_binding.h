@@ -1,0 +1,22 @@
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include <torch/csrc/stable/tensor.h>
+
+using torch::stable::Tensor;
+
+std::tuple<Tensor, Tensor> ssm_scan(
+    Tensor inputs, Tensor transition, Tensor b, Tensor c, std::optional<Tensor> skip, Tensor state);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ssm_scan_backward(
+    Tensor of_outputs, Tensor of_last, Tensor inputs, Tensor transition, Tensor b, Tensor c, std::optional<Tensor> skip,
+    Tensor state);
+
+std::tuple<Tensor, Tensor> ssm_step(
+    Tensor inputs, Tensor transition, Tensor b, Tensor c, std::optional<Tensor> skip, Tensor state);
+
+Tensor vandermonde(Tensor coefficients, Tensor base, int64_t length, bool single);
+
+std::tuple<Tensor, Tensor> vandermonde_backward(Tensor gradient, Tensor coefficients, Tensor base);

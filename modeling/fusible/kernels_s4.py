@@ -1,0 +1,209 @@
+"""
+Finds compiled kernels of the operations in `ops_s4`, checks them and loads them.
+
+There are five places, the first that has a variant for this system wins: a path given by the caller; the folder that
+the environment variable `LOCAL_KERNELS` names for the repository; the installed fusible package; a kernel repository
+on the Hub, at one commit; and files beside a model. The last two are code of others: they need `trust_remote_code`.
+Every file is compared with the digests in the variant's metadata.json before any is imported.
+"""
+
+import base64
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+
+try:
+    import kernels
+    from kernels.variants import get_variants_local, resolve_variant
+except ImportError:  # a model's code runs without it
+    kernels = None
+
+
+logger = logging.getLogger(__name__)
+
+NAME = "s4-kernels"
+CONTENTS = ("devices", "ssm_scan", "ssm_step", "vandermonde")
+
+
+class KernelError(Exception):
+    """Kernels that are not complete, not the expected ones, or not trusted."""
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """
+    Where kernels may come from, besides the installed package.
+
+    Args:
+        path: a kernel repository or a variant in it; nothing else is tried then.
+        repo_id: a kernel repository on the Hub, also the name that `LOCAL_KERNELS` knows it by.
+        revision: its commit.
+        folder: a kernel repository among the files of a model.
+        digests: of the metadata.json of each variant, as `digest_of` gives them. Other kernels, also installed ones,
+            are not used then.
+        trust_remote_code: whether code from `repo_id` and `folder` may run.
+    """
+
+    path: Path | None = None
+    repo_id: str | None = None
+    revision: str | None = None
+    folder: Path | None = None
+    digests: Mapping[str, str] | None = field(default=None, hash=False)
+    trust_remote_code: bool = False
+
+
+def digest_of(variant: Path) -> str:
+    """What identifies a variant, all of its files included: the SHA-256 of its metadata.json."""
+    return hashlib.sha256((variant / "metadata.json").read_bytes()).hexdigest()
+
+
+def find_variant(repository: Path) -> Path | None:
+    """The best variant for this system in a kernel repository, which may be a variant itself."""
+    if (repository / "metadata.json").exists():
+        return repository
+    # what is in plain torch is no faster than the definitions
+    variants = [variant for variant in get_variants_local(repository / "build") if variant.variant_str != "torch-cpu"]
+    # a torch for GPUs runs models on the CPU as well
+    best = resolve_variant(variants)[0] or resolve_variant(variants, "cpu")[0]
+    return None if best is None else repository / "build" / best.variant_str
+
+
+def verify(variant: Path, digests: Mapping[str, str] | None = None) -> None:
+    """
+    Compares a variant's files with its metadata, and that with expected digests.
+
+    Raises:
+        KernelError: if a file differs, is missing or is not listed.
+    """
+    try:
+        if digests is not None and digests.get(variant.name) != digest_of(variant):
+            raise KernelError(f"{variant} is not the variant that the model was saved with.")
+        listed = json.loads((variant / "metadata.json").read_text())["digest"]["files"]
+        found = {
+            file.relative_to(variant).as_posix(): hashlib.sha256(file.read_bytes()).digest()
+            for file in variant.rglob("*")
+            if file.is_file() and file.name != "metadata.json" and "__pycache__" not in file.parts
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KernelError(f"{variant} has no digests that can be read: {error!r}") from error
+    present = {name: base64.b64encode(digest).decode() for name, digest in found.items()}
+    wrong = sorted(name for name in listed.keys() | present.keys() if listed.get(name) != present.get(name))
+    if wrong or not listed:
+        raise KernelError(f"{variant} was changed: {', '.join(wrong) or 'there are no files'}.")
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Python neither reads nor writes the bytecode beside sources, which no digest covers."""
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    with tempfile.TemporaryDirectory() as folder:
+        sys.pycache_prefix, sys.dont_write_bytecode = folder, True
+        try:
+            yield
+        finally:
+            sys.pycache_prefix, sys.dont_write_bytecode = before
+
+
+def import_variant(variant: Path, digests: Mapping[str, str] | None = None) -> ModuleType:
+    """
+    Verifies and imports a variant.
+
+    Raises:
+        KernelError: if it was changed, or lacks something.
+    """
+    verify(variant, digests)
+    backend = json.loads((variant / "metadata.json").read_text())["backend"]["type"]
+    with _no_bytecode():
+        module = kernels.get_local_kernel(variant, backend=backend)
+    missing = [name for name in CONTENTS if name not in vars(module)]
+    if missing:
+        raise KernelError(f"{variant} lacks {', '.join(missing)}.")
+    return module
+
+
+def _local_override(repo_id: str | None) -> Path | None:
+    entries = (entry.partition("=") for entry in os.environ.get("LOCAL_KERNELS", "").split(":"))
+    return next((Path(path) for name, _, path in entries if repo_id is not None and name == repo_id and path), None)
+
+
+def _places(source: KernelSource, chosen: Path | None) -> list[Callable[[], Path | None]]:
+    """Functions that give a variant, in the order in which they are to be tried."""
+    if chosen is not None:
+        return [lambda: _required(chosen)]
+    places = [lambda: _installed(source.digests)]
+    if source.repo_id is not None:
+        places.append(lambda: _downloaded(source))
+    if source.folder is not None:
+        places.append(lambda: _beside_model(source))
+    return places
+
+
+def _required(repository: Path) -> Path:
+    variant = find_variant(repository)
+    if variant is None:
+        raise KernelError(f"{repository} has no kernels for this system.")
+    return variant
+
+
+def _installed(digests: Mapping[str, str] | None) -> Path | None:
+    # this file may be a copy beside a model, and the package installed or not
+    spec = importlib.util.find_spec("fusible")
+    if spec is None or spec.origin is None:
+        return None
+    variant = find_variant(Path(spec.origin).parent / "kernels" / "s4")
+    return variant if variant is None or digests is None or digests.get(variant.name) == digest_of(variant) else None
+
+
+def _downloaded(source: KernelSource) -> Path:
+    _check_trust(source)
+    if source.revision is None:
+        raise KernelError(f"Kernels of {source.repo_id} need the commit they are taken at.")
+    return kernels.install_kernel(source.repo_id, revision=source.revision, trust_remote_code=True)
+
+
+def _beside_model(source: KernelSource) -> Path | None:
+    _check_trust(source)
+    return None if source.folder is None else find_variant(source.folder)
+
+
+def _check_trust(source: KernelSource) -> None:
+    if not source.trust_remote_code:
+        raise KernelError("Kernels that come with a model are code of its author: they need trust_remote_code=True.")
+
+
+@cache
+def load_kernels(source: KernelSource | None = None) -> ModuleType | None:
+    """
+    A module with compiled `ssm_scan`, `ssm_step` and `vandermonde` for its `devices`, or `None` if torch has to do.
+
+    Kernels that are there but cannot be loaded, for whatever reason, are a warning, once for each source.
+    """
+    source = source or KernelSource()
+    if kernels is None:
+        return None
+    chosen = source.path or _local_override(source.repo_id)
+    failures = []
+    for place in _places(source, chosen):
+        try:
+            variant = place()
+            if variant is not None:
+                return import_variant(variant, None if chosen else source.digests)
+        except Exception as error:  # a library of another system, no network, a version of kernels that has changed
+            failures.append(str(error))
+    if failures:
+        logger.warning("S4 runs without compiled kernels. %s", " ".join(failures))
+    return None
+
+
+__all__ = ["KernelError", "KernelSource", "digest_of", "load_kernels"]
