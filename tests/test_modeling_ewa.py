@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from test_modeling_repavit import BACKBONES, SIZES
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
@@ -75,7 +76,7 @@ class TestEWA(FusibleTesterMixin):
         return name.removeprefix("model.")
 
     def load(self, model_class, folder, **arguments):
-        return getattr(__import__("transformers"), model_class._auto_class).from_pretrained(folder, **arguments)
+        return getattr(transformers, model_class._auto_class).from_pretrained(folder, **arguments)
 
     def save_again(self, fused, folder):
         fused.save_pretrained(folder)
@@ -186,7 +187,7 @@ def test_other_heads_and_gated_ffns(model_class, backbone, key, tmp_path):
     model.train()(**inputs)[0].sum().backward()
     assert all(parameter.grad is not None for parameter in model.expert_parameters)
     model.eval().save_pretrained(tmp_path, fused=True)
-    plain = getattr(__import__("transformers"), model_class._auto_class).from_pretrained(tmp_path, dtype="auto")
+    plain = getattr(transformers, model_class._auto_class).from_pretrained(tmp_path, dtype="auto")
     fused = model.fuse()
     assert_same_tensors(plain, fused)
     index = 1 if key == "bool_masked_pos" else 0  # after the loss
@@ -327,11 +328,10 @@ def test_routed_experts_train_and_have_no_dense_form(tmp_path):
     assert balance == pytest.approx(2, abs=0.5)  # transformers' loss is top_k where the load is balanced
     model(**inputs).loss.backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if "router" in n or "ffn" in n)
-    router = model.model.vit.layers[1].mlp.router.weight.clone()
     perturb_(model)
-    spread = model.expert_spread()
+    router, spread = model.model.vit.layers[1].mlp.router.weight.clone(), model.expert_spread()
     model.average_experts_(1, 1)
-    assert model.expert_spread() < spread and not torch.equal(model.model.vit.layers[1].mlp.router.weight, router)
+    assert model.expert_spread() < 0.9 * spread and torch.equal(model.model.vit.layers[1].mlp.router.weight, router)
     for refused in (model.fuse, lambda: model.save_pretrained(tmp_path / "fused", fused=True)):
         with pytest.raises(ValueError, match="no inference form"):
             refused()

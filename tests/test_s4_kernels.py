@@ -67,7 +67,7 @@ def assert_near(actual, expected, tolerance):
         assert relative(one, other) < tolerance, name
 
 
-def compare(function, arguments, tolerance):
+def assert_is_the_definition(function, arguments, tolerance):
     """Outputs and gradients of all arguments, with respect to both outputs."""
     outputs, expected = function(*arguments), definition(*arguments)
     weights = [torch.randn_like(output) for output in outputs]
@@ -83,7 +83,7 @@ def compare(function, arguments, tolerance):
 def test_scan(kernel, sizes, heads_innermost):
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
         arguments = make(*sizes, dtype, heads_innermost, skip=heads_innermost)
-        compare(kernel.ssm_scan, arguments, tolerance)
+        assert_is_the_definition(kernel.ssm_scan, arguments, tolerance)
         y, last = kernel.ssm_scan(*arguments)
         assert y.dtype == last.dtype == dtype
         if heads_innermost:
@@ -93,7 +93,7 @@ def test_scan(kernel, sizes, heads_innermost):
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_scan_of_any_number_of_states(kernel, size):
     for groups in range(1, 97, 5):
-        compare(kernel.ssm_scan, make(1, 2, 1, groups, size, 35), 1e-12)
+        assert_is_the_definition(kernel.ssm_scan, make(1, 2, 1, groups, size, 35), 1e-12)
 
 
 def test_scan_of_any_strides(kernel):
@@ -161,7 +161,7 @@ def test_scan_of_extreme_steps(kernel, radius, angle):
     turn = radius * torch.exp(1j * torch.tensor(angle, dtype=torch.float64))
     block = torch.stack([torch.stack([turn.real, -turn.imag]), torch.stack([turn.imag, turn.real])])
     transition = block.expand(2, 3, 2, 2).clone().requires_grad_()
-    compare(kernel.ssm_scan, [inputs, transition, b, c, state, skip], 2e-5)
+    assert_is_the_definition(kernel.ssm_scan, [inputs, transition, b, c, state, skip], 2e-5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -243,7 +243,7 @@ def test_operators_are_sound(kernel):
 
 def test_functions_compile_and_export(kernel):
     arguments = make(2, 3, 2, 4, 2, 37, torch.float32, heads_innermost=True)
-    compare(torch.compile(kernel.ssm_scan, fullgraph=True, backend="aot_eager"), arguments, SINGLE)
+    assert_is_the_definition(torch.compile(kernel.ssm_scan, fullgraph=True, backend="aot_eager"), arguments, SINGLE)
     coefficients, base = powers(2, 1, 3)
     compiled = torch.compile(lambda v, x: kernel.vandermonde(v, x, 50), fullgraph=True, backend="aot_eager")
     assert_near([compiled(coefficients, base)], [kernel.vandermonde(coefficients, base, 50)], 1e-12)
@@ -311,7 +311,7 @@ def test_vandermonde_refuses(kernel):
 def test_plain_variant_is_the_same_function(kernel_build):
     plain = import_variant(kernel_build / "torch-cpu")
     for sizes in SIZES[2:7]:
-        compare(plain.ssm_scan, make(*sizes), 1e-12)
+        assert_is_the_definition(plain.ssm_scan, make(*sizes), 1e-12)
     arguments = powers(2, 2, 5)
     for length in (1, 2, 37, 1000):
         assert_near([plain.vandermonde(*arguments, length)], [ops_s4.vandermonde(*arguments, length)], 1e-11)
@@ -320,9 +320,10 @@ def test_plain_variant_is_the_same_function(kernel_build):
 def test_tests_that_come_with_the_kernels(kernel, monkeypatch):
     monkeypatch.setitem(sys.modules, "s4_kernels", kernel)
     tests = runpy.run_path(str(build.ROOT / "tests" / "test_s4_kernels.py"))
-    for name, test in tests.items():
-        if name.startswith("test_"):
-            test()
+    found = [test for name, test in tests.items() if name.startswith("test_")]
+    assert len(found) == 2
+    for test in found:
+        test()
 
 
 @pytest.mark.parametrize("instructions", ["avx2", "baseline"])
@@ -345,7 +346,7 @@ def main(variant: Path) -> None:
     kernels = import_variant(variant)
     for sizes in SIZES:
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
-            compare(kernels.ssm_scan, make(*sizes, dtype), tolerance)
+            assert_is_the_definition(kernels.ssm_scan, make(*sizes, dtype), tolerance)
         test_step(kernels, sizes)
     for length in (1, 1000):
         test_vandermonde(kernels, length, 5)

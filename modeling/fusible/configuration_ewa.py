@@ -30,8 +30,9 @@ class EWAConfig(FusibleConfig):
             random numbers. The mean of `n` independent experts has 1/sqrt(n) of their scale, so that the plain model
             starts smaller; `"independent_rescaled"` makes up for that.
         partition (`"tokens"`, `"strided"` or `"samples"`, *optional*, defaults to `"tokens"`):
-            What is distributed to the experts at random: all tokens of a batch (the paper's), all tokens in turn
-            from a random expert on (nothing is moved in memory), or whole samples.
+            What is distributed to the experts at random: all tokens of a batch (the paper distributes tokens; that
+            it is all of a batch is our reading), all tokens in turn from a random expert on (nothing is moved in
+            memory), or whole samples.
         share_rate (`float`, *optional*, defaults to 0.1):
             How much of an expert is replaced by the mean of the others in each step (beta in Eq. 6 of the paper), in
             [0, (n - 1) / n], where all experts become equal.
@@ -104,11 +105,10 @@ class EWAConfig(FusibleConfig):
                 f"share_rate is {self.share_rate}; with {n} experts it must be in [0, {(n - 1) / n:.4g}]: more would "
                 "take the experts past their mean."
             )
-        for name in ("schedule_warmup_ratio", "ewa_until"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; it is a share of the training and must be in [0, 1]."
-                )
+        shares = {"schedule_warmup_ratio": self.schedule_warmup_ratio, "ewa_until": self.ewa_until}
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; it is a share of the training and must be in [0, 1].")
         if not 1 <= self.num_experts_per_tok <= n:
             raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}; it must be in [1, {n}].")
 

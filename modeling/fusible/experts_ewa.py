@@ -89,8 +89,8 @@ class Experts(Fusible):
     Args:
         ffn: a dense FFN, of which all experts start as copies; it becomes part of this module.
         num_experts: how many.
-        partition: `"tokens"`, a random permutation of all tokens of the batch (the paper's); `"strided"`, every
-            `num_experts`-th token from a random one on, without moving any; `"samples"`, whole samples.
+        partition: `"tokens"`, a random permutation of all tokens of the batch; `"strided"`, every `num_experts`-th
+            token from a random one on, without moving any; `"samples"`, whole samples.
         channels_first: whether the FFN takes `[batch, channels, height, width]`.
     """
 
@@ -132,7 +132,7 @@ class Experts(Fusible):
         average_(self, share_rate)
 
     def fuse(self) -> nn.Module:
-        """The mean expert, as the backbone's own FFN (end of section 3 of the paper)."""
+        """The mean expert, as the backbone's own FFN."""
         ffn = copy.copy(self.ffn)
         ffn._modules = {
             name: child.mean_layer() if isinstance(child, ExpertLinear) else child
