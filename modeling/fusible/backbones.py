@@ -72,6 +72,7 @@ class Site:
     needs_final_norm: bool = False  # the model ends without one
     patch_grid: bool = True  # one token per patch in all blocks, after tokens of other kinds
     resizes_on_request: bool = False  # takes other image sizes only with interpolate_pos_encoding=True
+    structure_fields: tuple[str, ...] = ()  # options that change the function and that no tensor's shape shows
     model_kwargs: dict[str, Any] = field(default_factory=dict)  # for `AutoModel.from_config`
 
     def blocks(self, backbone: PreTrainedModel) -> Iterator[nn.Module]:
@@ -171,6 +172,7 @@ SITES: dict[str, Site] = {
         reads_class_token=False,
         resizes_on_request=False,
         takes_frames=False,
+        structure_fields=("num_groups", "group_size"),
         model_kwargs={},
     ),
     "beit": Site(

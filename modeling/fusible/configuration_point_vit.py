@@ -1,7 +1,5 @@
 """Configuration of a plain vision Transformer on point clouds."""
 
-from typing import ClassVar
-
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -23,7 +21,6 @@ class PointViTConfig(PreTrainedConfig):
     """
 
     model_type = "point_vit"
-    structure_fields: ClassVar[tuple[str, ...]] = ("num_groups", "group_size")  # which no tensor's shape shows
 
     num_points: int = 1024
     num_groups: int = 64

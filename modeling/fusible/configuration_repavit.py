@@ -1,8 +1,7 @@
 """Configuration of RePaViT (https://huggingface.co/papers/2505.21847)."""
 
 import math
-import os
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -10,11 +9,11 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .backbones import site_of
-from .configuration_fusible import FusibleConfig
+from .configuration_fusible import BackboneFusibleConfig
 
 
 @strict
-class RePaViTConfig(BackboneConfigMixin, FusibleConfig):
+class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
     r"""
     A vision backbone whose FFNs let most hidden channels skip the activation ("channel idle").
 
@@ -54,7 +53,6 @@ class RePaViTConfig(BackboneConfigMixin, FusibleConfig):
         {"batch_norm_momentum", "sync_batch_norm", "drop_path_rate", "_out_features", "_out_indices"}
     )
 
-    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     idle_ratio: float | int | None = None
     idle_schedule: Literal["static", "linear"] = "static"
     active_channels: list[int] | tuple[int, ...] | None = None
@@ -80,27 +78,6 @@ class RePaViTConfig(BackboneConfigMixin, FusibleConfig):
         num_stages = len(site_of(self.backbone_config).stage_widths(cast(PreTrainedConfig, self.backbone_config))) - 1
         self.stage_names = ["stem", *(f"stage{i}" for i in range(1, num_stages + 1))]
         self.set_output_features_output_indices(out_features, out_indices)
-
-    @classmethod
-    def from_backbone(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """
-        The configuration of a RePaViT on the backbone of any checkpoint that is supported; labels are kept.
-
-        Args:
-            pretrained_model_name_or_path: folder or Hub repository, of the backbone, of a model with a head on it, or
-                of a CLIP-like model, whose vision tower is taken.
-            **kwargs: options of this class, and `revision`, `token` and `cache_dir` for the download.
-
-        Raises:
-            ValueError: if the backbone is not supported, or an option is wrong.
-        """
-        hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
-        dense = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        if "vision_config" in dense.sub_configs:
-            dense = dense.vision_config
-        if "num_labels" not in kwargs:
-            kwargs = {"id2label": dense.id2label, "label2id": dense.label2id, **kwargs}
-        return cls(backbone_config=dense, **kwargs)
 
     def validate_architecture(self) -> None:
         """Raises `ValueError` for an unknown backbone and for ratios and rates outside their range."""

@@ -1,14 +1,13 @@
 """Configuration of ZeroI2V (https://huggingface.co/papers/2310.01324)."""
 
-import os
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .backbones import site_of
-from .configuration_fusible import FusibleConfig
+from .configuration_fusible import BackboneFusibleConfig
 
 
 Offsets = list[int | list[int]]
@@ -37,7 +36,7 @@ def usual_offsets(num_frames: int, num_heads: int) -> Offsets:
 
 
 @strict
-class ZeroI2VConfig(FusibleConfig):
+class ZeroI2VConfig(BackboneFusibleConfig):
     r"""
     An image backbone that takes videos: some of its heads attend to other frames, and linear adapters train it.
 
@@ -74,6 +73,7 @@ class ZeroI2VConfig(FusibleConfig):
     """
 
     model_type = "zeroi2v"
+    keeps_labels: ClassVar[bool] = False  # of images
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model")}
     free_fields: ClassVar[frozenset[str]] = frozenset(
         {
@@ -88,7 +88,6 @@ class ZeroI2VConfig(FusibleConfig):
         }
     )
 
-    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     num_frames: int = 8
     temporal_offsets: list[int | list[int]] | Literal["auto"] = "auto"
     num_adapters: Literal[4, 3, 2] = 4
@@ -113,25 +112,6 @@ class ZeroI2VConfig(FusibleConfig):
         dense = cast(PreTrainedConfig, self.backbone_config)
         if self.temporal_offsets == "auto" and site_of(dense).takes_frames:
             self.temporal_offsets = usual_offsets(self.num_frames, min(site_of(dense).attention_heads(dense)))
-
-    @classmethod
-    def from_backbone(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """
-        The configuration of a ZeroI2V on the image backbone of any checkpoint that is supported.
-
-        Args:
-            pretrained_model_name_or_path: folder or Hub repository, of the backbone, of a model with a head on it, or
-                of a CLIP-like model, whose vision tower is taken.
-            **kwargs: options of this class, and `revision`, `token` and `cache_dir` for the download.
-
-        Raises:
-            ValueError: if the backbone is not supported, or an option is wrong.
-        """
-        hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
-        dense = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        if "vision_config" in dense.sub_configs:
-            dense = dense.vision_config
-        return cls(backbone_config=dense, **kwargs)
 
     @property
     def offsets(self) -> Offsets:
