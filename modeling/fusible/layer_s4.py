@@ -6,6 +6,7 @@ S4: https://huggingface.co/papers/2111.00396; S4D: https://huggingface.co/papers
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,9 @@ class S4StateSpace(Fusible):
     A state is `[batch, heads, state_size / 2, 2]`. It is in the basis of the parameters, not in that of the
     inference form.
     """
+
+    # which train best with a low learning rate and no weight decay
+    slow_parameters: ClassVar[tuple[str, ...]] = ("inv_dt", "A_real", "A_imag", "B", "P")
 
     def __init__(self, config: S4Config, dense_heads: int | None = None) -> None:
         """
