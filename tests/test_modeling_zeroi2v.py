@@ -374,6 +374,13 @@ def test_videos_of_other_shapes(shape):
         model(torch.zeros(shape, dtype=torch.float64))
 
 
+def test_backbones_without_image_feature():
+    image = backbone_of("siglip_vision_model", vision_use_head=False)
+    model = ZeroI2VModel(ZeroI2VConfig(backbone_config=image))
+    with pytest.raises(ValueError, match="no pooled feature"):
+        model(**model.dummy_inputs)
+
+
 def test_lora_is_refused_where_it_would_lose_the_shift():
     with pytest.raises(ValueError, match="ShiftedLinear.* is not supported"):
         get_peft_model(make(num_frames=3), LoraConfig(target_modules=["v_proj"]))

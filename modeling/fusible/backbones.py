@@ -25,6 +25,8 @@ def class_token(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
 
 def pooler_output(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
     """Image feature `[batch, hidden_size]` of backbones that norm or pool it themselves."""
+    if outputs.pooler_output is None:
+        raise ValueError("The backbone has no pooled feature, such as SigLIP's with vision_use_head=False.")
     return cast("torch.Tensor", outputs.pooler_output)
 
 
