@@ -1,22 +1,36 @@
-"""What the conversion scripts share: reading checkpoints, strict renaming by a table, and ImageNet's particulars."""
+"""What the conversion scripts share: reading checkpoints, renaming by a table, the command, ImageNet's particulars."""
 
 import argparse
+import errno
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from conversion_scripts.torchscript import is_torchscript, read_torchscript
+from fusible.commands import publish
+from fusible.fusion import FusiblePreTrainedModel
+
 
 T = TypeVar("T")
 IMAGENET_CLASSES = Path(__file__).with_name("imagenet1k_classes.txt")
+
+
+class Discarded:
+    """Stands for what frameworks write beside the tensors; takes any state and does nothing."""
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
 
 
 def read_entries(file: Path, also_safe: Sequence[Any] = ()) -> Any:
@@ -24,7 +38,7 @@ def read_entries(file: Path, also_safe: Sequence[Any] = ()) -> Any:
     What a checkpoint holds, without running any code that it may carry.
 
     Args:
-        file: `.safetensors`, or a file of `torch.save`.
+        file: `.safetensors`, or a file of `torch.save`, or of `torch.jit.save`, whose tensors it gives.
         also_safe: what unpickling may use beside tensors, plain values and `argparse.Namespace`; as for
             `torch.serialization.safe_globals`.
 
@@ -32,17 +46,16 @@ def read_entries(file: Path, also_safe: Sequence[Any] = ()) -> Any:
         OSError: if the file is not there, cut off, or of another kind.
         ValueError: if it holds objects that may run code.
     """
-    if _is_torchscript(file):
-        raise ValueError(
-            f"{file} is a TorchScript program, and loading that may run code. If you trust it, save its tensors: "
-            "torch.save(torch.jit.load(file).state_dict(), another_file)."
-        )
+    if is_torchscript(file):
+        return read_torchscript(file)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         with torch.serialization.safe_globals([argparse.Namespace, *also_safe]):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch's for some of the files cut off
+            raise
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise ValueError(
@@ -50,13 +63,6 @@ def read_entries(file: Path, also_safe: Sequence[Any] = ()) -> Any:
                 "argparse.Namespace are read; nothing was loaded."
             ) from None  # torch's own message advises to allow everything
         raise OSError(f"{file} is cut off, or no file of torch.save or safetensors. Download it again.") from error
-
-
-def _is_torchscript(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
 
 
 def state_dict_in(content: Any, file: Path) -> dict[str, torch.Tensor]:
@@ -166,3 +172,68 @@ def image_processor(image_size: int) -> CLIPImageProcessorPil:
         image_mean=IMAGENET_DEFAULT_MEAN,
         image_std=IMAGENET_DEFAULT_STD,
     )
+
+
+def load_and_publish(
+    model: FusiblePreTrainedModel,
+    tensors: Mapping[str, torch.Tensor],
+    options: argparse.Namespace,
+    processor: Any | None = None,
+) -> FusiblePreTrainedModel:
+    """
+    Loads converted tensors and writes the folder, in the form that the command line asks for.
+
+    Args:
+        model: of the configuration; on the meta device, it takes the tensors themselves.
+        tensors: by our names.
+        options: of the command line, as `parser_for` has them.
+        processor: to save with the model.
+
+    Returns:
+        The model as it was written.
+
+    Raises:
+        OSError: if the folder or the push cannot be completed.
+        ValueError: if tensors are left over, missing or of other shapes; nothing was written.
+    """
+    try:
+        model.load_state_dict(tensors, assign=model.device.type == "meta")
+    except RuntimeError as error:
+        raise ValueError(f"{options.checkpoint} does not fit the model that its sizes describe: {error}") from error
+    source = None
+    if options.fused and not model.config.fused:
+        model, source = model.fuse(), model
+    publish(model, options.output, processor, source, repo_id=options.push_to_hub)
+    return model
+
+
+def parser_for(doc: str | None, checkpoint: str) -> argparse.ArgumentParser:
+    """
+    A command line with the options that all conversions have.
+
+    Args:
+        doc: docstring of the script: a description, an empty line, and examples.
+        checkpoint: what files `--checkpoint` takes.
+    """
+    description, examples = str(doc).split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help=checkpoint)
+    add("--output", type=Path, required=True, metavar="DIR", help="folder; made if missing")
+    add("--fused", action="store_true", help="fuse a training checkpoint, and measure the difference for the card")
+    add("--push-to-hub", metavar="USER/NAME", help="also push the folder there")
+    return parser
+
+
+def run(
+    convert: Callable[[argparse.Namespace], str], parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> None:
+    """Runs a conversion; ends with one line and exit status 1 if the checkpoint cannot be converted."""
+    try:
+        print(convert(parser.parse_args(arguments)))
+    except KeyError as error:
+        raise SystemExit(f"Error: the checkpoint has no tensor {error}.") from error
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise SystemExit(f"Error: {error}") from error

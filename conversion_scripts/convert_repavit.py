@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 
 if __package__ is None:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion_scripts.common import agreed, image_processor, read_checkpoint
+from conversion_scripts.common import agreed, image_processor, load_and_publish, parser_for, read_checkpoint, run
 from conversion_scripts.repavit_config import config_for
 from conversion_scripts.repavit_names import architecture_of, convert_state_dict, is_fused
 from fusible import RePaViTForImageClassification
-from fusible.commands import publish
 
 
 def idle_options(
@@ -87,34 +85,16 @@ def convert(options: argparse.Namespace) -> str:
     tensors = convert_state_dict(state_dict)
     channels = idle_options(state_dict, arguments, options.idle_ratio, options.idle_schedule)
     config = config_for(state_dict, options.num_attention_heads, options.window_size, options.image_size, **channels)
-    model, training_form = RePaViTForImageClassification(config).eval(), None
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{options.checkpoint} does not fit the model that its sizes describe: {error}") from error
-    if options.fused and not config.fused:
-        model, training_form = model.fuse(), model
     processor = image_processor(config.backbone_config.image_size)
-    publish(model, options.output, processor, training_form, repo_id=options.push_to_hub)
+    model = load_and_publish(RePaViTForImageClassification(config).eval(), tensors, options, processor)
     form = "fused" if model.config.fused else "training"
     return f"{options.output}: {options.architecture}, {form} form, {model.num_parameters():,} parameters"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; ends with one line and exit status 1 if the checkpoint cannot be converted."""
-    description, examples = str(__doc__).split("\n\n", 1)
-    parser = argparse.ArgumentParser(
-        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__, ".pth, .pt or .safetensors, training or fused form")
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=".pth, .pt or .safetensors, training or fused form",
-    )
-    add("--output", type=Path, required=True, metavar="DIR", help="folder; made if missing")
     add("--architecture", choices=["vit", "swin"], required=True, help="which of the authors' models")
     add(
         "--idle-ratio",
@@ -130,14 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add("--window-size", type=int, metavar="W", help="of a Swin; only compared with the tensors")
     add("--image-size", type=int, metavar="S", help="needed for a Swin without the buffers attn_mask")
-    add("--fused", action="store_true", help="fuse a training checkpoint, and measure the difference for the card")
-    add("--push-to-hub", metavar="USER/NAME", help="also push the folder there")
-    try:
-        print(convert(parser.parse_args(arguments)))
-    except KeyError as error:
-        raise SystemExit(f"Error: the checkpoint has no tensor {error}.") from error
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise SystemExit(f"Error: {error}") from error
+    run(convert, parser, arguments)
 
 
 if __name__ == "__main__":

@@ -19,30 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub.errors import StrictDataclassError
 from transformers import VideoMAEImageProcessorPil
 
 
 if __package__ is None:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion_scripts.common import read_entries, state_dict_in
+from conversion_scripts.common import Discarded, load_and_publish, parser_for, read_entries, run, state_dict_in
 from conversion_scripts.zeroi2v_config import PRESETS, backbone_in, config_for
 from conversion_scripts.zeroi2v_names import bare, convert_state_dict, kind_of
 from fusible import ZeroI2VForVideoClassification, ZeroI2VModel
-from fusible.commands import publish
 
 
 # CLIP's mean and deviation as the authors round them, in [0, 255]
 MEAN, DEVIATION = (122.769, 116.74, 104.04), (68.493, 66.63, 70.321)
-
-
-class Discarded:
-    """Stands for what mmengine writes beside the tensors; takes any state and does nothing."""
-
-    def __init__(self, *args: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
 
 
 def discard(*args: Any) -> None:
@@ -122,28 +112,15 @@ def convert(options: argparse.Namespace) -> str:
     if kind == "clip":  # what CLIP has not is new
         new = {name for name in model.trained_parameters() if "post_layernorm" not in name}
         converted |= {name: tensor for name, tensor in model.state_dict().items() if name in new}
-    try:
-        model.load_state_dict(converted)
-    except RuntimeError as error:
-        raise ValueError(f"{options.checkpoint} does not fit the model that its sizes describe: {error}") from error
-    source = None
-    if options.fused and not config.fused:
-        model, source = model.fuse(), model
-    processor = frame_processor(config.backbone_config.image_size)
-    publish(model, options.output, processor, source, repo_id=options.push_to_hub)
+    model = load_and_publish(model, converted, options, frame_processor(config.backbone_config.image_size))
     form = "fused" if model.config.fused else "training"
     return f"{options.output}: {form} form, {config.num_frames} frames, {model.num_parameters():,} parameters"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; ends with one line and exit status 1 if the checkpoint cannot be converted."""
-    description, examples = str(__doc__).split("\n\n", 1)
-    parser = argparse.ArgumentParser(
-        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__, ".pth, .pt or .safetensors, trained or merged")
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help=".pth, .pt or .safetensors, trained or merged")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder; made if missing")
     add("--preset", choices=list(PRESETS), help="which of the released checkpoints it is")
     add(
         "--temporal-offsets",
@@ -155,14 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--adapter-scale", type=float, metavar="S", help="of the training; not needed for merged checkpoints")
     add("--num-attention-heads", type=int, metavar="H", help="needed for another width than CLIP's B/16 and L/14")
     add("--num-frames", type=int, metavar="T", help="needed for CLIP")
-    add("--fused", action="store_true", help="fuse a training checkpoint, and measure the difference for the card")
-    add("--push-to-hub", metavar="USER/NAME", help="also push the folder there")
-    try:
-        print(convert(parser.parse_args(arguments)))
-    except KeyError as error:
-        raise SystemExit(f"Error: the checkpoint has no tensor {error}.") from error
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise SystemExit(f"Error: {error}") from error
+    run(convert, parser, arguments)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import types
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForVideoClassification
 
+from conversion_scripts.common import read_entries
 from conversion_scripts.convert_zeroi2v import main
 from conversion_scripts.zeroi2v_config import PRESETS, backbone_in, config_for, offsets_of
 from conversion_scripts.zeroi2v_names import bare, convert_state_dict, kind_of
@@ -371,10 +373,49 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, mmengine_file):
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Malicious(harm), protocol=2))
     for name in ("checkpoint.pth", "plain.pth"):
         assert "unpickling that may run code" in refusal(tmp_path / name, *arguments_for(facts))
-    script = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
-    script.save(str(tmp_path / "script.pt"))
-    assert "TorchScript program" in refusal(tmp_path / "script.pt", *arguments_for(facts))
+    script = tmp_path / "script.pt"
+    with zipfile.ZipFile(script, "w") as archive:
+        archive.writestr("script/constants.pkl", b"")
+        archive.writestr("script/data.pkl", pickle.dumps(Malicious(harm), protocol=2))
+    assert "getattr is nothing that a tensor needs" in refusal(script, *arguments_for(facts))
     assert not harm.exists()
+
+
+class Traced(torch.nn.Module):
+    """Parameters by the names of a state dict, as OpenAI's files of CLIP have them."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, last = name.split(".")
+            module = self
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, torch.nn.Module())
+                module = module.get_submodule(part)
+            module.register_buffer(last, tensor)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs + 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript(tmp_path):
+    """Half precision, views into larger storages, scalars; the tensors are those that torch itself reads."""
+    matrix = torch.randn(3, 4).half()
+    tensors = {"visual.a.weight": matrix, "visual.a.rows": matrix[1:].mT, "count": torch.tensor(5), "b.c.d": matrix[0]}
+    script, cut = tmp_path / "script.pt", tmp_path / "cut.pt"
+    torch.jit.trace(Traced(tensors), torch.zeros(1)).save(str(script))
+    found = read_entries(script)
+    expected = torch.jit.load(str(script)).state_dict()
+    assert found.keys() == expected.keys() == tensors.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+    with zipfile.ZipFile(script) as source, zipfile.ZipFile(cut, "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name)[:-8] if "/data/" in name else source.read(name))
+    with pytest.raises(OSError, match="a tensor reaches beyond its data"):
+        read_entries(cut)
 
 
 def test_as_a_script(tmp_path):

@@ -1,48 +1,91 @@
-"""Whole small models of the authors: their weights under our names give their outputs, in both forms."""
+"""The authors' own outputs, of blocks and of whole small models of all their versions, in both forms."""
 
-import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from test_conversion_s4 import CASES, convert, read
+from torch.nn.functional import pad
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from fusible import S4Config, S4ForCausalLM, S4ForSequenceClassification
+from fusible import S4Model
+from fusible.outputs_s4 import S4Cache
 from tester.base import relative_error
 
 
-DATA = Path(__file__).parent / "data" / "s4"
-NAMES = {
-    r"encoder\.0\.emb_layers\.(\d)\.weight": r"embeddings.table_\1",
-    r"encoder\.0\.emb_projs\.(\d)": r"embeddings.projection_\1",
-    r"encoder\.0\.": r"embeddings.",
-    r"model\.layers\.(\d+)\.layer\.layer\.(kernel\.)?": r"layers.\1.mixer.ssm.",
-    r"model\.layers\.(\d+)\.layer\.output_linear\.0\.": r"layers.\1.mixer.out_proj.",
-    r"model\.layers\.(\d+)\.layer\.ff\.0\.0\.": r"layers.\1.mixer.fc1.",
-    r"model\.layers\.(\d+)\.layer\.ff\.2\.": r"layers.\1.mixer.fc2.",
-    r"model\.layers\.(\d+)\.norm\.norm\.": r"layers.\1.norm.",
-    r"model\.norm\.norm\.": r"final_norm.",
-    r"decoder\.0\.output_transform\.": r"classifier.",
-    r"loss\.out_projs\.0": r"lm_head.projection",
-    r"loss\.out_layers_biases\.": r"lm_head.biases.",
-    r"loss\.cluster_": r"lm_head.cluster_",
-}
+pytest_plugins = ["kernel_fixture"]
 
 
-def load(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict]:
-    """Weights under our names, the other tensors, and the authors' configuration."""
-    tensors = load_file(DATA / f"{name}.safetensors")
-    weights = {}
-    for key in [key for key in tensors if key.startswith("state_dict.")]:
-        tensor, ours = tensors.pop(key), key.removeprefix("state_dict.")
-        if ours.startswith("loss_val.") or "shared_out_projs" in ours or ours.endswith("l_kernel"):
-            continue  # copies, and the length, which is in the configuration
-        pattern = next(pattern for pattern in NAMES if re.match(pattern, ours))
-        ours = re.sub(pattern, NAMES[pattern], ours)
-        ours = re.sub(r"norm\.m$", "norm.shift", re.sub(r"norm\.s$", "norm.scale", ours))
-        weights[ours] = tensor[0] if ours.endswith("ssm.B") else tensor
-    return weights, tensors, json.loads((DATA / f"{name}.json").read_text())["config"]
+def load_block(name: str, folder: Path) -> tuple[S4Model, dict[str, torch.Tensor], dict]:
+    """A converted block, the tensors beside its weights with the length before the width, and the facts."""
+    tensors, facts = read(name)[1:]
+    rate = {} if facts["rate"] == 1 else {"rate": facts["rate"]}
+    model = AutoModel.from_pretrained(convert(name, folder), **rate)
+    if facts["config"]["transposed"]:
+        tensors |= {key: x.mT for key, x in tensors.items() if key == "input" or key.startswith("output_conv")}
+    return model, tensors, facts
+
+
+def run_block(model: S4Model, tensors: dict[str, torch.Tensor], **arguments) -> torch.Tensor:
+    mask = None
+    if "lengths" in tensors:
+        mask = (torch.arange(tensors["input"].shape[1]) < tensors["lengths"][:, None]).long()
+    return model(input_values=tensors["input"], attention_mask=mask, **arguments).last_hidden_state
+
+
+@pytest.mark.usefixtures("kernel_path")
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("block_")])
+@torch.no_grad()
+def test_blocks(name, tmp_path, monkeypatch):
+    model, tensors, facts = load_block(name, tmp_path)
+    fused, ssm, kernel = model.fuse(), model.layers[0].mixer.ssm, tensors["kernel_fp64"]
+    is_cut_off = "lmax64" in name
+    taps = min(kernel.shape[-1], 64) if is_cut_off else kernel.shape[-1]
+    assert relative_error(ssm.kernel(taps).movedim(1, 0), kernel[..., :taps]) < 1e-7
+    outputs = run_block(model, tensors)
+    if tensors.get("output_step") is not None:
+        bound = 1e-5 if is_cut_off else max(2 * facts["err"]["step"], 1e-5)
+        for form in (model, fused):
+            assert (run_block(form, tensors) - tensors["output_step"]).abs().max() < bound
+    if is_cut_off:
+        # their convolution stops after l_max steps; their recurrence does not, and neither does ours
+        whole = ssm.kernel
+        monkeypatch.setattr(ssm, "kernel", lambda length, *dtype: pad(whole(64, *dtype), (0, length - 64)))
+        outputs = run_block(model, tensors)
+        fused = model
+    assert (outputs - tensors["output_conv"]).abs().max() < max(2 * facts["err"]["conv"], 1e-5)
+    expected = tensors["output_conv_fp64"]
+    for form in (model, fused):
+        assert relative_error(run_block(form, tensors), expected) < 1e-5
+    assert relative_error(run_block(model.double(), tensors), expected) < 1e-6
+    if "state.initial" in tensors:
+        cache = S4Cache()
+        cache.states[0] = tensors["state.initial"].double()
+        outputs = run_block(model, tensors, cache_params=cache)
+        assert relative_error(outputs, tensors["state.output_conv"]) < 1e-5
+        assert relative_error(cache.states[0], tensors["state.next_state"]) < 3e-5  # their single precision
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("old_")])
+@torch.no_grad()
+def test_blocks_of_older_versions(name, tmp_path):
+    """`free` are those whose Q is not the conjugate of P; for all, Cauchy sums were taken in double precision."""
+    tensors, facts = read(name)[1:]
+    model = AutoModel.from_pretrained(convert(name, tmp_path))
+    for form in (model, model.fuse()):
+        assert relative_error(run_block(form, tensors), tensors["output"]) < 2e-6
+    assert model.config.mode == ("diag" if "free" in name or "diag" in name else "dplr")
+    assert model.config.bidirectional == facts["config"].get("bidirectional", False)
+
+
+@torch.no_grad()
+def test_minimal_s4d(tmp_path):
+    tensors = read("stack_minimal_s4d")[1]
+    model = AutoModel.from_pretrained(convert("stack_minimal_s4d", tmp_path))
+    assert relative_error(model.layers[0].mixer.ssm.kernel(128)[:, 0], tensors["kernel"]) < 1e-5
+    for form in (model, model.fuse()):
+        outputs = form(input_values=tensors["input"].mT).last_hidden_state
+        assert relative_error(outputs, tensors["output"].mT) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -50,58 +93,27 @@ def load(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], d
     ["lra_like_prenorm_batch_bi", "cifar_like_postnorm_layer_bi", "prenorm_transposedLN_uni", "s4d_prenorm_layer_uni"],
 )
 @torch.no_grad()
-def test_classifiers(name):
-    weights, tensors, theirs = load(f"stack_{name}")
-    stack, layer = theirs["backbone"], theirs["layer"]
-    mode = "diag" if layer["mode"] == "diag" else "dplr"
-    config = S4Config(
-        input_size=theirs["d_input"],
-        num_labels=theirs["n_classes"],
-        hidden_size=stack["d_model"],
-        num_hidden_layers=stack["n_layers"],
-        state_size=layer["d_state"],
-        mode=mode,
-        num_ssm=layer["n_ssm"] or stack["d_model"],
-        bidirectional=layer.get("bidirectional", False),
-        dt_transform=layer["dt_transform"],
-        l_max=layer["l_max"] if mode == "dplr" else None,
-        norm="scalar" if stack["transposed"] else stack["norm"],
-        prenorm=stack["prenorm"],
-    )
-    model = S4ForSequenceClassification(config)
-    model.load_state_dict(weights)
-    model.eval()
-    for form, dtype in ((model, torch.float32), (model.double(), torch.float64), (model.fuse(), torch.float64)):
-        values = tensors["input"].to(dtype)
-        assert relative_error(form(input_values=values).logits, tensors["output"]) < 1e-4, (type(form), dtype)
-        hidden = form(input_values=values, output_hidden_states=True).hidden_states[-1]
-        assert relative_error(hidden, tensors["hidden"]) < 1e-4
+def test_classifiers(name, tmp_path):
+    tensors = read(f"stack_{name}")[1]
+    model = AutoModelForSequenceClassification.from_pretrained(convert(f"stack_{name}", tmp_path))
+    for form, dtype in ((model, torch.float32), (model.fuse(), torch.float32), (model.double(), torch.float64)):
+        outputs = form(input_values=tensors["input"].to(dtype), output_hidden_states=True)
+        assert relative_error(outputs.logits, tensors["output"]) < 1e-5
+        assert relative_error(outputs.hidden_states[-1], tensors["hidden"]) < 1e-5
 
 
 @torch.no_grad()
-def test_language_model():
-    weights, tensors, theirs = load("stack_wt103_like_lm")
-    config = S4Config(
-        vocab_size=theirs["vocab"],
-        hidden_size=theirs["d_model"],
-        num_hidden_layers=3 * theirs["n_layers"],
-        layer_pattern=["s4", "s4", "ffn"],
-        cutoffs=theirs["cutoffs"],
-        div_val=theirs["div_val"],
-        l_max=theirs["l_max"],
-        hidden_dropout_prob=0.25,
-    )
-    model = S4ForCausalLM(config)
-    model.load_state_dict(weights)
-    model.eval()
+def test_language_model(tmp_path):
+    tensors = read("stack_wt103_like_lm")[1]
+    model = AutoModelForCausalLM.from_pretrained(convert("stack_wt103_like_lm", tmp_path))
     ids = tensors["input"]
     assert relative_error(model.embeddings(ids), tensors["embeddings"]) < 1e-6
-    for form in (model, model.double(), model.fuse()):
-        assert relative_error(form(ids).logits, tensors["logprobs"]) < 1e-4
+    for form in (model, model.fuse(), model.double()):
+        assert relative_error(form(ids).logits, tensors["logprobs"]) < 1e-5
         assert relative_error(form(ids).logits, tensors["output_step"]) < 1e-4
-    cache, steps = None, []
+    fused, cache, steps = model.fuse(), None, []
     for piece in ids.split(1, dim=1):
-        outputs = form(piece, cache_params=cache, use_cache=True)
+        outputs = fused(piece, cache_params=cache, use_cache=True)
         cache = outputs.cache_params
         steps.append(outputs.logits)
     assert relative_error(torch.cat(steps, dim=1), model(ids).logits) < 1e-9

@@ -35,7 +35,7 @@ def repository(kernel_variant: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels_s4, "_installed", lambda digests: None)
+    monkeypatch.setattr(kernels_s4, "_installed", lambda: None)
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def test_bytecode_beside_sources_is_neither_read_nor_written(repository):
 def test_path_comes_first(repository, monkeypatch):
     monkeypatch.setenv("LOCAL_KERNELS", f"me/s4={repository.parent / 'nowhere'}")
     source = KernelSource(path=repository, repo_id="me/s4")
-    assert Path(load_kernels(source).__file__).is_relative_to(repository)
-    assert Path(load_kernels(KernelSource(path=find_variant(repository))).__file__).is_relative_to(repository)
+    assert load_kernels(source).variant.is_relative_to(repository)
+    assert load_kernels(KernelSource(path=find_variant(repository))).variant == find_variant(repository)
 
 
 def test_local_kernels_stand_for_a_repository(repository, monkeypatch, warnings):
@@ -113,9 +113,24 @@ def test_installed_kernels_need_no_trust(kernel_variant, tmp_path, monkeypatch, 
     (package / "__init__.py").write_text("")
     monkeypatch.setattr(kernels_s4.importlib.util, "find_spec", lambda name: Spec(package / "__init__.py"))
     assert load_kernels() is not None
-    assert load_kernels(KernelSource(digests={kernel_variant.name: digest_of(kernel_variant)})) is not None
-    assert load_kernels(KernelSource(digests={kernel_variant.name: "other"})) is None
+    # also for a model that was saved with others
+    assert load_kernels(KernelSource(digests={kernel_variant.name: "other"}, model="me/model", folder="x")) is not None
     assert not warnings.records
+
+
+def test_other_versions_are_refused(repository, warnings):
+    variant = find_variant(repository)
+    metadata = json.loads((variant / "metadata.json").read_text()) | {"version": 99}
+    (variant / "metadata.json").write_text(json.dumps(metadata))
+    assert load_kernels(KernelSource(path=repository)) is None
+    assert "has version 99 of the operations" in warnings.text
+
+
+@pytest.mark.usefixtures("not_installed")
+def test_required_kernels_are_missed(warnings):
+    assert load_kernels(KernelSource(required=True)) is None
+    assert load_kernels(KernelSource(required=True)) is None
+    assert len(warnings.records) == 1 and "`make kernels` builds them" in warnings.text
 
 
 class Spec:
@@ -123,22 +138,26 @@ class Spec:
         self.origin = str(origin)
 
 
+def beside(repository: Path) -> dict[str, str]:
+    return {"model": str(repository.parent), "folder": repository.name}
+
+
 @pytest.mark.usefixtures("not_installed")
 class TestCodeOfOthers:
     def test_needs_trust(self, repository, warnings):
-        assert load_kernels(KernelSource(folder=repository)) is None
+        assert load_kernels(KernelSource(**beside(repository))) is None
         assert "trust_remote_code=True" in warnings.text
-        assert load_kernels(KernelSource(folder=repository, trust_remote_code=True)) is not None
+        assert load_kernels(KernelSource(**beside(repository), trust_remote_code=True)) is not None
 
     def test_must_be_what_was_recorded(self, repository, warnings):
         variant = find_variant(repository)
         digests = {variant.name: digest_of(variant)}
-        assert load_kernels(KernelSource(folder=repository, digests=digests, trust_remote_code=True)) is not None
+        assert load_kernels(KernelSource(**beside(repository), digests=digests, trust_remote_code=True)) is not None
         load_kernels.cache_clear()
         metadata = json.loads((variant / "metadata.json").read_text())
         (variant / "metadata.json").write_text(json.dumps(metadata))  # consistent in itself, and yet another one
         verify(variant)
-        assert load_kernels(KernelSource(folder=repository, digests=digests, trust_remote_code=True)) is None
+        assert load_kernels(KernelSource(**beside(repository), digests=digests, trust_remote_code=True)) is None
         assert "is not the variant that the model was saved with" in warnings.text
 
     def test_on_the_hub_is_pinned(self, repository, monkeypatch, warnings):
@@ -160,12 +179,12 @@ class TestCodeOfOthers:
             raise ConnectionError("no network")
 
         monkeypatch.setattr(kernels_s4.kernels, "install_kernel", install)
-        source = KernelSource(repo_id="me/s4", revision="abc", folder=repository, trust_remote_code=True)
+        source = KernelSource(repo_id="me/s4", revision="abc", **beside(repository), trust_remote_code=True)
         assert load_kernels(source) is not None and not warnings.records
 
     def test_is_not_missed(self, tmp_path, warnings):
         assert load_kernels() is None
-        assert load_kernels(KernelSource(folder=tmp_path, trust_remote_code=True)) is None
+        assert load_kernels(KernelSource(**beside(tmp_path), trust_remote_code=True)) is None
         assert not warnings.records
 
     def test_that_cannot_be_loaded_is_a_warning(self, repository, warnings):
@@ -176,7 +195,7 @@ class TestCodeOfOthers:
         project = build.read_project(build.ROOT)
         metadata = json.loads((variant / "metadata.json").read_text())
         build.write_metadata(variant, project["general"], metadata["id"] + "y", "cpu")
-        assert load_kernels(KernelSource(folder=repository, trust_remote_code=True)) is None
+        assert load_kernels(KernelSource(**beside(repository), trust_remote_code=True)) is None
         assert "S4 runs without compiled kernels" in warnings.text
 
 
@@ -217,7 +236,7 @@ def test_missing_compiler(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["build.py", "--out", str(tmp_path)])
     build.main()
     assert "no C++ compiler" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["torch-cpu"]
+    assert {path.name for path in tmp_path.iterdir()} == {"torch-cpu", "torch-cuda"}
     monkeypatch.setattr(sys, "argv", ["build.py", "--out", str(tmp_path), "--variants", "cpu"])
     with pytest.raises(SystemExit, match="no C\\+\\+ compiler"):
         build.main()
@@ -258,6 +277,6 @@ def test_wheels_have_the_kernels():
     import tomllib
 
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    (pattern,) = config["tool"]["hatch"]["build"]["artifacts"]
+    (pattern,) = config["tool"]["hatch"]["build"]["targets"]["wheel"]["artifacts"]
     assert Path("modeling/fusible/kernels/s4/build/torch-cpu/_ops.py").match(pattern)
     assert not any("torch" in requirement for requirement in config["build-system"]["requires"])

@@ -1,13 +1,9 @@
-"""S4's state space layer: both forms against the definition in float64, and against the authors' outputs."""
+"""S4's state space layer: both forms against the definition in float64."""
 
 import itertools
-import json
-from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from fusible import S4Config
 from fusible.layer_s4 import INVERSES, TRANSFORMS, S4StateSpace, long_convolution
@@ -15,7 +11,9 @@ from fusible.modes_s4 import to_modes
 from fusible.recurrence_s4 import S4Recurrence
 
 
-DATA = Path(__file__).parent / "data" / "s4"
+pytest_plugins = ["kernel_fixture"]
+pytestmark = pytest.mark.usefixtures("kernel_path")
+
 HEADS = 4
 OPTIONS = {
     "legs": {},
@@ -288,80 +286,6 @@ def test_both_forms_compile():
     for form, *arguments in ((layer, inputs), (layer.fuse(), inputs, None, True)):
         compiled = torch.compile(form, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(*arguments), form(*arguments))
-
-
-# the authors' outputs
-
-INITS = {"hippo": ["legs", "fout"], "diag": ["inv", "lin"], "fourier": "fout"}
-
-
-def load_block(name: str) -> tuple[S4StateSpace, dict[str, torch.Tensor], dict]:
-    """The authors' block in our terms, in float64 from their float32."""
-    tensors = load_file(DATA / f"{name}.safetensors")
-    facts = json.loads((DATA / f"{name}.json").read_text())
-    theirs = facts["config"]
-    weights = {key.split(".")[-1]: t for key, t in tensors.items() if key.startswith("state_dict.layer.")}
-    options = {key: theirs[key] for key in ("dt_transform", "real_transform", "disc") if key in theirs}
-    if facts["mode"] == "dplr":
-        options |= {"l_max": int(weights.pop("l_kernel")), "rank": theirs.get("rank", 1)}
-    if theirs["init"] in INITS:
-        options["init"] = INITS[theirs["init"]]
-    config = S4Config(
-        hidden_size=theirs["d_model"],
-        state_size=theirs["d_state"],
-        mode=facts["mode"],
-        num_ssm=len(weights["A_real"]),
-        channels=theirs.get("channels", 1),
-        bidirectional=theirs.get("bidirectional", False),
-        tie_dt=theirs.get("dt_tie", True),
-        rate=facts["rate"],
-        **options,
-    )
-    layer = S4StateSpace(config)
-    weights["B"] = weights["B"][0]
-    layer.load_state_dict(weights)
-    return layer.double(), tensors, facts
-
-
-def run_block(ssm, tensors, facts, inputs, **arguments):
-    """What follows the state spaces in the authors' block."""
-    theirs = facts["config"]
-    outputs, state = ssm(inputs, **arguments)
-    outputs = torch.tanh(outputs) if theirs.get("activation") == "tanh" else F.gelu(outputs)
-    weight, bias = (tensors[f"state_dict.output_linear.0.{name}"].double() for name in ("weight", "bias"))
-    return F.glu(F.linear(outputs, weight, bias)), state
-
-
-BLOCKS = sorted(path.stem for path in DATA.glob("block_*.json"))
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-@torch.no_grad()
-def test_blocks_of_the_authors(name):
-    layer, tensors, facts = load_block(name)
-    kernel = tensors["kernel_fp64"]
-    assert_equal(layer.kernel(kernel.shape[-1]).movedim(1, 0), kernel, 1e-7)
-    single = layer.float().kernel(kernel.shape[-1]).float()
-    assert_equal(single.movedim(1, 0), kernel, 1e-6)
-    inputs = tensors["input"].double()
-    if "lengths" in tensors:
-        inputs = inputs * (torch.arange(inputs.shape[1]) < tensors["lengths"][:, None])[..., None]
-    layer = layer.double()
-    if "lmax64" in name:
-        # their convolution stops after l_max steps; their recurrence does not, and neither does ours
-        stepped, _ = run_block(layer, tensors, facts, inputs)
-        assert_equal(stepped, tensors["output_step"].double(), 1e-5)
-        return
-    expected = tensors["output_conv_fp64"]
-    for form in (layer, layer.fuse()):
-        assert_equal(run_block(form, tensors, facts, inputs)[0], expected, 1e-6)
-    fused = layer.float().fuse()
-    assert_equal(run_block(fused, tensors, facts, inputs.float().double())[0], expected, 1e-5)
-    if "state.initial" in tensors:
-        start = tensors["state.initial"].double()
-        outputs, last = run_block(layer.double(), tensors, facts, inputs, state=start, return_state=True)
-        assert_equal(outputs, tensors["state.output_conv"], 1e-5)
-        assert_equal(last, tensors["state.next_state"], 3e-5)  # their single precision
 
 
 def test_long_convolution_by_its_definition():

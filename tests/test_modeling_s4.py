@@ -23,6 +23,9 @@ from tester import FusibleTesterMixin
 from tester.base import perturb_, relative_error
 
 
+pytest_plugins = ["kernel_fixture"]
+pytestmark = pytest.mark.usefixtures("kernel_path")
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 CASES = {
     "dplr": {"vocab_size": 7},

@@ -120,15 +120,35 @@ def test_step(kernel, sizes):
     for extra in (None, skip):
         expected = definition(inputs, *maps, state, extra)
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
-            u, single = inputs[..., 0].to(dtype), [part.to(dtype) for part in maps]
-            y, last = kernel.ssm_step(u, *single, state, extra)
-            assert y.dtype == last.dtype == dtype
-            assert_near([y, last], [expected[0][..., 0], expected[1]], tolerance)
-    wide = torch.stack([inputs[..., 0]] * 2, dim=2)
-    assert_near(kernel.ssm_step(wide[..., 0], *maps, state), kernel.ssm_step(inputs[..., 0], *maps, state), 1e-14)
-    inputs.requires_grad_()
-    kernel.ssm_step(inputs[..., 0], *maps, state)[0].sum().backward()
-    assert_near([inputs.grad], torch.autograd.grad(definition(inputs, *maps, state)[0].sum(), inputs), 1e-12)
+            arguments = step_arguments(dtype, inputs[..., 0], *maps, state, extra)
+            for tail in (arguments[2], None):
+                y, last = kernel.ssm_step(*arguments[:2], tail, *arguments[3:])
+                assert y.dtype == last.dtype == dtype
+                assert_near([y, last], [expected[0][..., 0], expected[1]], tolerance)
+    arguments = step_arguments(torch.float64, inputs[..., 0], *maps, state, skip)
+    strided = [torch.stack([part] * 2, dim=-1)[..., 0] for part in arguments]
+    assert_near(kernel.ssm_step(*strided), kernel.ssm_step(*arguments), 1e-14)
+
+
+def step_arguments(dtype, inputs, transition, b, c, state, skip):
+    """Of `ssm_step`, with what rounding the increment takes away."""
+    exact = transition - torch.eye(transition.shape[-1], dtype=torch.float64)
+    increment = exact.to(dtype)
+    parts = (inputs, increment, exact - increment, b, c, state, skip)
+    return [None if part is None else part.to(dtype) for part in parts]
+
+
+def test_many_steps_keep_their_digits(kernel):
+    """A transition of slow modes, rounded to float32, would be off by more after thousands of steps."""
+    turn = torch.exp(torch.tensor([-1e-4 + 1e-3j, -1e-4 + 2j], dtype=torch.complex128))
+    blocks = torch.stack([torch.view_as_real(turn), torch.view_as_real(turn * 1j)], dim=-1)
+    state = torch.randn(1, 1, 2, 2, dtype=torch.float64)
+    maps = [blocks[None], torch.randn(1, 2, 2).double(), torch.randn(1, 1, 2, 2).double()]
+    y, _ = definition(torch.zeros(1, 1, 5000, dtype=torch.float64), *maps, state)
+    u, increment, tail, b, c, x, _ = step_arguments(torch.float32, torch.zeros(1, 1), *maps, state, None)
+    for _ in range(5000):
+        actual, x = kernel.ssm_step(u, increment, tail, b, c, x)
+    assert relative(actual, y[..., -1]) < 2e-5
 
 
 def test_scan_in_pieces(kernel):
@@ -234,9 +254,9 @@ def test_operators_are_sound(kernel):
         inputs, *maps, state, skip = make(2, 3, 2, 4, 2, 37, dtype, heads_innermost)
         for last in (skip, None):
             torch.library.opcheck(operators.ssm_scan.default, (inputs, *maps, last, state))
-            arguments = [None if part is None else part.detach() for part in (inputs[..., 0], *maps, last, state)]
-            arguments = [None if part is None else part.to(dtype) for part in arguments]
-            torch.library.opcheck(operators.ssm_step.default, arguments)
+            detached = [None if part is None else part.detach() for part in (inputs[..., 0], *maps, state, last)]
+            *arguments, before, extra = step_arguments(dtype, *detached)
+            torch.library.opcheck(operators.ssm_step.default, (*arguments, extra, before))
     for single in (True, False):
         torch.library.opcheck(operators.vandermonde.default, (*powers(2, 2, 5), 70, single))
 
@@ -293,6 +313,26 @@ def test_scan_refuses(kernel, change, error, message):
     operators = sys.modules[kernel.ssm_scan.__module__].ops
     with pytest.raises(RuntimeError):
         operators.ssm_scan(*(arguments[name] for name in ("inputs", "transition", "b", "c", "skip", "state")))
+
+
+@pytest.mark.parametrize(
+    ("number", "change"),
+    [
+        (0, lambda part: part[0]),
+        (1, lambda part: part[:, :1]),
+        (2, lambda part: part.double()),
+        (3, lambda part: part[:1]),
+        (4, lambda part: part[:, 0]),
+        (5, lambda part: part.half()),
+        (6, lambda part: part[:, :1]),
+    ],
+)
+def test_step_refuses(kernel, number, change):
+    inputs, *others = (part.detach() for part in make(2, 3, 2, 4, 2, 1))
+    arguments = step_arguments(torch.float32, inputs[..., 0], *others)
+    arguments[number] = change(arguments[number])
+    with pytest.raises(RuntimeError):
+        kernel.ssm_step(*arguments)
 
 
 def test_vandermonde_refuses(kernel):

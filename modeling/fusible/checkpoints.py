@@ -14,6 +14,7 @@ from .configuration_fusible import FusibleConfig
 
 
 DIGEST_KEY, FORM_KEY = "fusible_digest", "fusible_form"
+KERNEL_FOLDER = "s4-kernels"  # beside the weights of a model that takes its kernels along
 
 
 def is_weight_file(name: str, variant: str | None = None) -> bool:
@@ -21,6 +22,16 @@ def is_weight_file(name: str, variant: str | None = None) -> bool:
     infix = f".{re.escape(variant)}" if variant else ""
     whole_or_shard = rf"model{infix}(-\d{{5}}-of-\d{{5}})?\.safetensors"
     return re.fullmatch(rf"{whole_or_shard}|model\.safetensors\.index{infix}\.json", name) is not None
+
+
+def goes_with_weights(name: str, variant: str | None = None) -> bool:
+    """Whether what has this name, a file or a folder, is superseded as a whole by other weights and what they need."""
+    return is_weight_file(name, variant) or name.partition("/")[0] == KERNEL_FOLDER
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of all files, those in folders with their path."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def no_way_back(path: str | os.PathLike) -> str:
@@ -70,4 +81,12 @@ def check_signature(file: str | os.PathLike, config: FusibleConfig) -> None:
         )
 
 
-__all__ = ["check_signature", "is_weight_file", "no_way_back", "sign"]
+__all__ = [
+    "KERNEL_FOLDER",
+    "check_signature",
+    "files_in",
+    "goes_with_weights",
+    "is_weight_file",
+    "no_way_back",
+    "sign",
+]

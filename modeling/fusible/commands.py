@@ -14,7 +14,6 @@ from transformers.utils import cached_file, logging
 import fusible
 
 from .benchmark import form_facts, max_difference
-from .checkpoints import is_weight_file
 from .fusion import FusiblePreTrainedModel
 from .hub import METHODS, write_card
 from .publishing import push_folder
@@ -48,6 +47,19 @@ def load_processor(source: str, revision: str | None) -> Any | None:
         source, PROCESSOR_CONFIG, revision=revision or "main", _raise_exceptions_for_missing_entries=False
     )
     return None if file is None else AutoImageProcessor.from_pretrained(source, revision=revision or "main")
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """
+    A floating-point dtype by its name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    dtype = getattr(torch, name, None)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"{name!r} is no dtype of torch; take float32, bfloat16 or float16.")
+    return dtype
 
 
 def difference(
@@ -85,7 +97,7 @@ def fuse_and_publish(
     dtype: str | None = None,
     tolerance: float | None = None,
     images: Sequence[Path] = (),
-) -> None:
+) -> dict[str, Any]:
     """
     Fuses a saved training form into a folder, with image processor and model card, and pushes that folder.
 
@@ -100,15 +112,17 @@ def fuse_and_publish(
         tolerance: how much the two forms may differ, relative to the largest output; `None` does not compare.
         images: compare on these too.
 
+    Returns:
+        `source`, `destination`, `repo_id` and, if the forms were compared, `max_difference` and `max_output`.
+
     Raises:
         ValueError: if the source is fused or no model of fusible's, if the forms differ, or if the dtype is unknown.
         OSError: if the source is not there, or the folder or the push cannot be completed.
     """
-    cast_to = None if dtype is None else getattr(torch, dtype, None)
-    if dtype is not None and not (isinstance(cast_to, torch.dtype) and cast_to.is_floating_point):
-        raise ValueError(f"{dtype!r} is no dtype of torch; take float32, bfloat16 or float16.")
+    cast_to = None if dtype is None else find_dtype(dtype)
     model, processor = load(source, revision), load_processor(source, revision)
     fused = model.fuse()
+    facts: dict[str, Any] = {"source": source, "destination": str(destination), "repo_id": repo_id}
     if tolerance is not None:
         delta, scale = difference(model, fused, processor, images)
         if not delta <= tolerance * scale:  # also refuses NaN
@@ -116,9 +130,10 @@ def fuse_and_publish(
                 f"The forms differ by {delta:.1e} where outputs reach {scale:.1e}; the tolerance is {tolerance:.0e} "
                 "of that. Nothing was written. Is the model in half precision, or are its weights not finite?"
             )
+        facts |= {"max_difference": delta, "max_output": scale}
         logger.warning(f"Both forms agree: they differ by {delta:.1e} where outputs reach {scale:.1e}.")
     if cast_to is not None:
-        fused.to(cast_to)
+        fused.to(cast_to)  # type: ignore[arg-type]
     publish(
         fused,
         destination,
@@ -129,6 +144,7 @@ def fuse_and_publish(
         revision=push_revision,
         private=private,
     )
+    return facts
 
 
 def publish(
@@ -141,32 +157,31 @@ def publish(
     repo_id: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
+    card_data: dict[str, Any] | None = None,
 ) -> None:
     """
-    Saves a model into a folder, with image processor and model card, and pushes that folder.
+    Saves a model into a folder, with processor and model card, and pushes that folder.
 
     Args:
         model: one of ours in either form, or a plain one that one was fused to.
         destination: folder; files that are there already stay, except older weights and the card.
-        processor: image processor, if there is one.
+        processor: image processor or tokenizer, if there is one.
         source: what a fused model was made from.
         measure: also measure the difference of the two for the card.
         repo_id: where to push, if anywhere.
         revision: branch to push to.
         private: visibility of a new repository.
+        card_data: more metadata for the card.
 
     Raises:
         OSError: if the folder or the push cannot be completed.
     """
-    save_model(model, destination)
-    names = [path.name for path in destination.iterdir() if path.suffix == ".py" or is_weight_file(path.name)]
-    names.append("config.json")
+    names = save_model(model, destination)
     if processor is not None:
-        processor.save_pretrained(destination)
-        names.append(PROCESSOR_CONFIG)
+        names += [Path(file).name for file in processor.save_pretrained(destination)]
 
     def card(name: str) -> None:
-        write_card(destination, model, name, source, measure=measure)
+        write_card(destination, model, name, source, card_data, measure=measure)
 
     if repo_id is None:
         card(destination.name)
@@ -217,4 +232,13 @@ def description_table(description: dict[str, Any]) -> Table:
     return table
 
 
-__all__ = ["describe", "description_table", "difference", "fuse_and_publish", "load", "load_processor", "publish"]
+__all__ = [
+    "describe",
+    "description_table",
+    "difference",
+    "find_dtype",
+    "fuse_and_publish",
+    "load",
+    "load_processor",
+    "publish",
+]

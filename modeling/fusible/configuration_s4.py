@@ -52,10 +52,11 @@ class S4Config(FusibleConfig):
         rate (`float`, *optional*, defaults to 1.0): sampling interval of the inputs relative to that of training.
         hidden_act (`str`, *optional*, defaults to `"gelu"`): activation after state spaces and in FFNs.
         mixer_output (`"glu"`, `"linear"` or `"none"`, *optional*, defaults to `"glu"`): what follows the activation.
-        norm (`"layer"`, `"batch"` or `"scalar"`, *optional*, defaults to `"layer"`):
+        norm (`"layer"`, `"batch"`, `"scalar"` or `"none"`, *optional*, defaults to `"layer"`):
             `"scalar"` is a layer norm with one scale, one shift and no epsilon.
         prenorm (`bool`, *optional*, defaults to `True`): norm in front of the layers and at the end, or after each.
         norm_eps (`float`, *optional*, defaults to 1e-5): epsilon of layer and batch norms.
+        residual (`bool`, *optional*, defaults to `True`): layers add to their input; without, they replace it.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0): dropout in and after the layers.
         tie_dropout (`bool`, *optional*, defaults to `False`): dropout of whole channels of a sequence.
         pooling (`"mean"`, `"last"`, `"first"` or `"sum"`, *optional*, defaults to `"mean"`): feature of classifiers.
@@ -67,13 +68,19 @@ class S4Config(FusibleConfig):
             First token of each rarer cluster of an adaptive embedding and softmax (paper
             1809.10853); by default, one embedding for all.
         div_val (`int`, *optional*, defaults to 4): each cluster's embedding is this many times narrower.
+        use_kernels (`bool`, *optional*):
+            Compiled kernels: `False` for plain torch, `True` for a warning where there are none. By default they
+            are used where they are found, and torch elsewhere.
+        kernels (`dict`, *optional*):
+            Set by saving the inference form: the folder of the kernels that come with the model, the digests of their
+            variants, and the repository and commit on the Hub, if they were published.
         dense_heads (`list[int]`, *optional*):
             Set by fusing: for each state space layer, the number of channels whose transition is a dense matrix.
     """
 
     model_type = "s4"
     free_fields: ClassVar[frozenset[str]] = frozenset(
-        {"b_clip", "dt_max", "dt_min", "hidden_dropout_prob", "init", "tie_dropout"}
+        {"b_clip", "dt_max", "dt_min", "hidden_dropout_prob", "init", "kernels", "tie_dropout", "use_kernels"}
     )
 
     vocab_size: int | None = None
@@ -101,9 +108,10 @@ class S4Config(FusibleConfig):
     rate: float | int = 1.0
     hidden_act: str = "gelu"
     mixer_output: Literal["glu", "linear", "none"] = "glu"
-    norm: Literal["layer", "batch", "scalar"] = "layer"
+    norm: Literal["layer", "batch", "scalar", "none"] = "layer"
     prenorm: bool = True
     norm_eps: float = 1e-5
+    residual: bool = True
     hidden_dropout_prob: float | int = 0.0
     tie_dropout: bool = False
     pooling: Literal["mean", "last", "first", "sum"] = "mean"
@@ -112,6 +120,8 @@ class S4Config(FusibleConfig):
     time_features: list[int] | tuple[int, ...] = ()
     cutoffs: list[int] | tuple[int, ...] | None = None
     div_val: int = 4
+    use_kernels: bool | None = None
+    kernels: dict[str, Any] | None = None
     dense_heads: list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

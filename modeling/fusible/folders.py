@@ -131,11 +131,15 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _replace_one_by_one(stage: Path, target: Path, superseded: set[str], last: str) -> None:
     names = sorted(os.listdir(stage), key=lambda name: (name == last, name))
+    replaced = stage / ".replaced"  # which goes with the stage
+    replaced.mkdir()
+    for name in [*names[:-1], *superseded]:
+        if (target / name).is_dir():
+            os.replace(target / name, replaced / name)
     for name in names[:-1]:
-        if not (target / name).is_dir():
-            os.replace(stage / name, target / name)
+        os.replace(stage / name, target / name)
     for name in superseded:
-        (target / name).unlink()
+        (target / name).unlink(missing_ok=True)
     os.replace(stage / names[-1], target / names[-1])
 
 

@@ -153,6 +153,9 @@ class FusiblePreTrainedModel(PreTrainedModel):
     def _note_structure(self) -> None:
         """Writes into the configuration what of the fused structure depends on the weights."""
 
+    def _finish_save(self, folder: Path) -> None:
+        """Adds to a folder what a kind of model has besides weights, configuration and code."""
+
     def _check_fusible(self) -> None:
         name = type(self).__name__
         if not self.has_fused_form:

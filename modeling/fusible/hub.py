@@ -1,5 +1,6 @@
 """Model cards: what a repository holds, what fusing changed, how to load it, whom to cite."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -156,3 +157,9 @@ def write_card(
 ) -> None:
     """Writes the card of `make_card` into a saved model's folder."""
     make_card(model, repo_id, source, card_data, measure).save(folder / CARD_NAME)
+
+
+def readdress(card: str, repo_id: str) -> str:
+    """A card's text with the repository's name in its examples and its title, which a folder's name was before."""
+    card = re.sub(r'(?<=from_pretrained\(")[^"]+(?=")', repo_id, card)
+    return re.sub(r"(?m)^# .*$", f"# {repo_id.split('/')[-1]}", card, count=1)

@@ -3,8 +3,9 @@ Finds compiled kernels of the operations in `ops_s4`, checks them and loads them
 
 There are five places, the first that has a variant for this system wins: a path given by the caller; the folder that
 the environment variable `LOCAL_KERNELS` names for the repository; the installed fusible package; a kernel repository
-on the Hub, at one commit; and files beside a model. The last two are code of others: they need `trust_remote_code`.
-Every file is compared with the digests in the variant's metadata.json before any is imported.
+on the Hub, at one commit; and files beside a model. The last two are code of others: they need `trust_remote_code`,
+and must be what the model was saved with. Every file is compared with the digests in the variant's metadata.json
+before any is imported.
 """
 
 import base64
@@ -21,19 +22,23 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
 
 
-try:
+try:  # a model's code runs without it
     import kernels
     from kernels.variants import get_variants_local, resolve_variant
-except ImportError:  # a model's code runs without it
+except ImportError:
     kernels = None
 
 
 logger = logging.getLogger(__name__)
 
-NAME = "s4-kernels"
-CONTENTS = ("devices", "ssm_scan", "ssm_step", "vandermonde")
+VERSION = 1  # of what the operations take and give
+CONTENTS = ("cauchy", "devices", "ssm_scan", "ssm_step", "vandermonde")
 
 
 class KernelError(Exception):
@@ -49,23 +54,54 @@ class KernelSource:
         path: a kernel repository or a variant in it; nothing else is tried then.
         repo_id: a kernel repository on the Hub, also the name that `LOCAL_KERNELS` knows it by.
         revision: its commit.
-        folder: a kernel repository among the files of a model.
-        digests: of the metadata.json of each variant, as `digest_of` gives them. Other kernels, also installed ones,
-            are not used then.
+        model: folder or Hub repository of a model.
+        folder: a kernel repository among the files of `model`.
+        download: further arguments of `snapshot_download`, for a model on the Hub.
+        digests: of the metadata.json of each variant in `repo_id` and `folder`, as `digest_of` gives them.
         trust_remote_code: whether code from `repo_id` and `folder` may run.
+        required: whether it is worth a warning if there are no kernels anywhere.
     """
 
     path: Path | None = None
     repo_id: str | None = None
     revision: str | None = None
-    folder: Path | None = None
+    model: str | None = None
+    folder: str | None = None
+    download: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
     digests: Mapping[str, str] | None = field(default=None, hash=False)
     trust_remote_code: bool = False
+    required: bool = False
+
+
+class Kernels:
+    """The operations of a variant. Copies of a model share them; one that was pickled takes the installed ones."""
+
+    def __init__(self, module: ModuleType, variant: Path) -> None:
+        self.variant = variant
+        self.devices: tuple[str, ...] = module.devices
+        self.cauchy: Callable[..., torch.Tensor] = module.cauchy
+        self.ssm_scan: Callable[..., tuple[torch.Tensor, torch.Tensor]] = module.ssm_scan
+        self.ssm_step: Callable[..., tuple[torch.Tensor, torch.Tensor]] = module.ssm_step
+        self.vandermonde: Callable[..., torch.Tensor] = module.vandermonde
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Kernels":
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return load_kernels, ()
+
+    def __repr__(self) -> str:
+        return f"Kernels({self.variant})"
 
 
 def digest_of(variant: Path) -> str:
     """What identifies a variant, all of its files included: the SHA-256 of its metadata.json."""
     return hashlib.sha256((variant / "metadata.json").read_bytes()).hexdigest()
+
+
+def variants_in(build: Path) -> list[Path]:
+    """All variants in a kernel repository's folder of them, for any system."""
+    return sorted(path.parent for path in build.glob("torch*/metadata.json"))
 
 
 def find_variant(repository: Path) -> Path | None:
@@ -115,21 +151,23 @@ def _no_bytecode() -> Iterator[None]:
             sys.pycache_prefix, sys.dont_write_bytecode = before
 
 
-def import_variant(variant: Path, digests: Mapping[str, str] | None = None) -> ModuleType:
+def import_variant(variant: Path, digests: Mapping[str, str] | None = None) -> Kernels:
     """
     Verifies and imports a variant.
 
     Raises:
-        KernelError: if it was changed, or lacks something.
+        KernelError: if it was changed, is of another version, or lacks something.
     """
     verify(variant, digests)
-    backend = json.loads((variant / "metadata.json").read_text())["backend"]["type"]
+    metadata = json.loads((variant / "metadata.json").read_text())
+    if metadata["version"] != VERSION:
+        raise KernelError(f"{variant} has version {metadata['version']} of the operations; this code uses {VERSION}.")
     with _no_bytecode():
-        module = kernels.get_local_kernel(variant, backend=backend)
+        module = kernels.get_local_kernel(variant, backend=metadata["backend"]["type"])
     missing = [name for name in CONTENTS if name not in vars(module)]
     if missing:
         raise KernelError(f"{variant} lacks {', '.join(missing)}.")
-    return module
+    return Kernels(module, variant)
 
 
 def _local_override(repo_id: str | None) -> Path | None:
@@ -141,7 +179,7 @@ def _places(source: KernelSource, chosen: Path | None) -> list[Callable[[], Path
     """Functions that give a variant, in the order in which they are to be tried."""
     if chosen is not None:
         return [lambda: _required(chosen)]
-    places = [lambda: _installed(source.digests)]
+    places: list[Callable[[], Path | None]] = [_installed]
     if source.repo_id is not None:
         places.append(lambda: _downloaded(source))
     if source.folder is not None:
@@ -156,13 +194,16 @@ def _required(repository: Path) -> Path:
     return variant
 
 
-def _installed(digests: Mapping[str, str] | None) -> Path | None:
+def installed_repository() -> Path | None:
+    """The kernel repository in the installed package, whether there are variants in it or not."""
     # this file may be a copy beside a model, and the package installed or not
     spec = importlib.util.find_spec("fusible")
-    if spec is None or spec.origin is None:
-        return None
-    variant = find_variant(Path(spec.origin).parent / "kernels" / "s4")
-    return variant if variant is None or digests is None or digests.get(variant.name) == digest_of(variant) else None
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "kernels" / "s4"
+
+
+def _installed() -> Path | None:
+    repository = installed_repository()
+    return None if repository is None else find_variant(repository)
 
 
 def _downloaded(source: KernelSource) -> Path:
@@ -174,7 +215,10 @@ def _downloaded(source: KernelSource) -> Path:
 
 def _beside_model(source: KernelSource) -> Path | None:
     _check_trust(source)
-    return None if source.folder is None else find_variant(source.folder)
+    root = str(source.model)
+    if not os.path.isdir(root):
+        root = snapshot_download(root, allow_patterns=f"{source.folder}/*", **source.download)
+    return find_variant(Path(root, str(source.folder)))
 
 
 def _check_trust(source: KernelSource) -> None:
@@ -183,27 +227,36 @@ def _check_trust(source: KernelSource) -> None:
 
 
 @cache
-def load_kernels(source: KernelSource | None = None) -> ModuleType | None:
+def load_kernels(source: KernelSource | None = None) -> Kernels | None:
     """
-    A module with compiled `ssm_scan`, `ssm_step` and `vandermonde` for its `devices`, or `None` if torch has to do.
+    Compiled operations for certain devices, or `None` if torch has to do.
 
     Kernels that are there but cannot be loaded, for whatever reason, are a warning, once for each source.
     """
     source = source or KernelSource()
-    if kernels is None:
-        return None
     chosen = source.path or _local_override(source.repo_id)
     failures = []
-    for place in _places(source, chosen):
+    for place in _places(source, chosen) if kernels is not None else ():
         try:
             variant = place()
             if variant is not None:
-                return import_variant(variant, None if chosen else source.digests)
+                return import_variant(variant, None if chosen or place is _installed else source.digests)
         except Exception as error:  # a library of another system, no network, a version of kernels that has changed
             failures.append(str(error))
+    if source.required and not failures:
+        library = "" if kernels is not None else " The library kernels is missing."
+        failures.append(f"The installed fusible has none for this system; `make kernels` builds them.{library}")
     if failures:
-        logger.warning("S4 runs without compiled kernels. %s", " ".join(failures))
+        logger.warning("S4 runs without compiled kernels. %s", " ".join(dict.fromkeys(failures)))
     return None
 
 
-__all__ = ["KernelError", "KernelSource", "digest_of", "load_kernels"]
+__all__ = [
+    "KernelError",
+    "KernelSource",
+    "Kernels",
+    "digest_of",
+    "installed_repository",
+    "load_kernels",
+    "variants_in",
+]

@@ -17,6 +17,7 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_s4 import S4Config
 from .fusion import Fusible
 from .hippo_s4 import initial_state_space
+from .kernels_s4 import KernelSource, load_kernels
 from .ops_s4 import low_rank_kernel, real_fft, ssm_scan, vandermonde
 from .recurrence_s4 import S4Recurrence, keep_float32
 
@@ -82,6 +83,8 @@ class S4StateSpace(Fusible):
 
     A state is `[batch, heads, state_size / 2, 2]`. It is in the basis of the parameters, not in that of the
     inference form.
+
+    `kernels` are compiled operations, if there are any to use; by default those of the installed package.
     """
 
     # which train best with a low learning rate and no weight decay
@@ -108,6 +111,10 @@ class S4StateSpace(Fusible):
         self.D = parameter(config.channels, heads)
         if config.mode == "dplr":
             self.P = parameter(config.rank, copies, half, 2)
+        self.kernels = None
+        if config.use_kernels is not False:
+            # on the meta device, what will be used is not known yet
+            self.kernels = load_kernels(KernelSource(required=config.use_kernels is True and not self.C.is_meta))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -190,12 +197,17 @@ class S4StateSpace(Fusible):
         row = row + sign * row @ torch.linalg.matrix_power(transition, length)
         return torch.view_as_complex(row.unflatten(2, (-1, 2))).conj()
 
-    def kernel(self, length: int) -> torch.Tensor:
-        """Impulse responses `[heads, channels, length]` in float64, backward ones in the second half of channels."""
+    def kernel(self, length: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """
+        Impulse responses `[heads, channels, length]`, backward ones in the second half of channels.
+
+        They are in float64 by default. With compiled kernels, those of diagonal systems take half the time in
+        float32, in which then the sums are.
+        """
         a, b, c, p, dt = self.system()
         if self.config.mode == "diag":
             base, b = self._discretised(a, b, dt)
-            return vandermonde(c * b[:, None], base, length)
+            return vandermonde(c * b[:, None], base, length, dtype, self.kernels)
         size = self._l_max or length
         if self._l_max == 0:
             c = self._truncated(c, self._transition(a, p, dt), length)
@@ -203,7 +215,7 @@ class S4StateSpace(Fusible):
             transition = self._transition(a, p, dt)
             while size < length:
                 c, size = self._truncated(c, transition, size, sign=1), 2 * size
-        return low_rank_kernel(a, b, c, p, dt[:, 0], size)[..., :length]
+        return low_rank_kernel(a, b, c, p, dt[:, 0], size, self.kernels)[..., :length].to(dtype or dt.dtype)
 
     def recurrence(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
@@ -250,19 +262,22 @@ class S4StateSpace(Fusible):
             if has_state:
                 transition, b, c = self.recurrence()
                 before = u.new_zeros(len(u), *b.shape) if state is None else state.reshape(len(u), *b.shape)
-                y, state = ssm_scan(u, transition, b, c, before)
-                state = state.reshape(*state.shape[:2], -1, 2)
+                y, state = ssm_scan(u, transition, b, c, before, self.D, self.kernels)
+                state = state.flatten(2).unflatten(2, (-1, 2))
             else:
-                kernels = self.kernel(u.shape[-1]).to(u.dtype).split(self.config.channels, dim=1)
-                y = long_convolution(u, kernels[0], kernels[1] if self.config.bidirectional else None).movedim(2, 1)
-            y = y + self.D.to(u.dtype)[..., None] * u[:, None]
+                responses = self.kernel(u.shape[-1], u.dtype).split(self.config.channels, dim=1)
+                ahead = responses[1] if self.config.bidirectional else None
+                y = long_convolution(u, responses[0], ahead).movedim(2, 1)
+                y = y + self.D.to(u.dtype)[..., None] * u[:, None]
         return y.flatten(1, 2).mT.to(inputs.dtype), state if return_state else None
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """The recurrence, of pairs of modes where that is exact enough in the dtype of the parameters."""
         transition, b, c = self.recurrence()
-        return S4Recurrence.from_system(transition, b, c, self.D, self.config.bidirectional, self.dense_heads)
+        fused = S4Recurrence.from_system(transition, b, c, self.D, self.config.bidirectional, self.dense_heads)
+        fused.kernels = self.kernels
+        return fused
 
 
 __all__ = ["INVERSES", "TRANSFORMS", "S4StateSpace", "long_convolution"]

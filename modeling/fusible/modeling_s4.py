@@ -163,7 +163,10 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
         """Logits of sequences, and the loss that `config.problem_type` names."""
         pairs = self.config.document_pairs
         if pairs:  # both documents of all pairs as one batch
-            inputs = {name: x.flatten(0, 1) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+            inputs = {
+                name: x.flatten(0, 1) if isinstance(x, torch.Tensor) and x.ndim > 1 else x
+                for name, x in inputs.items()
+            }
             attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
         outputs = self.encode(attention_mask=attention_mask, **inputs)
         feature = self.pool(cast(torch.Tensor, outputs.last_hidden_state), attention_mask)

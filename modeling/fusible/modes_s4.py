@@ -133,17 +133,5 @@ class Coefficients(NamedTuple):
             transition = transition + self.tail.to(dtype)
         return transition, self.b.to(dtype), self.c.to(dtype)
 
-    def step(self, inputs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of `ssm_scan`: `[batch, heads]` to `[batch, channels, heads]`, and the new state."""
-        change = self.b * inputs[..., None, None]
-        if self.tail is None:
-            change = change + (self.increment @ state.movedim(0, -1)).movedim(-1, 0)
-        else:
-            for part in (self.tail, self.increment):
-                first, second = part.unbind(-1)
-                change = change + (first * state[..., :1] + second * state[..., 1:])
-        state = state + change
-        return (self.c.movedim(1, 0) * state[:, None]).sum((-2, -1)), state
-
 
 __all__ = ["Coefficients", "kernel_errors", "sampled_kernel", "to_modes"]

@@ -1,8 +1,9 @@
 """
-The three functions in which S4 spends its time, and the kernel of a low-rank corrected system made of them.
+The functions in which S4 spends its time, and the kernel of a low-rank corrected system made of them.
 
-`cauchy`, `vandermonde` and `ssm_scan` are specifications as well: exact, differentiable, pure functions of plain
-tensors, which a compiled kernel can replace. None of them makes a tensor of heads * state * length elements.
+`cauchy`, `vandermonde`, `ssm_scan` and `ssm_step` are specifications as well: exact, differentiable, pure functions of
+plain tensors. None of them makes a tensor of heads * state * length elements. Where compiled kernels are given that
+there are for the device of the tensors, they do the work.
 """
 
 import math
@@ -11,8 +12,17 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from .kernels_s4 import Kernels
+
 
 CHUNK = 64  # steps that `ssm_scan` turns into one product of matrices
+
+
+def _compiled(kernels: Kernels | None, tensor: torch.Tensor) -> Kernels | None:
+    """Kernels, if there are any for the device of a tensor; not for exported programs, which other systems run."""
+    if kernels is None or tensor.device.type not in kernels.devices or torch.compiler.is_exporting():
+        return None
+    return kernels
 
 
 def _powers(base: torch.Tensor, count: int) -> torch.Tensor:
@@ -66,7 +76,13 @@ class _Vandermonde(torch.autograd.Function):
         return of_coefficients, of_base.sum(1).conj(), None
 
 
-def vandermonde(coefficients: torch.Tensor, base: torch.Tensor, length: int) -> torch.Tensor:
+def vandermonde(
+    coefficients: torch.Tensor,
+    base: torch.Tensor,
+    length: int,
+    dtype: torch.dtype | None = None,
+    kernels: Kernels | None = None,
+) -> torch.Tensor:
     """
     Kernels of diagonal systems: `K[h, r, l] = 2 Re sum_n coefficients[h, r, n] * base[h, n] ** l`, for l < length.
 
@@ -77,11 +93,17 @@ def vandermonde(coefficients: torch.Tensor, base: torch.Tensor, length: int) -> 
         coefficients: `[heads, rows, state]`, complex; float64 precision is advisable, as phases grow with l.
         base: `[heads, state]`, complex.
         length: at least 1.
+        dtype: of the result; by default that of the real parts.
+        kernels: compiled ones, for complex128.
 
     Returns:
         `[heads, rows, length]`, real.
     """
-    return _Vandermonde.apply(coefficients, base, length)
+    dtype = dtype or base.real.dtype
+    compiled = _compiled(kernels, base)
+    if compiled is not None and base.dtype == torch.complex128:
+        return compiled.vandermonde(coefficients, base, length, dtype)
+    return _Vandermonde.apply(coefficients, base, length).to(dtype)
 
 
 class _RealFFT(torch.autograd.Function):
@@ -128,7 +150,13 @@ def cauchy(products: torch.Tensor, poles: torch.Tensor, length: int) -> torch.Te
 
 
 def low_rank_kernel(
-    a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, p: torch.Tensor, dt: torch.Tensor, length: int
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    p: torch.Tensor,
+    dt: torch.Tensor,
+    length: int,
+    kernels: Kernels | None = None,
 ) -> torch.Tensor:
     """
     Kernels of bilinearly discretised systems with `A = diag(a) - sum_r p_r p_r^*` (Algorithm 1 of the paper).
@@ -140,13 +168,17 @@ def low_rank_kernel(
         p: `[heads, rank, state]`, complex.
         dt: `[heads]`, real.
         length: of the kernel.
+        kernels: compiled ones, for complex128.
 
     Returns:
         `[heads, channels, length]`, real.
     """
     rank, channels = p.shape[1], c.shape[1]
-    inputs, outputs = torch.cat([b[:, None], p], dim=1), torch.cat([c, p.conj()], dim=1)
-    products = (dt[:, None, None] * inputs)[:, :, None] * outputs[:, None]
+    inputs, outputs = dt[:, None, None] * torch.cat([b[:, None], p], dim=1), torch.cat([c, p.conj()], dim=1)
+    compiled = _compiled(kernels, a)
+    if compiled is not None and a.dtype == torch.complex128:
+        return torch.fft.irfft(compiled.cauchy(inputs, outputs, a * dt[:, None], length), n=length)
+    products = inputs[:, :, None] * outputs[:, None]
     table = cauchy(products.flatten(1, 2), a * dt[:, None], length).unflatten(1, products.shape[1:3])
     angles = torch.arange(length // 2 + 1, dtype=dt.dtype, device=dt.device) * (-2 * math.pi / length)
     factor = 1 + torch.polar(torch.ones_like(angles), angles)
@@ -192,9 +224,11 @@ def ssm_scan(
     b: torch.Tensor,
     c: torch.Tensor,
     state: torch.Tensor,
+    skip: torch.Tensor | None = None,
+    kernels: Kernels | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The recurrence `x_l = A x_{l-1} + b u_l`, `y_l = c x_l`, with A of real blocks, in chunks.
+    The recurrence `x_l = A x_{l-1} + b u_l`, `y_l = c x_l + D u_l`, with A of real blocks, in chunks.
 
     Inside a chunk all is a product of matrices; from chunk to chunk the state is passed on.
 
@@ -204,10 +238,15 @@ def ssm_scan(
         b: `[heads, groups, size]`.
         c: `[heads, channels, groups, size]`.
         state: x before the first step, `[batch, heads, groups, size]`.
+        skip: D `[channels, heads]`, zero by default.
+        kernels: compiled ones.
 
     Returns:
         y `[batch, channels, heads, length]` and the state after the last step, in the dtype of the inputs.
     """
+    compiled = _compiled(kernels, inputs)
+    if compiled is not None:
+        return compiled.ssm_scan(inputs, transition, b, c, state, skip)
     length, channels = inputs.shape[-1], c.shape[1]
     chunk = min(CHUNK, 1 << (length - 1).bit_length())
     responses, leap = orbit(transition, b[..., None], chunk)
@@ -226,7 +265,10 @@ def ssm_scan(
         blocks = piece.unflatten(-1, (-1, width))
         y, state = _scan_chunks(blocks, kernel_map, response_map, output_map, leap_map, state)
         pieces.append(y)
-    return torch.cat(pieces, dim=-1), state.movedim(-1, 0)
+    y = torch.cat(pieces, dim=-1)
+    if skip is not None:
+        y = y + skip.to(y.dtype)[..., None] * inputs[:, None]
+    return y, state.movedim(-1, 0)
 
 
 def _scan_chunks(
@@ -248,20 +290,60 @@ def _scan_chunks(
         leap: `A ** steps`, `[heads, groups, size, size]`.
         state: `[heads, groups, size, batch]`.
     """
-    heads, channels, steps = kernel.shape
+    (heads, channels, steps), (batch, _, chunks, _) = kernel.shape, inputs.shape
     time = torch.arange(steps, device=kernel.device)
     lag = time[:, None] - time
     toeplitz = torch.where(lag >= 0, kernel[..., lag.clamp(min=0)], 0).flatten(1, 2)
     columns = inputs.permute(1, 3, 2, 0).flatten(2)
     y = toeplitz @ columns
-    increments = (responses.flip(-1) @ columns).view(*state.shape[:3], inputs.shape[2], -1)
+    increments = (responses.flip(-1) @ columns).view(*state.shape[:3], chunks, batch)
     before = []
     for increment in increments.unbind(3):
         before.append(state)
         state = _apply(leap, state) + increment
-    y = torch.baddbmm(y, outputs.flatten(1, 2), torch.stack(before, dim=3).view(heads, -1, columns.shape[-1]))
-    y = y.view(heads, channels, steps, inputs.shape[2], -1).permute(4, 1, 0, 3, 2)
+    y = torch.baddbmm(y, outputs.flatten(1, 2), torch.stack(before, dim=3).flatten(3).flatten(1, 2))
+    y = y.view(heads, channels, steps, chunks, batch).permute(4, 1, 0, 3, 2)
     return y.flatten(3), state
 
 
-__all__ = ["cauchy", "low_rank_kernel", "orbit", "real_fft", "ssm_scan", "vandermonde"]
+def ssm_step(
+    inputs: torch.Tensor,
+    increment: torch.Tensor,
+    tail: torch.Tensor | None,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    state: torch.Tensor,
+    skip: torch.Tensor | None = None,
+    kernels: Kernels | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    One step of `ssm_scan`, with all tensors of one dtype.
+
+    Args:
+        inputs: u `[batch, heads]`.
+        increment: A without the identity, `[heads, groups, size, size]`.
+        tail: what rounding took away from the increment.
+        b: `[heads, groups, size]`.
+        c: `[heads, channels, groups, size]`.
+        state: x before the step, `[batch, heads, groups, size]`.
+        skip: D `[channels, heads]`, zero by default.
+        kernels: compiled ones, which have no gradient and are not used where one is wanted.
+
+    Returns:
+        y `[batch, channels, heads]` and the state after the step.
+    """
+    tensors = (inputs, increment, b, c, state, skip)
+    wants_gradient = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    compiled = _compiled(kernels, inputs)
+    if compiled is not None and not wants_gradient:
+        return compiled.ssm_step(inputs, increment, tail, b, c, state, skip)
+    change = b * inputs[..., None, None]
+    for part in (tail, increment):
+        if part is not None:
+            change = change + _apply(part, state.movedim(0, -1)).movedim(-1, 0)
+    state = state + change
+    y = (c.movedim(1, 0) * state[:, None]).sum((-2, -1))
+    return (y if skip is None else y + skip * inputs[:, None]), state
+
+
+__all__ = ["cauchy", "low_rank_kernel", "orbit", "real_fft", "ssm_scan", "ssm_step", "vandermonde"]

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from transformers.utils.generic import maybe_autocast
 
+from .kernels_s4 import Kernels
 from .modes_s4 import Coefficients, kernel_errors, sampled_kernel, to_modes
-from .ops_s4 import ssm_scan
+from .ops_s4 import ssm_scan, ssm_step
 
 
 TOLERANCE = {torch.float64: 1e-10}  # of kernels of diagonalised heads, relative to their peaks
@@ -34,9 +35,13 @@ class S4Recurrence(nn.Module):
     A state is `[batch, heads, state_size / 2, 2]`, first of the heads whose transition is pairs, in the basis of their
     modes, then of those whose transition is dense. `kernel_error` says, for each head, how far its impulse response is
     from the training form's, relative to the peak; it was measured when the coefficients were made.
+
+    `kernels` are compiled operations, if there are any to use.
     """
 
     order: torch.Tensor
+    transition_tail: torch.Tensor | None
+    kernels: Kernels | None = None
 
     def __init__(
         self,
@@ -137,28 +142,47 @@ class S4Recurrence(nn.Module):
         return systems
 
     def _scan(
-        self, inputs: torch.Tensor, state: torch.Tensor | None, channels: slice
+        self, inputs: torch.Tensor, state: torch.Tensor | None, channels: slice, skip: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`[batch, heads, length]` to `[batch, channels, heads, length]` and the state, both in the stored order."""
         outputs, states, start = [], [], 0
         for system in self._systems():
             heads = slice(start, start + len(system.b))
             system = system._replace(c=system.c[:, channels])
-            u, shape = inputs[:, heads], (len(inputs), *system.b.shape)
+            u, shape = inputs[:, heads], (inputs.shape[0], *system.b.shape)
+            d = None if skip is None else skip[:, heads]
             before = u.new_zeros(shape) if state is None else state[:, heads].reshape(shape).to(u.dtype)
             if u.shape[-1] == 1:
-                y, after = system.step(u[..., 0], before)
+                increment, tail, b, c = system.increment, system.tail, system.b, system.c
+                if b.dtype != u.dtype:
+                    increment, b, c = (part.to(u.dtype) for part in (increment, b, c))
+                    tail = None if tail is None else tail.to(u.dtype)
+                y, after = ssm_step(u[..., 0], increment, tail, b, c, before, d, kernels=self.kernels)
                 y = y[..., None]
             else:
                 # products of many steps' matrices are made in float64, where the device has it
                 precise = torch.float32 if u.device.type == "mps" else torch.float64
-                y, after = ssm_scan(u, *system.in_precision(precise), before)
+                y, after = ssm_scan(u, *system.in_precision(precise), before, d, self.kernels)
             outputs.append(y)
-            states.append(after.reshape(*after.shape[:2], -1, 2))
+            states.append(after.flatten(2).unflatten(2, (-1, 2)))
             start = heads.stop
         if not self.has_dense:
             return outputs[0], states[0]
         return torch.cat(outputs, dim=2), torch.cat(states, dim=1)
+
+    def _step(self, inputs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One token in the dtype of the coefficients: what `forward` does then, in a third of the time around it."""
+        y, state = ssm_step(
+            inputs[:, 0],
+            self.transition,
+            self.transition_tail,
+            self.input_map,
+            self.output_map,
+            state,
+            self.D,
+            self.kernels,
+        )
+        return y.flatten(1)[:, None], state
 
     def forward(
         self, inputs: torch.Tensor, state: torch.Tensor | None = None, return_state: bool = False
@@ -177,18 +201,22 @@ class S4Recurrence(nn.Module):
         """
         if self.bidirectional and (state is not None or return_state):
             raise ValueError("A bidirectional layer has no state to pass on; it needs the whole sequence.")
+        if state is not None and inputs.shape[1] == 1 and not self.has_dense:
+            if inputs.dtype == state.dtype == self.D.dtype:
+                return self._step(inputs, state)
         with maybe_autocast(inputs.device.type, enabled=False):
             u = inputs.movedim(1, 2).to(torch.promote_types(inputs.dtype, torch.float32))
             ordered = u[:, self.order] if self.has_dense else u
             channels = len(self.D)
-            y, state = self._scan(ordered, state, slice(0, channels))
+            skip = self.D.to(u.dtype)
+            skip = skip[:, self.order] if self.has_dense else skip
+            y, state = self._scan(ordered, state, slice(0, channels), skip)
             if self.bidirectional:
-                ahead, _ = self._scan(ordered.flip(-1), None, slice(channels, None))
+                ahead, _ = self._scan(ordered.flip(-1), None, slice(channels, None), None)
                 # of the positions after this one
                 y = y + torch.nn.functional.pad(ahead.flip(-1)[..., 1:], (0, 1))
             if self.has_dense:
                 y = torch.empty_like(y).index_copy(2, self.order, y)
-            y = y + self.D.to(u.dtype)[..., None] * u[:, None]
         return y.flatten(1, 2).mT.to(inputs.dtype), state if return_state else None
 
     def extra_repr(self) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from .checkpoints import is_weight_file, sign
+from .checkpoints import files_in, goes_with_weights, sign
 from .folders import replaced_folder
 from .publishing import CARD_NAME, push_folder
 
@@ -41,12 +41,12 @@ def save_model(
         **kwargs: the other arguments of `PreTrainedModel.save_pretrained`.
 
     Returns:
-        Names of the files written.
+        Names of the files written, those in folders with their path.
     """
     if kwargs.get("distributed_checkpoint"):  # written by all ranks, each its own files
         PreTrainedModel.save_pretrained(model, folder, is_main_process, state_dict, **kwargs)
         return os.listdir(folder)
-    is_stale = partial(is_weight_file, variant=kwargs.get("variant"))
+    is_stale = partial(goes_with_weights, variant=kwargs.get("variant"))
     with replaced_folder(folder, is_stale, CONFIG_NAME) if writes else TemporaryDirectory() as stage:
         if has_forms(model):
             # of the class that this code knows; remote code can have another one of the same name
@@ -57,7 +57,9 @@ def save_model(
         PreTrainedModel.save_pretrained(model, stage, is_main_process, state_dict, **kwargs)
         for file in Path(stage).glob("model*.safetensors") if has_forms(model) else ():
             sign(file, cast(Any, model.config))
-        return os.listdir(stage)
+        if has_forms(model):
+            cast(Any, model)._finish_save(Path(stage))
+        return files_in(Path(stage))
 
 
 def push_model(

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .adaptive_s4 import AdaptiveEmbedding, AdaptiveSoftmax
 from .batch_norm_repavit import RecomputeSafeBatchNorm1d
 from .configuration_s4 import S4Config
-from .fusion import FusiblePreTrainedModel
+from .kernel_model_s4 import S4KernelModel
 from .layer_s4 import S4StateSpace
 from .outputs_s4 import S4Cache, S4Output
 from .recurrence_s4 import S4Recurrence
@@ -40,7 +40,9 @@ def make_norm(config: S4Config) -> nn.Module:
     """The norm that the configuration names, of `[batch, length, hidden_size]`."""
     if config.norm == "layer":
         return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-    return TokenBatchNorm(config.hidden_size, eps=config.norm_eps) if config.norm == "batch" else ScalarNorm()
+    if config.norm == "batch":
+        return TokenBatchNorm(config.hidden_size, eps=config.norm_eps)
+    return ScalarNorm() if config.norm == "scalar" else nn.Identity()
 
 
 class SequenceDropout(nn.Module):
@@ -100,11 +102,11 @@ class S4FeedForward(nn.Module):
 
 
 class S4Layer(GradientCheckpointingLayer):
-    """A residual layer: `x + f(norm(x))`, or `norm(x + f(x))`, where f gets zeros for padding."""
+    """A layer: `x + f(norm(x))`, or `norm(x + f(x))`, or both without `x +`, where f gets zeros for padding."""
 
     def __init__(self, config: S4Config, kind: str, dense_heads: int | None) -> None:
         super().__init__()
-        self.prenorm = config.prenorm
+        self.prenorm, self.residual = config.prenorm, config.residual
         self.norm = make_norm(config)
         self.mixer: nn.Module = S4Mixer(config, dense_heads) if kind == "s4" else S4FeedForward(config)
         self.dropout = SequenceDropout(config)
@@ -127,11 +129,12 @@ class S4Layer(GradientCheckpointingLayer):
         if mask is not None:
             branch = branch * mask
         branch, state = self.mixer(branch, state, return_state)
-        hidden_states = hidden_states + self.dropout(branch)
+        branch = self.dropout(branch)
+        hidden_states = hidden_states + branch if self.residual else branch
         return (hidden_states if self.prenorm else self.norm(hidden_states)), state
 
 
-class S4PreTrainedModel(FusiblePreTrainedModel):
+class S4PreTrainedModel(S4KernelModel):
     """Embedding, layers and final norm, which all models of the family have under the same names."""
 
     config: S4Config

@@ -1,7 +1,7 @@
 """
 Builds the variants of a kernel project, in kernel-builder's layout, with the compilers of this machine.
 
-    python modeling/fusible/kernels/build.py [--variants cpu noarch] [--out FOLDER] [--check]
+    python modeling/fusible/kernels/build.py [--variants cpu torch] [--out FOLDER] [--check]
 
 Sources use torch's stable ABI: they are compiled with the headers of the installed torch, of any build, and run with
 all versions from the one that build.toml names. The same sources and compilers give the same files.
@@ -25,7 +25,9 @@ from typing import Any
 
 
 ROOT = Path(__file__).parent / "s4"
-KINDS = ("cpu", "noarch")
+KINDS = ("cpu", "cuda", "torch", "triton")
+CUDA = "13.0"  # and later, whose libraries have the same name
+BACKENDS = {"torch": "cpu", "triton": "cuda"}  # of variants without a library
 WARNINGS = ["-Wall", "-Wextra"]
 # C++17 and no unique symbols, for the sake of older libstdc++; no errno or traps, which calculations never look at
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-math-errno", "-fno-trapping-math"]
@@ -35,14 +37,14 @@ SOURCES = {".cpp", ".cu", ".h", ".py", ".toml", ".md"}
 OPS = '''"""The operations of this build, under a name of its own."""
 
 import torch
-{load}
+{library}
 
 ops = torch.ops.{id}
 
 
 def add_op_namespace_prefix(op_name: str) -> str:
     return f"{id}::{{op_name}}"
-'''
+{define}'''
 
 
 class BuildError(Exception):
@@ -72,10 +74,11 @@ def source_hash(root: Path) -> str:
 
 
 def variant_name(project: dict[str, Any], kind: str) -> str:
-    if kind == "noarch":
-        return "torch-cpu"
+    if kind in BACKENDS:
+        return f"torch-{BACKENDS[kind]}"
     abi = project["torch"]["stable-abi"][kind].replace(".", "")
-    return f"torch-stable-abi{abi}-{kind}-{platform.machine()}-{platform.system().lower()}"
+    device = kind if kind == "cpu" else f"cu{CUDA.replace('.', '')}"
+    return f"torch-stable-abi{abi}-{device}-{platform.machine()}-{platform.system().lower()}"
 
 
 def compile_library(root: Path, project: dict[str, Any], name: str, kind: str, library: Path) -> None:
@@ -91,6 +94,9 @@ def compile_library(root: Path, project: dict[str, Any], name: str, kind: str, l
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise NoCompilerError(f"{variant_name(project, kind)}: there is no C++ compiler, g++ or that of $CXX")
+    nvcc = find_nvcc() if kind == "cuda" else None
+    if kind == "cuda" and nvcc is None:
+        raise NoCompilerError(f"{variant_name(project, kind)}: there is no nvcc of CUDA {CUDA}, or that of $NVCC")
     major, minor = map(int, project["torch"]["stable-abi"][kind].split("."))
     defines = [
         f"-DTORCH_EXTENSION_NAME={name}",
@@ -104,25 +110,58 @@ def compile_library(root: Path, project: dict[str, Any], name: str, kind: str, l
     common = [compiler, *FLAGS, *WARNINGS, *defines, *places, *(f"-isystem{path}" for path in system)]
     kernels = [*project["kernel"].values(), project["torch"] | {"backend": kind}]
     units = [
-        (
-            root / source,
-            [f"-I{root / path}" for path in [*kernel.get("include", []), "."]],
-            kernel.get("cxx-flags", []),
-        )
+        (root / source, [f"-I{root / path}" for path in [*kernel.get("include", []), "."]], kernel)
         for kernel in kernels
         if kernel["backend"] == kind
         for source in kernel["src"]
-        if source.endswith(".cpp")
+        if source.endswith((".cpp", ".cu"))
     ]
+    for_device = [
+        str(nvcc),
+        "-O3",
+        "-std=c++17",
+        "--threads=0",
+        "--compress-mode=size",
+        "-DUSE_CUDA",
+        f"-Xcompiler={','.join(FLAGS[1:] + places)}",
+    ]
+    for_device += [f"-ccbin={compiler}", *defines, *(f"-isystem={path}" for path in system)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(Path(folder, f"{source.stem}.o")) for source, _, _ in units]
         commands = [
-            [*common, *includes, *flags, "-c", str(source), "-o", file]
-            for (source, includes, flags), file in zip(units, objects, strict=True)
+            [*for_device, *architectures(kernel["cuda-capabilities"]), *includes, "-c", str(source), "-o", file]
+            if source.suffix == ".cu"
+            else [*common, *includes, *kernel.get("cxx-flags", []), "-c", str(source), "-o", file]
+            for (source, includes, kernel), file in zip(units, objects, strict=True)
         ]
         for _ in pool.map(run, commands):
             pass
-        run([compiler, *objects, "-o", str(library), f"-L{Path(torch.__file__).parent / 'lib'}", *LINKS])
+        links = [*objects, "-o", str(library), f"-L{Path(torch.__file__).parent / 'lib'}"]
+        if nvcc is None:
+            run([compiler, *links, *LINKS])
+        else:
+            # CUDA's library is the one that torch brings
+            options = [option.replace("-Wl,", "-Xlinker=") for option in LINKS]
+            run([str(nvcc), f"-ccbin={compiler}", *links, "-cudart=shared", *options])
+
+
+def find_nvcc() -> Path | None:
+    """The compiler for GPUs, if it has the version that variants are named after."""
+    found = shutil.which(os.environ.get("NVCC", "nvcc"))
+    if found is None:
+        return None
+    told = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    return Path(found).resolve() if f"release {CUDA}," in told else None
+
+
+def architectures(capabilities: list[str]) -> list[str]:
+    """For nvcc: machine code for each of them, and code for later ones with those marked `+PTX`."""
+    options = []
+    for capability in capabilities:
+        number = capability.removesuffix("+PTX").replace(".", "")
+        kinds = ("sm", "compute") if capability.endswith("+PTX") else ("sm",)
+        options += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
+    return options
 
 
 def run(command: list[str]) -> None:
@@ -170,13 +209,15 @@ def build(root: Path, kind: str, out: Path) -> Path:
         variant = Path(folder, "variant")
         ignore = shutil.ignore_patterns("__pycache__", "_ops.py")
         shutil.copytree(root / "torch-ext" / package, variant, ignore=ignore)
-        if kind == "noarch":
-            shutil.copytree(root / "noarch", variant, ignore=ignore, dirs_exist_ok=True)
+        library = define = ""
+        if kind in BACKENDS:
+            shutil.copytree(root / "noarch" / BACKENDS[kind], variant, ignore=ignore, dirs_exist_ok=True)
+            define = "\n\nfrom . import _define  # noqa: E402, F401\n" if kind == "triton" else ""
         else:
             compile_library(root, project, name, kind, variant / f"{name}.abi3.so")
-        load = "" if kind == "noarch" else f"from . import {name}  # noqa: F401\n"
-        (variant / "_ops.py").write_text(OPS.format(load=load, id=name))
-        write_metadata(variant, project["general"], name, "cpu")
+            library = f"from . import {name}  # noqa: F401\n"
+        (variant / "_ops.py").write_text(OPS.format(library=library, define=define, id=name))
+        write_metadata(variant, project["general"], name, BACKENDS.get(kind, kind))
         check(variant)
         shutil.rmtree(target, ignore_errors=True)
         variant.rename(target)

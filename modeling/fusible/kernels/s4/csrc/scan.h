@@ -38,12 +38,12 @@ struct ScanFunctions {
   void (*backward)(const Scan<T>&, const ScanGradient<T>&, int64_t first_head, void* scratch);
 };
 
-// One step of it, with parameters in the precision of the inputs; all contiguous.
+// One step of it, `x <- x + (increment + tail) x + b u`, with parameters in the precision of the inputs; all contiguous.
 template <typename T>
 struct Step {
   int64_t batch, heads, channels, groups, size;
-  const T *transition, *b, *c, *skip, *inputs, *state;
-  T *outputs, *last;  // [batch, channels, heads], like state
+  const T *increment, *tail, *b, *c, *skip, *inputs, *state;  // tail and skip may be null
+  T *outputs, *last;                                          // [batch, channels, heads], like state
 };
 
 // `K[h, r, l] = 2 Re sum_n coefficients[h, r, n] * base[h, n] ** l`
@@ -63,10 +63,29 @@ struct PowersFunctions {
   void (*backward)(const Powers<T>&, int64_t head, void* scratch);
 };
 
+// Spectra of kernels of systems with a low-rank part, at the first `count` nodes `exp(-2 pi i k / length)`.
+template <typename T>
+struct Cauchy {
+  int64_t heads, rank, channels, state, count;
+  const double *inputs, *outputs, *poles;  // complex: [heads, 1 + rank, state], [heads, channels + rank, state], ...
+  const double *cosines, *sines;           // of half the nodes' angles
+  T* spectrum;                             // complex [heads, channels, count]
+  const T* gradient;
+  double *of_inputs, *of_outputs, *of_poles;
+};
+
+template <typename T>
+struct CauchyFunctions {
+  int64_t (*scratch)(const Cauchy<T>&);
+  void (*forward)(const Cauchy<T>&, int64_t head, void* scratch);
+  void (*backward)(const Cauchy<T>&, int64_t head, void* scratch);
+};
+
 template <typename T>
 struct Functions {
   ScanFunctions<T> scan;
   PowersFunctions<T> powers;
+  CauchyFunctions<T> cauchy;
   void (*step)(const Step<T>&, int64_t begin, int64_t end);
 };
 

@@ -1,6 +1,7 @@
 // One instruction set's table of functions.
 #pragma once
 
+#include "cauchy.h"
 #include "powers.h"
 #include "scan_backward.h"
 #include "step.h"
@@ -37,6 +38,7 @@ constexpr Functions<T> functions() {
   return {
       {forward_scratch<T>, forward<T>, backward_scratch<T>, backward<T>},
       {powers_scratch<T>, powers_forward<T>, powers_backward<T>},
+      {cauchy_scratch<T>, cauchy_forward<T>, cauchy_backward<T>},
       step<T>};
 }
 

@@ -12,7 +12,12 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, m) {
       "ssm_scan_backward(Tensor of_outputs, Tensor of_last, Tensor inputs, Tensor transition, Tensor b, Tensor c, "
       "Tensor? skip, Tensor state) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "ssm_step(Tensor inputs, Tensor transition, Tensor b, Tensor c, Tensor? skip, Tensor state) -> (Tensor, Tensor)");
+      "ssm_step(Tensor inputs, Tensor increment, Tensor? tail, Tensor b, Tensor c, Tensor? skip, Tensor state) "
+      "-> (Tensor, Tensor)");
+  m.def("cauchy(Tensor inputs, Tensor outputs, Tensor poles, int length, bool single) -> Tensor");
+  m.def(
+      "cauchy_backward(Tensor gradient, Tensor inputs, Tensor outputs, Tensor poles, int length) -> "
+      "(Tensor, Tensor, Tensor)");
   m.def("vandermonde(Tensor coefficients, Tensor base, int length, bool single) -> Tensor");
   m.def("vandermonde_backward(Tensor gradient, Tensor coefficients, Tensor base) -> (Tensor, Tensor)");
 }
@@ -22,6 +27,8 @@ STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, m) {
   m.impl("ssm_scan", TORCH_BOX(&ssm_scan));
   m.impl("ssm_scan_backward", TORCH_BOX(&ssm_scan_backward));
   m.impl("ssm_step", TORCH_BOX(&ssm_step));
+  m.impl("cauchy", TORCH_BOX(&cauchy));
+  m.impl("cauchy_backward", TORCH_BOX(&cauchy_backward));
   m.impl("vandermonde", TORCH_BOX(&vandermonde));
   m.impl("vandermonde_backward", TORCH_BOX(&vandermonde_backward));
 }

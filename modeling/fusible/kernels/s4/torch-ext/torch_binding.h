@@ -15,7 +15,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ssm_scan_backward(
     Tensor state);
 
 std::tuple<Tensor, Tensor> ssm_step(
-    Tensor inputs, Tensor transition, Tensor b, Tensor c, std::optional<Tensor> skip, Tensor state);
+    Tensor inputs, Tensor increment, std::optional<Tensor> tail, Tensor b, Tensor c, std::optional<Tensor> skip,
+    Tensor state);
+
+Tensor cauchy(Tensor inputs, Tensor outputs, Tensor poles, int64_t length, bool single);
+
+std::tuple<Tensor, Tensor, Tensor> cauchy_backward(
+    Tensor gradient, Tensor inputs, Tensor outputs, Tensor poles, int64_t length);
 
 Tensor vandermonde(Tensor coefficients, Tensor base, int64_t length, bool single);
 

@@ -4,10 +4,18 @@ from typing import Any
 
 import torch
 
+from . import _device
 from ._ops import add_op_namespace_prefix, ops
 
 
 REAL = (torch.float32, torch.float64)
+# which this variant has operations for
+devices = tuple(
+    device
+    for device in ("cpu", "cuda")
+    if device in _device.DEVICES
+    or torch._C._dispatch_has_kernel_for_dispatch_key(add_op_namespace_prefix("ssm_scan"), device.upper())
+)
 Grads = tuple[torch.Tensor | None, ...]
 
 
@@ -18,6 +26,21 @@ def _check(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch
         raise TypeError(f"{name} has dtype {tensor.dtype} instead of {dtype}")
     if tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device}, but the first argument on {device}")
+
+
+def _operation(name: str, tensor: torch.Tensor) -> Any:
+    """
+    What computes on the tensor's device.
+
+    Raises:
+        ValueError: if nothing does.
+    """
+    device = tensor.device.type
+    if device in _device.DEVICES:
+        return getattr(_device, name)
+    if device not in (*devices, "meta"):
+        raise ValueError(f"these kernels run on {' and '.join(devices)}, not on {device}")
+    return getattr(ops, name)
 
 
 def _check_scan(
@@ -76,42 +99,72 @@ def ssm_scan(
     _check_scan(inputs, transition, b, c, state, skip)
     dtype = torch.promote_types(inputs.dtype, torch.float32)
     skip = None if skip is None else skip.to(transition.dtype)
-    outputs, last = ops.ssm_scan(inputs.to(dtype), transition, b, c, skip, state.to(dtype))
+    function = _operation("ssm_scan", inputs)
+    outputs, last = function(inputs.to(dtype), transition, b, c, skip, state.to(dtype))
     return outputs.to(inputs.dtype), last.to(inputs.dtype)
 
 
 def ssm_step(
     inputs: torch.Tensor,
-    transition: torch.Tensor,
+    increment: torch.Tensor,
+    tail: torch.Tensor | None,
     b: torch.Tensor,
     c: torch.Tensor,
     state: torch.Tensor,
     skip: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    One step of `ssm_scan`, quickest with parameters in the dtype of the inputs.
+    One step of `ssm_scan`, all in one dtype, and without a gradient.
 
     Args:
-        inputs: u `[batch, heads]`; the others are those of `ssm_scan`.
+        inputs: u `[batch, heads]`, float32 or float64.
+        increment: the transition without the identity, `[heads, groups, size, size]`: slow modes keep more digits.
+        tail: what rounding took away from the increment, of the same shape; the others are those of `ssm_scan`.
 
     Returns:
         y `[batch, channels, heads]` and the new state, in the dtype of the inputs.
 
     Raises:
+        RuntimeError: for dtypes, shapes and devices that do not fit.
+    """
+    # which checks all: the whole step takes less time than checks in Python would
+    return ops.ssm_step(inputs, increment, tail, b, c, skip, state)
+
+
+def cauchy(
+    inputs: torch.Tensor, outputs: torch.Tensor, poles: torch.Tensor, length: int, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
+    """
+    Spectra of the kernels of systems with a low-rank part, at the nodes `z_k = exp(-2 pi i k / length)`.
+
+    With `R_ab = sum_n a_n b_n / (2 (1 - z) - w_n (1 + z))`, over the states and their conjugates, of rows a of the
+    inputs (B, then P) and b of the outputs (C, then P conjugate), it is
+    `2 (R_BC - (1 + z) R_BQ (1 + (1 + z) R_PQ)^-1 R_PC)`: all sums are made at once, by Woodbury's identity.
+
+    Args:
+        inputs: `[heads, 1 + rank, state]`, complex128, multiplied by the step size.
+        outputs: `[heads, channels + rank, state]`, complex128.
+        poles: w `[heads, state]`, complex128, multiplied by the step size.
+        length: of the kernels, at least 1.
+        dtype: the sums' real one, float32 or float64; quotients are exact to their last digits in both.
+
+    Returns:
+        The values at nodes 0 ... length // 2, complex `[heads, channels, length // 2 + 1]`.
+
+    Raises:
         TypeError: for dtypes, and ValueError for shapes and devices that do not fit.
     """
-    if inputs.ndim != 2:
-        raise ValueError("inputs must be [batch, heads]")
-    tensors = (inputs, transition, b, c, state, skip)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        outputs, last = ssm_scan(inputs[..., None], transition, b, c, state, skip)
-        return outputs[..., 0], last
-    _check_scan(inputs, transition, b, c, state, skip)
-    dtype = torch.promote_types(inputs.dtype, torch.float32)
-    transition, b, c, state = (tensor.to(dtype) for tensor in (transition, b, c, state))
-    skip = None if skip is None else skip.to(dtype)
-    outputs, last = ops.ssm_step(inputs.to(dtype), transition, b, c, skip, state)
-    return outputs.to(inputs.dtype), last.to(inputs.dtype)
+    if inputs.ndim != 3 or outputs.ndim != 3 or length < 1:
+        raise ValueError("inputs and outputs must be [heads, rows, state], and length positive")
+    if inputs.shape[1] == 0 or outputs.shape[1] < inputs.shape[1] or inputs.shape[2] == 0:
+        raise ValueError("there must be inputs, at least as many outputs, and states")
+    if dtype not in REAL:
+        raise TypeError(f"spectra are made of float32 or float64, not {dtype}")
+    (heads, _, state), device = inputs.shape, inputs.device
+    _check("inputs", inputs, inputs.shape, torch.complex128, device)
+    _check("outputs", outputs, (heads, outputs.shape[1], state), torch.complex128, device)
+    _check("poles", poles, (heads, state), torch.complex128, device)
+    return _operation("cauchy", inputs)(inputs, outputs, poles, length, dtype == torch.float32)
 
 
 def vandermonde(
@@ -139,7 +192,7 @@ def vandermonde(
     heads, rows, state = coefficients.shape
     _check("coefficients", coefficients, (heads, rows, state), torch.complex128, coefficients.device)
     _check("base", base, (heads, state), torch.complex128, coefficients.device)
-    return ops.vandermonde(coefficients, base, length, dtype == torch.float32)
+    return _operation("vandermonde", base)(coefficients, base, length, dtype == torch.float32)
 
 
 def _register_fake(name: str) -> Any:
@@ -191,13 +244,28 @@ def _(
 @_register_fake("ssm_step")
 def _(
     inputs: torch.Tensor,
-    transition: torch.Tensor,
+    increment: torch.Tensor,
+    tail: torch.Tensor | None,
     b: torch.Tensor,
     c: torch.Tensor,
     skip: torch.Tensor | None,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs.new_empty(inputs.shape[0], c.shape[1], inputs.shape[1]), state.new_empty(state.shape)
+
+
+@_register_fake("cauchy")
+def _(inputs: torch.Tensor, outputs: torch.Tensor, poles: torch.Tensor, length: int, single: bool) -> torch.Tensor:
+    channels = outputs.shape[1] - inputs.shape[1] + 1
+    dtype = torch.complex64 if single else torch.complex128
+    return inputs.new_empty(len(inputs), channels, length // 2 + 1, dtype=dtype)
+
+
+@_register_fake("cauchy_backward")
+def _(
+    gradient: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, poles: torch.Tensor, length: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return inputs.new_empty(inputs.shape), outputs.new_empty(outputs.shape), poles.new_empty(poles.shape)
 
 
 @_register_fake("vandermonde")
@@ -223,6 +291,15 @@ def _scan_backward(ctx: Any, of_outputs: torch.Tensor, of_last: torch.Tensor) ->
     return of_inputs, of_transition, of_b, of_c, None if skip is None else of_skip, of_state
 
 
+def _save_cauchy(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.length = inputs[3]
+
+
+def _cauchy_backward(ctx: Any, gradient: torch.Tensor) -> Grads:
+    return *ops.cauchy_backward(gradient, *ctx.saved_tensors, ctx.length), None, None
+
+
 def _save_vandermonde(ctx: Any, inputs: tuple, output: Any) -> None:
     ctx.save_for_backward(*inputs[:2])
 
@@ -231,15 +308,14 @@ def _vandermonde_backward(ctx: Any, gradient: torch.Tensor) -> Grads:
     return *ops.vandermonde_backward(gradient, *ctx.saved_tensors), None, None
 
 
-def _refuse(ctx: Any, *gradients: Any) -> Any:
-    raise NotImplementedError("S4's compiled operations have first derivatives only.")
+for _name, _backward, _save in (
+    ("ssm_scan", _scan_backward, _save_scan),
+    ("cauchy", _cauchy_backward, _save_cauchy),
+    ("vandermonde", _vandermonde_backward, _save_vandermonde),
+):
+    _operator = add_op_namespace_prefix(_name)
+    torch.library.register_autograd(_operator, _backward, setup_context=_save)
+    torch.library.register_autograd(_operator + "_backward", _device.refuse)
 
 
-_scan, _powers = add_op_namespace_prefix("ssm_scan"), add_op_namespace_prefix("vandermonde")
-torch.library.register_autograd(_scan, _scan_backward, setup_context=_save_scan)
-torch.library.register_autograd(_powers, _vandermonde_backward, setup_context=_save_vandermonde)
-torch.library.register_autograd(_scan + "_backward", _refuse)
-torch.library.register_autograd(_powers + "_backward", _refuse)
-
-
-__all__ = ["ssm_scan", "ssm_step", "vandermonde"]
+__all__ = ["cauchy", "devices", "ssm_scan", "ssm_step", "vandermonde"]

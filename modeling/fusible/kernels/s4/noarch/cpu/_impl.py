@@ -54,15 +54,25 @@ def ssm_scan(
 
 def ssm_step(
     inputs: torch.Tensor,
-    transition: torch.Tensor,
+    increment: torch.Tensor,
+    tail: torch.Tensor | None,
     b: torch.Tensor,
     c: torch.Tensor,
     state: torch.Tensor,
     skip: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of `ssm_scan`: `[batch, heads]` to `[batch, channels, heads]`, and the new state."""
-    outputs, last = ssm_scan(inputs[..., None], transition, b, c, state, skip)
-    return outputs[..., 0], last
+    """
+    One step of `ssm_scan`: `[batch, heads]` to `[batch, channels, heads]`, and the new state.
+
+    The transition is the identity plus increment and tail, which is what rounding took away from the increment.
+    """
+    change = b * inputs[..., None, None]
+    for part in (tail, increment):
+        if part is not None:
+            change = change + _apply(part, state)
+    state = state + change
+    outputs = (c.movedim(1, 0) * state[:, None]).sum((-2, -1))
+    return outputs if skip is None else outputs + skip * inputs[:, None], state
 
 
 def _scan_chunks(
@@ -89,6 +99,34 @@ def _scan_chunks(
     return y.reshape(batch, -1, heads, inputs.shape[2] * steps), state
 
 
+def cauchy(
+    inputs: torch.Tensor, outputs: torch.Tensor, poles: torch.Tensor, length: int, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
+    """
+    Spectra of the kernels of systems with a low-rank part, at the nodes `exp(-2 pi i k / length)`.
+
+    Args:
+        inputs: `[heads, 1 + rank, state]`, complex128, multiplied by the step size.
+        outputs: `[heads, channels + rank, state]`, complex128.
+        poles: `[heads, state]`, complex128, multiplied by the step size.
+        length: of the kernels, at least 1.
+        dtype: the result's real one.
+
+    Returns:
+        The values at nodes 0 ... length // 2, complex `[heads, channels, length // 2 + 1]`.
+    """
+    rank, channels = inputs.shape[1] - 1, outputs.shape[1] - inputs.shape[1] + 1
+    angles = torch.arange(length // 2 + 1, dtype=torch.float64, device=poles.device) * (math.pi / length)
+    cosine, sine = angles.cos(), angles.sin()
+    a, b, w = (torch.cat([part, part.conj()], dim=-1) for part in (inputs, outputs, poles))
+    table = torch.einsum("han,hbn,hnk->hkab", a, b, 1 / (2j * sine - w[..., None] * cosine))
+    low_rank, by_rank = table[:, :, 1:], cosine[:, None, None] * table[..., channels:]
+    eye = torch.eye(rank, dtype=table.dtype, device=table.device)
+    solved = torch.linalg.solve(eye + by_rank[:, :, 1:], low_rank[..., :channels])
+    spectrum = (table[:, :, :1, :channels] - by_rank[:, :, :1] @ solved)[:, :, 0].mT * torch.complex(cosine, sine)
+    return spectrum.to(dtype.to_complex())
+
+
 def vandermonde(
     coefficients: torch.Tensor, base: torch.Tensor, length: int, dtype: torch.dtype = torch.float64
 ) -> torch.Tensor:
@@ -113,4 +151,6 @@ def vandermonde(
     return sums.view(*coefficients.shape[:2], -1)[..., :length]
 
 
-__all__ = ["ssm_scan", "ssm_step", "vandermonde"]
+devices = ("cpu",)
+
+__all__ = ["cauchy", "devices", "ssm_scan", "ssm_step", "vandermonde"]

@@ -1,0 +1,439 @@
+"""The kernels that `_device` is made of, in Triton."""
+# mypy: disable-error-code="no-untyped-def"
+
+from types import SimpleNamespace
+
+import torch
+import triton
+import triton.language as tl
+
+
+# Triton's interpreter runs on the CPU, for tests
+DEVICES = ("cpu", "cuda") if triton.knobs.runtime.interpret else ("cuda",)
+ROWS, COLUMNS, DEPTH = 32, 64, 32  # of a block in a product
+NODES = 128  # a tile's, as in `_device`
+
+
+@triton.jit
+def _product(
+    x, x_batch, x_head, x_chunk, x_column, x_steps, x_limit,
+    matrix, m_head, m_row, m_column,
+    batch, chunks, depth, columns,
+    causal: tl.constexpr, precision: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    head, row = tl.program_id(2), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    sequence, chunk = (row // chunks).to(tl.int64), row % chunks
+    x += sequence * x_batch + head.to(tl.int64) * x_head + chunk.to(tl.int64) * x_chunk
+    matrix += head.to(tl.int64) * m_head + column * m_column
+    total = tl.zeros((ROWS, COLUMNS), dtype=x.dtype.element_ty)
+    lost = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, depth, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        inside = (row < batch * chunks)[:, None] & (k < depth)[None, :]
+        inside = inside & (chunk[:, None] * x_steps + k[None, :] < x_limit)
+        left = tl.load(x[:, None] + (k.to(tl.int64) * x_column)[None, :], mask=inside, other=0.0)
+        inside = (k < depth)[:, None] & (column < columns)[None, :]
+        right = tl.load(matrix[None, :] + (k * m_row)[:, None], mask=inside, other=0.0)
+        if causal:
+            # products with the zeros of a triangle would carry NaN and infinity back in time
+            bad = (left != left) | (tl.abs(left) == float("inf"))
+            left = tl.where(bad, 0.0, left)
+            if tl.max(bad.to(tl.int32)) > 0:
+                later = (k[:, None] <= column[None, :]).to(tl.float32)
+                lost += tl.dot(bad.to(tl.float32), later)
+        total += tl.dot(left, right, input_precision=precision)
+    return tl.where(lost > 0, float("nan"), total)
+
+
+@triton.jit
+def _multiply(
+    out, out_batch, out_head, out_chunk, out_column, out_steps, out_limit,
+    x, x_batch, x_head, x_chunk, x_column, x_steps, x_limit,
+    matrix, m_head, m_row, m_column, depth,
+    y, y_batch, y_head, y_chunk, y_column, y_steps, y_limit,
+    other, o_head, o_row, o_column, other_depth,
+    batch, chunks, columns,
+    add: tl.constexpr, causal: tl.constexpr, has_other: tl.constexpr, precision: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    head, row = tl.program_id(2), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    sequence, chunk = (row // chunks).to(tl.int64), row % chunks
+    total = _product(
+        x, x_batch, x_head, x_chunk, x_column, x_steps, x_limit, matrix, m_head, m_row, m_column,
+        batch, chunks, depth, columns, causal, precision, ROWS, COLUMNS, DEPTH,
+    )  # fmt: skip
+    if has_other:
+        total += _product(
+            y, y_batch, y_head, y_chunk, y_column, y_steps, y_limit, other, o_head, o_row, o_column,
+            batch, chunks, other_depth, columns, False, precision, ROWS, COLUMNS, DEPTH,
+        )  # fmt: skip
+    inside = (row < batch * chunks)[:, None] & (column < columns)[None, :]
+    inside = inside & (chunk[:, None] * out_steps + column[None, :] < out_limit)
+    out += sequence * out_batch + head.to(tl.int64) * out_head + chunk.to(tl.int64) * out_chunk
+    to = out[:, None] + (column.to(tl.int64) * out_column)[None, :]
+    if add:
+        total += tl.load(to, mask=inside, other=0.0)
+    tl.store(to, total, mask=inside)
+
+
+@triton.jit
+def _correlate(
+    out, out_head, out_row, out_column,
+    x, x_batch, x_head, x_chunk, x_column, x_steps, x_limit,
+    y, y_batch, y_head, y_chunk, y_column, y_steps, y_limit,
+    batch, chunks, rows, columns,
+    precision: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(2).to(tl.int64)
+    i, j = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((ROWS, COLUMNS), dtype=x.dtype.element_ty)
+    for start in range(0, batch * chunks, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        sequence, chunk, present = (k // chunks).to(tl.int64), k % chunks, k < batch * chunks
+        inside = present[None, :] & (i < rows)[:, None] & (chunk[None, :] * x_steps + i[:, None] < x_limit)
+        from_x = x + head * x_head + (sequence * x_batch + chunk.to(tl.int64) * x_chunk)[None, :]
+        left = tl.load(from_x + (i.to(tl.int64) * x_column)[:, None], mask=inside, other=0.0)
+        inside = present[:, None] & (j < columns)[None, :] & (chunk[:, None] * y_steps + j[None, :] < y_limit)
+        from_y = y + head * y_head + (sequence * y_batch + chunk.to(tl.int64) * y_chunk)[:, None]
+        right = tl.load(from_y + (j.to(tl.int64) * y_column)[None, :], mask=inside, other=0.0)
+        total += tl.dot(left, right, input_precision=precision)
+    to = out + head * out_head + (i * out_row)[:, None] + (j * out_column)[None, :]
+    tl.store(to, total, mask=(i < rows)[:, None] & (j < columns)[None, :])
+
+
+@triton.jit
+def _scan(
+    states, added, leap, l_head, l_group, l_row, l_column, late, t_head, t_group, t_row, t_column, first, last,
+    heads, chunks, groups, size, reverse: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    sequence, count = tl.program_id(0).to(tl.int64), groups * size
+    head = sequence % heads
+    g, i = tl.arange(0, GROUPS), tl.arange(0, SIZE)
+    at = g[:, None] * size + i[None, :]
+    inside = (g < groups)[:, None] & (i < size)[None, :]
+    g3, i3, j3 = g[:, None, None], i[None, :, None], i[None, None, :]
+    square = (g3 < groups) & (i3 < size) & (j3 < size)
+    usual = tl.load(leap + head * l_head + g3 * l_group + i3 * l_row + j3 * l_column, mask=square, other=0.0)
+    final = tl.load(late + head * t_head + g3 * t_group + i3 * t_row + j3 * t_column, mask=square, other=0.0)
+    x = tl.load(first + sequence * count + at, mask=inside, other=0.0)
+    for step in range(chunks):
+        k = chunks - 1 - step if reverse else step
+        place = (sequence * chunks + k) * count + at
+        tl.store(states + place, x, mask=inside)
+        matrix = tl.where(k == chunks - 1, final, usual)
+        x = tl.sum(matrix * x[:, None, :], axis=2) + tl.load(added + place, mask=inside, other=0.0)
+    tl.store(last + sequence * count + at, x, mask=inside)
+
+
+@triton.jit
+def _step(
+    outputs, last, inputs, increment, tail, b, c, skip, state, heads, channels, groups, size,
+    has_tail: tl.constexpr, has_skip: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    sequence, count = tl.program_id(0).to(tl.int64), groups * size
+    head, n = sequence % heads, tl.arange(0, COUNT)
+    inside, u = n < count, tl.load(inputs + sequence)
+    before = state + sequence * count
+    change = tl.load(b + head * count + n, mask=inside, other=0.0) * u
+    for j in range(size):
+        x = tl.load(before + n // size * size + j, mask=inside, other=0.0)
+        at = (head * count + n) * size + j
+        if has_tail:
+            change += tl.load(tail + at, mask=inside, other=0.0) * x
+        change += tl.load(increment + at, mask=inside, other=0.0) * x
+    after = tl.load(before + n, mask=inside, other=0.0) + change
+    tl.store(last + sequence * count + n, after, mask=inside)
+    for r in range(channels):
+        y = tl.sum(tl.load(c + (head * channels + r) * count + n, mask=inside, other=0.0) * after)
+        if has_skip:
+            y += tl.load(skip + r * heads + head) * u
+        tl.store(outputs + (sequence // heads * channels + r) * heads + head, y)
+
+
+@triton.jit
+def _quotient(states, nodes, count, k, n, state):
+    """`1 / (A + i B)` of one state at the nodes; the difference in A is exact beside a pole."""
+    cosine, sine = tl.load(nodes + k), tl.load(nodes + 2 * count + k)
+    size, low = tl.load(states + n), tl.load(states + state + n)
+    decay, scale = tl.load(states + 2 * state + n), tl.load(states + 3 * state + n)
+    cosine_low, sine_low = tl.load(nodes + count + k), tl.load(nodes + 3 * count + k)
+    near = size * cosine - sine + (low * (cosine + cosine_low) + size * cosine_low - sine_low)
+    a, b = (near * scale) * ((near + 2 * (sine + sine_low)) * scale), decay * tl.load(nodes + 4 * count + k)
+    inverse = 1 / (a * a + b * b)
+    return a * inverse, b * inverse
+
+
+@triton.jit
+def _tables(
+    weights, states, nodes, k, count, state, ins, outs, entry, present,
+    INS: tl.constexpr, OUTS: tl.constexpr, NODES: tl.constexpr,
+):  # fmt: skip
+    """Sums of poles, real and imaginary parts `[INS, OUTS, nodes]`."""
+    cosine = tl.load(nodes + k) + tl.load(nodes + count + k)
+    sine = tl.load(nodes + 2 * count + k) + tl.load(nodes + 3 * count + k)
+    c, s = cosine[None, None, :], sine[None, None, :]
+    re = tl.zeros((INS, OUTS, NODES), dtype=weights.dtype.element_ty)
+    im = tl.zeros((INS, OUTS, NODES), dtype=weights.dtype.element_ty)
+    for n in range(state):
+        real, imaginary = _quotient(states, nodes, count, k, n, state)
+        real, imaginary = real[None, None, :], imaginary[None, None, :]
+        both = tl.load(weights + entry * state + n, mask=present, other=0.0)
+        single = tl.load(weights + (entry + ins * outs) * state + n, mask=present, other=0.0)
+        re += both * (c * real) + single * (s * imaginary)
+        im += single * (s * real) - both * (c * imaginary)
+    return re, im, cosine, sine
+
+
+@triton.jit
+def _pick(values, at, where, axis: tl.constexpr):
+    """The values at one place of an axis, which is kept."""
+    return tl.sum(tl.where(at == where, values, 0.0), axis=axis, keep_dims=True)
+
+
+@triton.jit
+def _factor(re, im, i, o, last, column, cosine):
+    """Row and column of the low-rank part, and what Woodbury's identity divides their product by."""
+    row_re, row_im = _pick(re, i, last, 0), _pick(im, i, last, 0)
+    column_re, column_im = _pick(re, o, column, 1), _pick(im, o, column, 1)
+    below, beside = 1 + cosine * _pick(row_re, o, column, 1), cosine * _pick(row_im, o, column, 1)
+    by = cosine / (below * below + beside * beside)
+    return row_re, row_im, column_re, column_im, below * by, -beside * by
+
+
+@triton.jit
+def _pole_sums(
+    spectrum, weights, states, nodes, count, state, ins, outs,
+    INS: tl.constexpr, OUTS: tl.constexpr, NODES: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0) * NODES + tl.arange(0, NODES)
+    k = tl.minimum(place, count - 1)
+    i, o = tl.arange(0, INS)[:, None, None], tl.arange(0, OUTS)[None, :, None]
+    entry, present = i * outs + o, (i < ins) & (o < outs)
+    weights, states = weights + head * 2 * ins * outs * state, states + head * 4 * state
+    re, im, cosine, sine = _tables(
+        weights, states, nodes, k, count, state, ins, outs, entry, present, INS, OUTS, NODES
+    )
+    c, s = cosine[None, None, :], sine[None, None, :] / 2
+    channels = outs - ins + 1
+    for stage in range(1, ins):
+        last, column = ins - stage, outs - stage
+        row_re, row_im, column_re, column_im, by_re, by_im = _factor(re, im, i, o, last, column, c)
+        left_re, left_im = column_re * by_re - column_im * by_im, column_re * by_im + column_im * by_re
+        used = (i < last) & (o < column)
+        re -= tl.where(used, left_re * row_re - left_im * row_im, 0.0)
+        im -= tl.where(used, left_re * row_im + left_im * row_re, 0.0)
+    to = spectrum + ((head * channels + o + 0 * i) * count + place[None, None, :]) * 2
+    inside = (i == 0) & (o < channels) & (place < count)[None, None, :]
+    tl.store(to, c * re - s * im, mask=inside)
+    tl.store(to + 1, c * im + s * re, mask=inside)
+
+
+@triton.jit
+def _pole_sums_backward(
+    of_weights, of_states, gradient, weights, states, nodes, count, state, ins, outs,
+    INS: tl.constexpr, OUTS: tl.constexpr, NODES: tl.constexpr,
+):  # fmt: skip
+    tile, tiles, head = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    place = tile * NODES + tl.arange(0, NODES)
+    k = tl.minimum(place, count - 1)
+    i, o = tl.arange(0, INS)[:, None, None], tl.arange(0, OUTS)[None, :, None]
+    entry, present = i * outs + o, (i < ins) & (o < outs)
+    weights, states = weights + head * 2 * ins * outs * state, states + head * 4 * state
+    re, im, cosine, sine = _tables(
+        weights, states, nodes, k, count, state, ins, outs, entry, present, INS, OUTS, NODES
+    )
+    c, s = cosine[None, None, :], sine[None, None, :] / 2
+    channels = outs - ins + 1
+    for stage in range(1, ins):
+        last, column = ins - stage, outs - stage
+        row_re, row_im, column_re, column_im, by_re, by_im = _factor(re, im, i, o, last, column, c)
+        left_re, left_im = column_re * by_re - column_im * by_im, column_re * by_im + column_im * by_re
+        used = (i < last) & (o < column)
+        re -= tl.where(used, left_re * row_re - left_im * row_im, 0.0)
+        im -= tl.where(used, left_re * row_im + left_im * row_re, 0.0)
+    source = gradient + ((head * channels + o + 0 * i) * count + place[None, None, :]) * 2
+    inside = (i == 0) & (o < channels) & (place < count)[None, None, :]
+    given_re, given_im = tl.load(source, mask=inside, other=0.0), tl.load(source + 1, mask=inside, other=0.0)
+    of_re, of_im = c * given_re + s * given_im, c * given_im - s * given_re
+    # used rows and columns are still as they were before they were used
+    for last in range(1, ins):
+        column = channels + last - 1
+        row_re, row_im, column_re, column_im, by_re, by_im = _factor(re, im, i, o, last, column, c)
+        used = (i < last) & (o < column)
+        g_re, g_im = tl.where(used, of_re, 0.0), tl.where(used, of_im, 0.0)
+        t_re, t_im = g_re * by_re + g_im * by_im, g_im * by_re - g_re * by_im
+        of_column_re = tl.sum(t_re * row_re + t_im * row_im, axis=1, keep_dims=True)
+        of_column_im = tl.sum(t_im * row_re - t_re * row_im, axis=1, keep_dims=True)
+        of_row_re = tl.sum(t_re * column_re + t_im * column_im, axis=0, keep_dims=True)
+        of_row_im = tl.sum(t_im * column_re - t_re * column_im, axis=0, keep_dims=True)
+        both_re, both_im = column_re * row_re - column_im * row_im, column_re * row_im + column_im * row_re
+        of_by_re = tl.sum(tl.sum(g_re * both_re + g_im * both_im, axis=1, keep_dims=True), axis=0, keep_dims=True)
+        of_by_im = tl.sum(tl.sum(g_im * both_re - g_re * both_im, axis=1, keep_dims=True), axis=0, keep_dims=True)
+        square_re, square_im = by_re * by_re - by_im * by_im, 2 * by_re * by_im
+        of_pivot_re = of_by_re * square_re + of_by_im * square_im
+        of_pivot_im = of_by_im * square_re - of_by_re * square_im
+        in_column, in_row, is_pivot = (
+            (i < last) & (o == column),
+            (i == last) & (o < column),
+            (i == last) & (o == column),
+        )
+        of_re -= tl.where(in_column, of_column_re, 0.0) + tl.where(in_row, of_row_re, 0.0)
+        of_im -= tl.where(in_column, of_column_im, 0.0) + tl.where(in_row, of_row_im, 0.0)
+        of_re += tl.where(is_pivot, of_pivot_re, 0.0)
+        of_im += tl.where(is_pivot, of_pivot_im, 0.0)
+    slot = head * tiles + tile
+    of_weights += slot * 2 * ins * outs * state
+    of_states += slot * 2 * state
+    both_factor = tl.load(nodes + 4 * count + k)
+    for n in range(state):
+        real, imaginary = _quotient(states, nodes, count, k, n, state)
+        g, h = real[None, None, :], imaginary[None, None, :]
+        two_s = 2 * s
+        of_both = tl.sum(c * (of_re * g - of_im * h), axis=2, keep_dims=True)
+        of_single = tl.sum(two_s * (of_re * h + of_im * g), axis=2, keep_dims=True)
+        tl.store(of_weights + entry * state + n, of_both, mask=present)
+        tl.store(of_weights + (entry + ins * outs) * state + n, of_single, mask=present)
+        both = tl.load(weights + entry * state + n, mask=present, other=0.0)
+        single = tl.load(weights + (entry + ins * outs) * state + n, mask=present, other=0.0)
+        of_real = tl.sum(tl.sum(both * (c * of_re) + single * (two_s * of_im), axis=1), axis=0)
+        of_imaginary = tl.sum(tl.sum(single * (two_s * of_re) - both * (c * of_im), axis=1), axis=0)
+        even, odd = imaginary * imaginary - real * real, 2 * real * imaginary
+        tl.store(of_states + n, tl.sum((of_real * even - of_imaginary * odd) * cosine * cosine))
+        tl.store(of_states + state + n, -tl.sum((of_real * odd + of_imaginary * even) * both_factor))
+
+
+def _operand(tensor: torch.Tensor, steps: int) -> tuple[torch.Tensor | int, ...]:
+    """A signal `[batch, heads, length]` in chunks, or `[batch, heads, chunks, n]`: address, strides and limits."""
+    if tensor.ndim == 3:
+        return (
+            tensor,
+            tensor.stride(0),
+            tensor.stride(1),
+            tensor.stride(2) * steps,
+            tensor.stride(2),
+            steps,
+            tensor.shape[2],
+        )
+    return tensor, *tensor.stride(), 0, tensor.shape[3]
+
+
+def _rows(tensor: torch.Tensor, steps: int) -> tuple[int, int]:
+    return tensor.shape[0], tensor.shape[2] if tensor.ndim == 4 else -(-tensor.shape[2] // steps)
+
+
+def _precision(tensor: torch.Tensor) -> str:
+    """Three products of shorter numbers are as exact as one of float32, on tensor cores."""
+    has_tf32 = tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+    return "tf32x3" if has_tf32 and tensor.dtype == torch.float32 else "ieee"
+
+
+def multiply(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    matrix: torch.Tensor,
+    other: torch.Tensor | None,
+    other_matrix: torch.Tensor | None,
+    steps: int,
+    add: bool,
+    causal: bool,
+) -> None:
+    batch, chunks = _rows(out, steps)
+    columns = matrix.shape[2]
+    if 0 in out.shape:
+        return
+    has_other = other is not None
+    second, second_matrix = x if other is None else other, matrix if other_matrix is None else other_matrix
+    grid = (triton.cdiv(batch * chunks, ROWS), triton.cdiv(columns, COLUMNS), out.shape[1])
+    _multiply[grid](
+        *_operand(out, steps), *_operand(x, steps), matrix, *matrix.stride(), matrix.shape[1],
+        *_operand(second, steps), second_matrix, *second_matrix.stride(), second_matrix.shape[1],
+        batch, chunks, columns, add, causal, has_other, _precision(x), ROWS, COLUMNS, DEPTH,
+    )  # fmt: skip
+
+
+def correlate(out: torch.Tensor, x: torch.Tensor, y: torch.Tensor, steps: int) -> None:
+    (heads, rows, columns), (batch, chunks) = out.shape, _rows(x, steps)
+    if heads == 0:
+        return
+    if chunks == 0:
+        batch, chunks = 0, 1  # the kernel divides by it
+    grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS), heads)
+    _correlate[grid](
+        out, *out.stride(), *_operand(x, steps), *_operand(y, steps), batch, chunks,
+        rows, columns, _precision(x), ROWS, COLUMNS, DEPTH,
+    )  # fmt: skip
+
+
+def scan(
+    states: torch.Tensor,
+    added: torch.Tensor,
+    leap: torch.Tensor,
+    last_leap: torch.Tensor,
+    first: torch.Tensor,
+    last: torch.Tensor,
+    reverse: bool,
+) -> None:
+    (batch, heads, chunks, _), (_, groups, size, _) = states.shape, leap.shape
+    if batch * heads:
+        _scan[batch * heads,](
+            states, added, leap, *leap.stride(), last_leap, *last_leap.stride(), first, last,
+            heads, chunks, groups, size, reverse, triton.next_power_of_2(groups), triton.next_power_of_2(size),
+        )  # fmt: skip
+
+
+def step(
+    outputs: torch.Tensor,
+    last: torch.Tensor,
+    inputs: torch.Tensor,
+    increment: torch.Tensor,
+    tail: torch.Tensor | None,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor | None,
+    state: torch.Tensor,
+) -> None:
+    (batch, heads), (_, channels, groups, size) = inputs.shape, c.shape
+    if batch * heads:
+        rest, d = (inputs if part is None else part for part in (tail, skip))
+        _step[batch * heads,](
+            outputs, last, inputs, increment, rest, b, c, d, state, heads, channels, groups, size,
+            tail is not None, skip is not None, triton.next_power_of_2(groups * size),
+        )  # fmt: skip
+
+
+def _pole_sizes(weights: torch.Tensor, nodes: torch.Tensor) -> tuple[tuple[int, int], tuple[int, ...]]:
+    (heads, _, ins, outs, state), count = weights.shape, nodes.shape[1]
+    blocks = triton.next_power_of_2(ins), triton.next_power_of_2(outs), NODES
+    return (triton.cdiv(count, NODES), heads), (count, state, ins, outs, *blocks)
+
+
+def pole_sums(spectrum: torch.Tensor, weights: torch.Tensor, states: torch.Tensor, nodes: torch.Tensor) -> None:
+    grid, sizes = _pole_sizes(weights, nodes)
+    if len(weights):
+        _pole_sums[grid](spectrum, weights, states, nodes, *sizes)
+
+
+def pole_sums_backward(
+    of_weights: torch.Tensor,
+    of_states: torch.Tensor,
+    gradient: torch.Tensor,
+    weights: torch.Tensor,
+    states: torch.Tensor,
+    nodes: torch.Tensor,
+) -> None:
+    grid, sizes = _pole_sizes(weights, nodes)
+    if len(weights):
+        _pole_sums_backward[grid](of_weights, of_states, gradient, weights, states, nodes, *sizes)
+
+
+raw = SimpleNamespace(
+    multiply=multiply,
+    correlate=correlate,
+    scan=scan,
+    step=step,
+    pole_sums_of=pole_sums,
+    pole_sums_backward_of=pole_sums_backward,
+)
