@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CODE := modeling tests benchmarks conversion_scripts
 
-.PHONY: demo test style quality bench kernels clean
+.PHONY: demo test style quality bench kernels test-kernels wheel test-wheel clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -13,7 +13,7 @@ CODE := modeling tests benchmarks conversion_scripts
 demo: .venv/.installed
 	$(BIN)/fusible demo
 
-test: .venv/.installed
+test: kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 10
 
 style: .venv/.installed
@@ -31,6 +31,21 @@ bench: .venv/.installed
 # compiles S4's operations into the package's folder, from where a wheel takes them
 kernels: .venv/.installed
 	$(BIN)/python modeling/fusible/kernels/build.py
+
+# their tests once more, with the compiler's checks of all accesses to memory
+test-kernels: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python modeling/fusible/kernels/sanitize.py tests/test_s4_kernels.py tests/test_s4_cauchy.py
+
+# with the kernels if there is a compiler, otherwise for all platforms and without
+wheel: kernels
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	ls dist
+
+# the wheel's kernels load and run where there is no compiler
+test-wheel: wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target dist/installed dist/*.whl
+	cd dist/installed && PATH= PYTHONPATH=. $(CURDIR)/$(BIN)/python ../../.ci/check_wheel.py
 
 clean:
 	rm -rf .venv out modeling/fusible/kernels/*/build

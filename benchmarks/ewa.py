@@ -11,20 +11,16 @@ ViT-S, interleaved. Prints tables and writes benchmarks/results/ewa_<mode>_<devi
 
 import argparse
 import copy
-import datetime
-import json
 import statistics
-import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from repavit import device_name
-from rich.console import Console
+from common import RESULTS, facts, print_table, save
+from plot import draw
 from rich.progress import track
-from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
@@ -175,38 +171,6 @@ def compare_speed(device: str, batch_size: int, repeats: int) -> list[dict[str, 
     ]
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=150).print(table)
-
-
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Differences to the dense model with the default learning rate."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    tasks = sorted({row["task"] for row in rows})
-    figure, axes = pyplot.subplots(1, len(tasks), figsize=(5.2 * len(tasks), 4), layout="constrained", squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
-        chosen = [row for row in rows if row["task"] == task and row["method"] != "dense"]
-        colors = ["#999999" if row["method"].startswith("dense") else "#0072B2" for row in chosen]
-        names = [row["method"] for row in chosen]
-        errors = [row["difference_error"] for row in chosen]
-        axis.barh(names, [row["difference"] for row in chosen], xerr=errors, color=colors, ecolor="#D55E00")
-        axis.axvline(0, color="grey", linewidth=0.8)
-        axis.invert_yaxis()
-        axis.set(xlabel="test accuracy minus dense, points", title=task)
-    figure.suptitle(
-        f"EWA and controls, mean and error of {rows[0]['seeds']} pairs: {rows[0]['device']}, {rows[0]['date']}"
-    )
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", default="accuracy", choices=["accuracy", "speed"])
@@ -215,7 +179,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=8, help="for --mode speed")
     parser.add_argument("--repeats", type=int, default=9, help="for --mode speed")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.mode == "speed":
@@ -224,17 +188,10 @@ def main() -> None:
         device = "cpu"  # small models
         rows = compare_accuracy(options.tasks, options.seeds, options.steps)
     print_table(rows)
-    facts = {
-        "device": device_name(device),
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/ewa.py", *sys.argv[1:]]),
-        "torch": torch.__version__,
-    }
-    options.folder.mkdir(exist_ok=True)
     file = options.folder / f"ewa_{options.mode}_{device}.json"
-    file.write_text(json.dumps([row | facts for row in rows], indent=2) + "\n")
+    save([row | facts(device) for row in rows], file)
     if options.mode == "accuracy":
-        plot([row | facts for row in rows], file.with_suffix(".png"))
+        draw(file)
 
 
 if __name__ == "__main__":

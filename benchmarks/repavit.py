@@ -9,15 +9,13 @@ again stay, each with its own date and command.
 """
 
 import argparse
-import datetime
-import json
-import platform
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, facts, save
+from plot import draw
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -83,19 +81,7 @@ def measure(
         functions = [partial(step, function) for function in functions]
     seconds = median_seconds([partial(function, pixels) for function in functions], repeats, warmup=2)
     row |= {f"{form}_ms": round(1e3 * value, 2) for form, value in zip(FORMS, seconds, strict=True)}
-    return row | {
-        "device": device_name(device),
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/repavit.py", *sys.argv[1:]]),
-        "torch": torch.__version__,
-    }
-
-
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
-    return f"{cpu.partition(': ')[2] or platform.processor()}, {torch.get_num_threads()} threads"
+    return row | facts(device)
 
 
 def results_table(rows: list[dict[str, Any]]) -> Table:
@@ -116,51 +102,9 @@ def results_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """How much faster the fused form is than the plain classifier, and what its multiply-adds promise."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = sorted({(row["dtype"] == "bfloat16", row["compiled"], row["dtype"]) for row in rows})
-    batch_sizes = sorted({row["batch_size"] for row in rows})
-    colors = ("#56B4E9", "#0072B2", "#009E73", "#CC79A7")
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(1 + 3.6 * len(panels), 3.8), layout="constrained", sharey=True, squeeze=False
-    )
-    for axis, (_, compiled, dtype) in zip(axes[0], panels, strict=True):
-        names = [name for name in MODELS if any(row["model"] == name for row in rows)]
-        for row in rows:
-            if (row["dtype"], row["compiled"]) != (dtype, compiled):
-                continue
-            place = names.index(row["model"]) + 0.26 * (batch_sizes.index(row["batch_size"]) - 1)
-            color = colors[batch_sizes.index(row["batch_size"]) % len(colors)]
-            axis.bar(place, row["plain_ms"] / row["fused_ms"], 0.24, color=color)
-            axis.plot(place, row["plain_macs"] / row["fused_macs"], "D", color="#E69F00", markersize=4)
-        axis.set_xticks(range(len(names)), [name.replace("/", "\n") for name in names])
-        axis.set_title(dtype + (", torch.compile" if compiled else ", eager"), fontsize=10)
-        axis.axhline(1, color="grey", linewidth=0.8)
-    for color, batch_size in zip(colors, batch_sizes, strict=False):
-        axes[0][0].bar(0, 0, color=color, label=f"batch {batch_size}")
-    axes[0][0].plot([], [], "D", color="#E69F00", label="ratio of multiply-adds")
-    axes[0][0].legend(loc="lower right", fontsize=8)
-    axes[0][0].set_ylabel("plain / fused latency")
-    figure.suptitle(f"RePaViT, fused, against the plain ViT: {rows[0]['device']}, {rows[0]['date']}", fontsize=11)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
-
-
-def save(rows: list[dict[str, Any]], file: Path) -> None:
-    """Adds rows to the results, in place of older ones of the same kind, and draws them."""
-    old = json.loads(file.read_text()) if file.exists() else []
-    merged = {tuple(row[key] for key in KEY): row for row in [*old, *rows]}
-    order = sorted(
-        merged.values(),
-        key=lambda row: (row["mode"], MODELS.index(row["model"]), row["dtype"], row["compiled"], row["batch_size"]),
-    )
-    file.write_text(json.dumps(order, indent=2) + "\n")
-    plot([row for row in order if row["mode"] == "inference"] or order, file.with_suffix(".png"))
+def place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What results are sorted by."""
+    return row["mode"], MODELS.index(row["model"]), row["dtype"], row["compiled"], row["batch_size"]
 
 
 def main() -> None:
@@ -171,16 +115,16 @@ def main() -> None:
     parser.add_argument("--mode", default="inference", choices=["inference", "step"], help="step: with backward pass")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile(model) instead of the model")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runs = [(m, batch, dtype) for m in options.models for dtype in options.dtypes for batch in options.batch_sizes]
     file = options.folder / f"repavit_{device}.json"
-    options.folder.mkdir(exist_ok=True)
     rows = []
     for name, batch_size, dtype in track(runs, "measuring"):
         rows.append(measure(options.mode, name, batch_size, dtype, options.compile, device, options.repeats))
-        save([rows[-1]], file)
+        save([rows[-1]], file, KEY, place)
+        draw(file)
     Console(width=120).print(results_table(rows))
 
 

@@ -2,19 +2,22 @@
 Speed of S4's compiled operations beside their torch definitions, the naive ones and the FFT, interleaved in one run.
 
     python benchmarks/s4_kernels.py [--heads 128 512] [--lengths 1024 4096 16384] [--batch-sizes 1 4] [--threads 1 2]
-    python benchmarks/s4_kernels.py --mode step
+    python benchmarks/s4_kernels.py --operations vandermonde cauchy --mode step
 
 `scan` is a whole S4D convolution of inputs `[batch, length, heads]`: naive makes all exponentials of a kernel, which
-takes some 12 bytes times heads * state * length, and convolves by FFT; two-level makes the kernel as `ops_s4` does;
-fft is given the kernel. `vandermonde` is the kernel alone, `token` one step of the recurrence for a token: naive is in
-complex numbers, scan is that of `ops_s4`. Mode step is forward and backward. Prints a table and writes
-benchmarks/results/s4_kernels_cpu.json and .png; rows of earlier runs that are not measured again stay.
+takes some 16 bytes times heads * state * length, and convolves by FFT; two-level makes the kernel as `ops_s4` does;
+fft is given the kernel. `vandermonde` is the kernel alone, `cauchy` that of S4's low-rank form: naive makes all
+quotients. `token` is one step of the recurrence for a token: naive is in complex numbers, scan that of `ops_s4`,
+layer the whole inference form of a layer. Mode step is forward and backward. `memory` is the most that the compiled
+scan has at one time, in a process of its own, over that of inputs and outputs. Prints a table and writes
+benchmarks/results/s4_kernels_cpu.json and .png; each row as soon as it is measured, and those of earlier runs that are
+not measured again stay.
 """
 
 import argparse
-import datetime
-import json
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -22,23 +25,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from repavit import device_name
+from common import RESULTS, facts, save
+from plot import draw
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fusible import ops_s4
+from fusible import S4Config, ops_s4
 from fusible.benchmark import median_seconds
 from fusible.kernels_s4 import load_kernels
+from fusible.layer_s4 import S4StateSpace
 
 
+SECONDS = 10  # for a row: where naive takes as long, there is one repeat
 STATE = 64  # N of the papers, of which half are computed
 METHODS = {
     "scan": ("naive", "two-level", "scan", "fft", "compiled"),
     "vandermonde": ("naive", "two-level", "compiled"),
-    "token": ("naive", "scan", "compiled"),
+    "cauchy": ("naive", "two-level", "compiled"),
+    "token": ("naive", "scan", "compiled", "layer"),
 }
-COLUMNS = ("naive", "two-level", "scan", "fft", "compiled")
+COLUMNS = ("naive", "two-level", "scan", "fft", "compiled", "layer")
+# makes inputs, and prints by how much the most memory that was in use grew in a scan of them
+MEMORY = """
+import re, torch
+from pathlib import Path
+from fusible.kernels_s4 import load_kernels
+torch.set_num_threads({threads})
+maps = [torch.randn(shape).double() / 8 for shape in (({heads}, 32, 2, 2), ({heads}, 32, 2), ({heads}, 1, 32, 2))]
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+def scan(batch, length):
+    inputs = torch.ones(batch, length, {heads}).mT
+    state = torch.zeros(batch, {heads}, 32, 2)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is in use now
+    before = peak()
+    outputs = load_kernels().ssm_scan(inputs, *maps, state)
+    return peak() - before
+scan(1, 64)
+print(1024 * scan({batch_size}, {length}))
+"""
 KEY = ("operation", "mode", "heads", "length", "batch_size", "device")
 Tensors = list[torch.Tensor]
 
@@ -54,11 +80,35 @@ def naive_kernel(coefficients: torch.Tensor, logarithms: torch.Tensor, length: i
     return 2 * torch.einsum("hrn,hnl->hrl", coefficients, powers).real
 
 
+def naive_low_rank_kernel(
+    inputs: torch.Tensor, outputs: torch.Tensor, poles: torch.Tensor, length: int
+) -> torch.Tensor:
+    """For rank 1 and one channel; all sums of quotients at the nodes, then Woodbury's identity (Algorithm 1)."""
+    nodes = torch.exp(torch.arange(length // 2 + 1) * (-2j * torch.pi / length))
+    omega = (2 * (1 - nodes)).to(poles.dtype)
+    scale = (1 + nodes).to(poles.dtype)
+    table = []
+    for v in (inputs[:, :, None] * outputs[:, None]).flatten(1, 2).unbind(1):
+        terms = v[..., None] / (omega - poles[..., None] * scale)
+        others = v.conj()[..., None] / (omega - poles.conj()[..., None] * scale)
+        table.append((terms + others).sum(1))
+    spectrum = table[0] - scale * table[1] * table[2] / (1 + scale * table[3])
+    return torch.fft.irfft(2 * spectrum, n=length)
+
+
 def naive_step(
     inputs: torch.Tensor, base: torch.Tensor, coefficients: torch.Tensor, state: torch.Tensor
 ) -> torch.Tensor:
     state = base * state + inputs[..., None]
     return 2 * torch.einsum("hn,bhn->bh", coefficients, state).real
+
+
+def _coefficients(maps: Tensors) -> dict[str, torch.Tensor]:
+    """Of an inference form without skip connection."""
+    transition, b, c = maps
+    increment = transition - torch.eye(2)
+    zeros = {"transition_tail": torch.zeros_like(increment), "D": torch.zeros(1, len(b))}
+    return {"transition": increment, "input_map": b, "output_map": c, **zeros}
 
 
 def make_functions(
@@ -76,6 +126,19 @@ def make_functions(
             "two-level": (lambda c, z: ops_s4.vandermonde(c, z, length), [coefficients, base]),
             "compiled": (lambda c, z: kernels.vandermonde(c, z, length, torch.float32), [coefficients, base]),
         }
+    if operation == "cauchy":
+        layer = S4StateSpace(S4Config(hidden_size=heads, state_size=STATE, num_ssm=heads))
+        a, b, c, p, dt = (part.detach() for part in layer.system())
+        dt = dt[:, 0]
+        low_rank = [dt[:, None, None] * torch.cat([b[:, None], p], 1), torch.cat([c, p.conj()], 1), a * dt[:, None]]
+        return {
+            "naive": (lambda *x: naive_low_rank_kernel(*x, length), [part.to(torch.complex64) for part in low_rank]),
+            "two-level": (lambda *x: ops_s4.low_rank_kernel(*x, length)[:, 0], [a, b, c, p, dt]),
+            "compiled": (
+                lambda *x: ops_s4.low_rank_kernel(*x, length, kernels=kernels)[:, 0],
+                [a, b, c, p, dt],
+            ),
+        }
     inputs = torch.randn(batch_size, length, heads).mT
     pairs = torch.stack([torch.view_as_real(base), torch.view_as_real(base * 1j)], dim=-1)
     b, c = (
@@ -87,10 +150,18 @@ def make_functions(
     if operation == "token":
         state, maps, token = torch.randn_like(state), [part.float().contiguous() for part in maps], inputs[..., 0]
         small = [token, base.to(torch.complex64), coefficients[:, 0].to(torch.complex64), torch.view_as_complex(state)]
+        layer = S4StateSpace(S4Config(hidden_size=heads, state_size=STATE, mode="diag", use_kernels=False)).fuse()
+        layer.load_state_dict({**layer.state_dict(), **_coefficients(maps)})
+        layer.kernels = kernels
+        increment, tail = layer.transition.detach(), layer.transition_tail
         return {
             "naive": (naive_step, small),
             "scan": (lambda u, *maps: ops_s4.ssm_scan(u[..., None], *maps, state)[0][:, 0, :, 0], [token, *maps]),
-            "compiled": (lambda u, *maps: kernels.ssm_step(u, *maps, state)[0][:, 0], [token, *maps]),
+            "compiled": (
+                lambda u, *maps: kernels.ssm_step(u, increment, tail, *maps, state)[0][:, 0],
+                [token, *maps[1:]],
+            ),
+            "layer": (lambda u: layer(u[:, None], state, True)[0][:, 0], [token]),
         }
     kernel = ops_s4.vandermonde(coefficients, base, length)[:, 0].float()
     return {
@@ -129,8 +200,10 @@ def measure(
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     functions = make_functions(operation, heads, length, batch_size, load_kernels())
+    start = time.perf_counter()
     with torch.no_grad():
         outputs = {name: function(*arguments) for name, (function, arguments) in functions.items()}
+    repeats = max(1, min(repeats, int(SECONDS / (time.perf_counter() - start))))
     exact = outputs[METHODS[operation][1]]
     errors = {name: ((output - exact).abs().max() / exact.abs().max()).item() for name, output in outputs.items()}
     if errors["compiled"] > 1e-5:
@@ -142,8 +215,13 @@ def measure(
             calls.append(partial(step, function, [argument.detach().requires_grad_() for argument in arguments]))
         else:
             calls.append(partial(forward, function, arguments))
-    seconds = dict(zip(functions, median_seconds(calls, repeats, warmup=1), strict=True))
+    seconds = dict(zip(functions, median_seconds(calls, repeats, warmup=int(repeats > 1)), strict=True))
     elements = batch_size * heads * length
+    memory = {}
+    if operation == "scan" and mode == "forward":
+        script = MEMORY.format(threads=threads, heads=heads, batch_size=batch_size, length=length)
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        memory["memory"] = round((int(result.stdout) + 4 * elements) / (8 * elements), 2)
     row = {"operation": operation, "mode": mode, "heads": heads, "length": length, "batch_size": batch_size}
     return (
         row
@@ -151,11 +229,10 @@ def measure(
         | {
             "ns_per_element_and_core": round(1e9 * seconds["compiled"] * threads / elements, 2),
             "error": float(f"{errors['compiled']:.2g}"),
-            "device": device_name("cpu"),
-            "date": datetime.date.today().isoformat(),
-            "command": " ".join(["python", "benchmarks/s4_kernels.py", *sys.argv[1:]]),
-            "torch": torch.__version__,
+            **memory,
+            "repeats": repeats,
         }
+        | facts("cpu")
     )
 
 
@@ -175,41 +252,6 @@ def results_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """How much faster the compiled operation is than each of the others."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = sorted({(row["operation"], row["mode"], row["device"]) for row in rows})
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(1 + 4 * len(panels), 3.8), layout="constrained", squeeze=False, sharey=True
-    )
-    colors = {"naive": "#D55E00", "two-level": "#56B4E9", "scan": "#0072B2", "fft": "#009E73"}
-    for axis, panel in zip(axes[0], panels, strict=True):
-        chosen = [row for row in rows if (row["operation"], row["mode"], row["device"]) == panel]
-        chosen.sort(key=lambda row: (row["heads"], row["batch_size"], row["length"]))
-        names = [name for name in METHODS[panel[0]] if name != "compiled"]
-        for (place, row), name in product(enumerate(chosen), names):
-            offset = 0.8 / len(names) * (names.index(name) - (len(names) - 1) / 2)
-            gain = row[f"{name}_ms"] / row["compiled_ms"]
-            axis.bar(place + offset, gain, 0.75 / len(names), color=colors[name])
-        labels = [f"{row['heads']}\n{row['length']}\n{row['batch_size']}" for row in chosen]
-        axis.set_xticks(range(len(chosen)), labels, fontsize=7)
-        axis.set_title(f"{panel[0]}, {panel[1]}, {panel[2].split(', ')[-1]}", fontsize=10)
-        axis.axhline(1, color="grey", linewidth=0.8)
-        axis.set_yscale("log")
-    for name, color in colors.items():
-        axes[0][0].bar(0, 0, color=color, label=name)
-    axes[0][0].legend(fontsize=8)
-    axes[0][0].set_ylabel("time / compiled time")
-    figure.supxlabel("heads, length, batch", fontsize=9)
-    figure.suptitle(f"S4's compiled operations: {rows[0]['device'].split(',')[0]}, {rows[0]['date']}", fontsize=11)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operations", nargs="+", default=list(METHODS), choices=list(METHODS))
@@ -219,7 +261,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     if load_kernels() is None:
         sys.exit("There are no compiled kernels: run make kernels.")
@@ -228,19 +270,15 @@ def main() -> None:
         for operation, heads, length, batch_size, threads in product(
             options.operations, options.heads, options.lengths, options.batch_sizes, options.threads
         )
-        if operation != "vandermonde" or batch_size == options.batch_sizes[0]
+        if operation not in ("vandermonde", "cauchy") or batch_size == options.batch_sizes[0]
         if operation != "token" or length == options.lengths[0]
     ]
-    rows = [measure(*run, options.repeats) for run in track(runs, "measuring")]
+    file, rows = options.folder / "s4_kernels_cpu.json", []
+    for run in track(runs, "measuring"):
+        rows.append(measure(*run, options.repeats))
+        save([rows[-1]], file, KEY, lambda row: tuple(row[key] for key in KEY))
     Console(width=150).print(results_table(rows))
-
-    file = options.folder / "s4_kernels_cpu.json"
-    old = json.loads(file.read_text()) if file.exists() else []
-    merged = {tuple(row[key] for key in KEY): row for row in [*old, *rows]}
-    order = sorted(merged.values(), key=lambda row: tuple(row[key] for key in KEY))
-    options.folder.mkdir(exist_ok=True)
-    file.write_text(json.dumps(order, indent=2) + "\n")
-    plot(order, file.with_suffix(".png"))
+    draw(file)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ benchmarks/results/zeroi2v_<mode>_<device>.json, and .png for the accuracy.
 """
 
 import argparse
-import datetime
-import json
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -21,10 +18,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from repavit import device_name
-from rich.console import Console
+from common import RESULTS, facts, print_table, save
+from plot import draw
 from rich.progress import track
-from rich.table import Table
 from transformers import AutoModel, AutoModelForImageClassification, CLIPVisionConfig, ViTConfig
 
 from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification, ZeroI2VModel
@@ -159,34 +155,6 @@ def compare_speed(device: str, dtype: torch.dtype, repeats: int) -> list[dict[st
     ]
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=150).print(table)
-
-
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Test accuracy of each way."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 2.8), layout="constrained")
-    for name in METHODS:
-        values = [row["fused_test_accuracy"] for row in rows if row["method"] == name]
-        axis.barh(name, sum(values) / len(values), color="#0072B2" if "ZeroI2V" in name else "#999999")
-        axis.plot(values, [name] * len(values), "D", color="#E69F00", markersize=4)
-    axis.axvline(25, color="#D55E00", linewidth=1, linestyle="--", label="chance")
-    axis.invert_yaxis()
-    axis.set(xlim=(0, 100), xlabel="direction of moving digits: test accuracy, %")
-    axis.legend(loc="lower right")
-    figure.suptitle(f"{rows[0]['device']}, {rows[0]['date']}", fontsize=9)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", default="accuracy", choices=["accuracy", "speed"])
@@ -194,7 +162,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="for --mode speed")
     parser.add_argument("--repeats", type=int, default=9, help="for --mode speed")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = "cpu"
     if options.mode == "speed":
@@ -202,19 +170,11 @@ def main() -> None:
         rows = compare_speed(device, getattr(torch, options.dtype), options.repeats)
     else:
         rows = [row for seed in range(options.seeds) for row in compare_accuracy(options.epochs, seed)]
-    facts = {
-        "device": device_name(device),
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/zeroi2v.py", *sys.argv[1:]]),
-        "torch": torch.__version__,
-    }
     print_table(rows)
-    options.folder.mkdir(exist_ok=True)
-    rows = [row | facts for row in rows]
     file = options.folder / f"zeroi2v_{options.mode}_{device}.json"
-    file.write_text(json.dumps(rows, indent=2) + "\n")
+    save([row | facts(device) for row in rows], file)
     if options.mode == "accuracy":
-        plot(rows, file.with_suffix(".png"))
+        draw(file)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""`fusible fuse` and `fusible inspect`, on folders and over the Hub."""
+"""The commands of `fusible`, on folders and over the Hub."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from test_saving import make_model
 from transformers import AutoImageProcessor, CLIPImageProcessorPil, ViTConfig, ViTModel
 from typer.testing import CliRunner
 
-from fusible import RePaViTForImageClassification
+from fusible import RePaViTForImageClassification, catalog
 from fusible.cli import app
 from tester.base import perturb_
 from tester.storage import assert_same_tensors
@@ -116,3 +118,141 @@ def test_errors_are_one_line(source, tmp_path, arguments, message):
     assert result.exit_code == 1 and message in result.output, result.output
     assert result.output.count("Error: ") == 1 and "Traceback" not in result.output
     assert not paths["out"].exists()
+
+
+def output_of(*arguments: object) -> dict | list:
+    """What a command prints with --json."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def recipe(source):
+    """Digits at the size of the model in `source`."""
+    values = {"dataset": "digits", "training": {"max_steps": 2, "per_device_train_batch_size": 8, "use_cpu": True}}
+    values["training"] |= {"eval_strategy": "no", "dataloader_num_workers": 0, "save_strategy": "no"}
+    (source / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return source / "recipe.yaml"
+
+
+def test_list():
+    settings = {setting["name"]: setting for setting in output_of("list")}
+    folders = {file.parent.name for file in (Path(__file__).parents[1] / "hub_configs").glob("*/recipe.yaml")}
+    assert settings.keys() == folders
+    base = settings["repavit-vit-base-0.75"]
+    assert (base["method"], base["dataset"], base["parameters_m"]) == ("RePaViT", "imagenet-1k", 86.6)
+    assert base["paper"]["fused"]["top1"] == 81.3 and "table 1" in base["paper"]["source"]
+    assert {setting["model_type"] for setting in output_of("list", "--method", "ewa")} == {"ewa"}
+    result = run("list", "--method", "zeroi2v")
+    assert "zeroi2v-base-k400-8f" in result.stdout and "83.0" in result.stdout
+
+
+def test_settings_come_with_an_installed_package(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "fusible"
+    monkeypatch.setattr(catalog, "__file__", str(package / "catalog.py"))
+    result = run("train", "mine", "--dry-run")
+    assert result.exit_code == 1 and "fusible's settings are not there" in result.output
+    (package / "hub_configs" / "mine").mkdir(parents=True)
+    (package / "hub_configs" / "mine" / "recipe.yaml").touch()
+    assert catalog.names() == ["mine"] and catalog.find_recipe("mine").parent == package / "hub_configs" / "mine"
+
+
+def test_train_dry_run(recipe, tmp_path):
+    output = tmp_path / "trained"
+    plan = output_of("train", recipe, f"output_dir={output}", "training.learning_rate=0.5", "--dry-run")
+    parameters = sum(parameter.numel() for parameter in load(recipe.parent).parameters())
+    assert plan["training_form"]["parameters"] == parameters > plan["fused_form"]["parameters"]
+    assert (plan["learning_rate"], plan["max_steps"], plan["device"]) == (0.5, 2, "cpu") and not output.exists()
+
+
+def test_train_and_evaluate(recipe, tmp_path):
+    output = tmp_path / "trained"
+    results = output_of("train", recipe, f"output_dir={output}", "model.num_labels=10")
+    assert json.loads((output / "results.json").read_text(encoding="utf-8")) == results
+    for form, arguments in (("training", []), ("fused", ["--fused"])):
+        measured = output_of("evaluate", output, recipe, "--batch-size", "64", *arguments)
+        assert (measured["form"], measured["samples"]) == (form, 360)
+        assert measured["accuracy"] == pytest.approx(results["training_form"]["eval_accuracy"])
+    measured = output_of("evaluate", output / "fused", recipe, "--limit", "30", "--save")
+    assert measured["form"] == "fused" and measured["samples"] == 30
+    (result,) = [
+        row
+        for row in ModelCard.load(output / "fused" / "README.md").data.eval_results
+        if row.metric_name == "Accuracy"
+    ]
+    assert (result.dataset_name, result.metric_value) == ("digits", pytest.approx(measured["accuracy"], abs=1e-6))
+
+
+def test_bench(source):
+    rows = output_of("bench", source, "--batch-size", "1", "--batch-size", "3", "--repeats", "2")
+    assert [row["batch_size"] for row in rows] == [1, 3]
+    for row in rows:
+        before, after = row["training"]["latency_ms"], row["fused"]["latency_ms"]
+        assert row["device"] == "cpu" and row["speedup"] == pytest.approx(before / after)
+        assert row["fused"]["inputs_per_second"] == pytest.approx(1e3 * row["batch_size"] / after)
+    result = run("bench", source, "--batch-size", "2", "--repeats", "1", "--dtype", "bfloat16")
+    assert result.exit_code == 0 and "bfloat16" in result.stdout and "times faster" in result.stdout
+
+
+def test_push(hub, source, tmp_path):
+    facts = output_of("fuse", source, tmp_path / "fused", "--check")
+    assert facts["destination"] == str(tmp_path / "fused") and 0 < facts["max_difference"] < facts["max_output"]
+    for name in ("training_args.bin", "trainer_state.json", ".hidden"):
+        (tmp_path / "fused" / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "fused" / "checkpoint-3").mkdir()
+    (tmp_path / "fused" / "checkpoint-3" / "config.json").write_text("{}", encoding="utf-8")
+    planned = output_of("push", tmp_path / "fused", "alice/pushed", "--dry-run")
+    assert not hub.requests("POST")
+    pushed = output_of("push", tmp_path / "fused", "alice/pushed", "--private")
+    assert pushed["files"] == planned["files"] and "alice/pushed" in pushed["commit"]
+    assert set(hub.files("alice/pushed")) - {".gitattributes"} == set(planned["files"])
+    assert not {"training_args.bin", "trainer_state.json", ".hidden"} & set(planned["files"])
+    assert hub.repo("alice/pushed").private and len(hub.commits("alice/pushed")) == 2
+    card = ModelCard.load("alice/pushed").text
+    assert 'from_pretrained("alice/pushed"' in card and "# pushed" in card and "Largest absolute difference" in card
+    loaded = RePaViTForImageClassification.from_pretrained("alice/pushed")
+    assert_same_tensors(loaded, load(source).fuse())
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec.*:FutureWarning")
+def test_export(source, tmp_path):
+    planned = output_of("export", source, tmp_path / "program", "--format", "torch", "--dry-run")
+    assert planned["inputs"] == {"pixel_values": ["batch", 3, 16, 16]} and not (tmp_path / "program").exists()
+    facts = output_of("export", source, tmp_path / "program", "--format", "torch")
+    assert facts["inputs"] == planned["inputs"] and facts["max_difference"] <= 1e-4 * facts["max_output"]
+    assert set(facts["files"]) == {file.name for file in (tmp_path / "program").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "repavit-vit-giant"], "is no recipe, no folder with a recipe.yaml, and none of: "),
+        (["train", "repavit-vit-tiny-0.5", "training.learning_rat=1", "--dry-run"], "learning_rate"),
+        (["list", "--method", "cnn"], "There is no method 'cnn'; fusible has ewa"),
+        (["push", "{out}", "alice/none"], "There is no folder"),
+        (["bench", "{source}", "--dtype", "int3"], "'int3' is no dtype"),
+        (["export", "{source}", "{source}"], "holds a model, whose configuration would be overwritten"),
+        (["evaluate", "{source}", "{source}", "dataset=digits"], "has 5 classes, digits has 10"),
+    ],
+)
+def test_errors_of_other_commands(source, recipe, tmp_path, arguments, message):
+    paths = {"source": source, "out": tmp_path / "nowhere"}
+    result = run(*(argument.format(**paths) for argument in arguments))
+    assert result.exit_code == 1 and message in result.output, result.output
+    assert result.output.count("Error: ") == 1 and "Traceback" not in result.output
+
+
+def test_interruption_and_wrong_usage(source, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fusible.commands.describe", interrupt)
+    result = run("inspect", source)
+    assert result.exit_code == 130 and "no model folder is half-written" in result.output
+    assert run("bench").exit_code == 2
+
+
+def test_completion_is_offered():
+    result = run("--help")
+    assert result.exit_code == 0 and "--install-completion" in result.output

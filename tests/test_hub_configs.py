@@ -40,7 +40,6 @@ RECIPE = {
         "warmup_epochs": int,
         "warmup_learning_rate": float,
         "weight_decay": float,
-        "drop_path_rate": float,
         "max_grad_norm": float,
         "mixed_precision": str,
         "ema_decay": float,
@@ -281,19 +280,18 @@ def test_numbers_of_the_paper(folder):
 
 @folders
 def test_recipe(folder):
-    """All models have one recipe, but for learning rate and drop path."""
+    """All models have one recipe, but for the learning rate."""
     recipe, first = read(folder, "recipe.yaml"), read(FOLDERS[0], "recipe.yaml")
     training, model = recipe["training"], build(folder)
     large = folder.name.startswith(("repavit-vit-large", "repavit-vit-huge"))
-    assert (training["learning_rate"], training["drop_path_rate"]) == ((1e-3, 0.3) if large else (4e-3, 0.1))
-    same = {"learning_rate": None, "drop_path_rate": None}
+    assert (training["learning_rate"], model.config.drop_path_rate) == ((1e-3, 0.3) if large else (4e-3, 0.1))
+    same = {"learning_rate": None}
     assert training | same == first["training"] | same and recipe["augmentation"] == first["augmentation"]
     assert recipe["command"] == (f"accelerate launch -m fusible.training.train hub_configs/{folder.name}/recipe.yaml")
     assert training["global_batch_size"] % recipe["hardware"].get("devices", 1) == 0
-    assert model.config.drop_path_rate == training["drop_path_rate"]
     drops = [module for module in model.modules() if "DropPath" in type(module).__name__]
     assert all(type(module) is DropPath for module in drops), "the backbone's own must be replaced"
-    assert max(module.rate for module in drops) == pytest.approx(training["drop_path_rate"])
+    assert max(module.rate for module in drops) == pytest.approx(model.config.drop_path_rate)
 
 
 @folders

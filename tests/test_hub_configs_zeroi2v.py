@@ -21,20 +21,20 @@ from fusible.training.video_sampling import make_sampling
 FOLDERS = sorted((Path(__file__).parents[1] / "hub_configs").glob("zeroi2v-*"))
 RECIPE = {
     "command": str,
-    "image_model": str,
+    "base_model": str,
     "hardware": {"devices": int},
     "dataset": str,
     "training": {
         "num_train_epochs": int,
         "optimizer": str,
+        "global_batch_size": int,
         "per_device_train_batch_size": int,
-        "gradient_accumulation_steps": int,
         "learning_rate": float,
         "backbone_learning_rate_factor": float,
         "lr_scheduler_type": str,
         "min_learning_rate": float,
         "warmup_epochs": float,
-        "warmup_start_factor": float,
+        "warmup_learning_rate": float,
         "weight_decay": float,
         "max_grad_norm": float,
         "mixed_precision": str,
@@ -186,13 +186,17 @@ def test_recipe(folder):
     training, config = recipe["training"], build(folder).config
     assert recipe["command"] == f"accelerate launch -m fusible.training.train hub_configs/{folder.name}/recipe.yaml"
     patch = config.backbone_config.patch_size
-    assert recipe["image_model"] == card["metadata"]["base_model"]
-    assert recipe["image_model"].startswith("openai/clip-vit-") and recipe["image_model"].endswith(f"patch{patch}")
+    assert recipe["base_model"] == card["metadata"]["base_model"]
+    assert recipe["base_model"].startswith("openai/clip-vit-") and recipe["base_model"].endswith(f"patch{patch}")
     assert card["metadata"]["datasets"] == [recipe["dataset"]]
     assert training["num_train_epochs"] == (50 if "ssv2" in folder.name else 40)
     assert training["backbone_learning_rate_factor"] == (0.1 if "large" in folder.name else 1.0)
     few = training["per_device_train_batch_size"] == 2  # mmengine does not count accumulated batches
     assert training["learning_rate"] == (1.5e-4 if few else 3e-4)
+    assert training["warmup_learning_rate"] == pytest.approx(0.1 * training["learning_rate"])
+    accumulated = 2 if few else 1
+    devices = recipe["hardware"]["devices"]
+    assert training["global_batch_size"] == devices * training["per_device_train_batch_size"] * accumulated
     assert recipe["augmentation"]["label_smoothing"] == (0.1 if "ssv2" in folder.name else 0.0)
     assert ("expected" in recipe) == ("fused" in card["paper"]) == ("k400" in folder.name or "ssv2" in folder.name)
     if "expected" in recipe:

@@ -30,10 +30,10 @@ REPO, KERNELS = "alice/s4", "alice/s4-kernels"
 
 
 @pytest.fixture
-def installed(kernel_build, monkeypatch) -> Path:
+def installed(kernel_build, kernel_variant, monkeypatch) -> Path:
     """A package with the kernels that were built for the tests."""
     repository = kernel_build.parent / "no-card"
-    monkeypatch.setattr(kernels_s4, "_installed", lambda: kernels_s4.find_variant(kernel_build.parent))
+    monkeypatch.setattr(kernels_s4, "_installed", lambda: kernel_variant)
     monkeypatch.setattr("fusible.kernel_model_s4.installed_repository", lambda: repository)
     monkeypatch.setattr("fusible.kernel_model_s4.variants_in", lambda folder: kernels_s4.variants_in(kernel_build))
     load_kernels.cache_clear()

@@ -5,8 +5,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from fusible import S4Config, S4ForSequenceClassification, ZeroI2VConfig, ZeroI2VForVideoClassification
-from fusible.training.optim import optimizer_cls_and_kwargs, param_groups
+from fusible import (
+    RePaViTConfig,
+    RePaViTForImageClassification,
+    S4Config,
+    S4ForSequenceClassification,
+    ZeroI2VConfig,
+    ZeroI2VForVideoClassification,
+)
+from fusible.training.optim import Lamb, optimizer_cls_and_kwargs, param_groups
 
 
 SSM = {"inv_dt", "A_real", "A_imag", "B", "P"}
@@ -130,3 +137,86 @@ def test_trainer_takes_the_groups(tmp_path, optimizer_class):
             rate, decay = found[name]
             expected = before[name] - rate * (gradient + decay * before[name])
             torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-7)
+
+
+BACKBONES = {
+    "vit": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2},
+    "swin": {"embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2], "window_size": 2},
+}
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_rates_of_backbone_and_layers(kind):
+    sizes = {"image_size": 16, "patch_size": 4, **BACKBONES[kind]}
+    model = RePaViTForImageClassification(RePaViTConfig(backbone_config={"model_type": kind, **sizes}, num_labels=3))
+    found = settings(model, param_groups(model, 0.1, backbone_learning_rate_factor=0.5))
+    assert all(rate == (0.05 if name.startswith("backbone.") else 0.1) for name, (rate, _) in found.items())
+    assert {rate for rate, _ in found.values()} == {0.05, 0.1}
+    found = settings(model, param_groups(model, 0.1, layer_decay=0.5, backbone_learning_rate_factor=0.5))
+    starts = {
+        "vit": {f"backbone.layers.{i}.": i for i in range(3)},
+        "swin": {
+            "backbone.encoder.layers.0.blocks.0.": 0,
+            "backbone.encoder.layers.0.blocks.1.": 1,
+            "backbone.encoder.layers.0.downsample.": 1,  # after the block
+            "backbone.encoder.layers.1.blocks.0.": 2,
+        },
+    }[kind] | {"backbone.embeddings.": -1, "backbone.layernorm.": 3}
+    for name, (rate, _) in found.items():
+        numbers = [number for start, number in starts.items() if name.startswith(start)]
+        expected = 0.05 * 0.5 ** (3 - numbers[0]) if name.startswith("backbone.") else 0.1
+        assert rate == pytest.approx(expected), name
+    for options, message in (({"layer_decay": 0.5}, "no backbone with blocks"), ({}, "has no backbone, whose")):
+        with pytest.raises(ValueError, match=message):
+            param_groups(nn.Linear(2, 2), 0.1, **options or {"backbone_learning_rate_factor": 0.1})
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, None])
+def test_lamb(max_grad_norm):
+    """Against the paper's formulas with sums from the first step on, which recurrences are not."""
+    torch.manual_seed(0)
+    start = [torch.randn(4, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64), torch.zeros(2, 2).double()]
+    parameters = [nn.Parameter(tensor.clone()) for tensor in start]
+    groups = [{"params": parameters[:1] + parameters[2:], "weight_decay": 0.1}, {"params": parameters[1:2]}]
+    optimizer = Lamb(groups, lr=0.01, betas=(0.8, 0.95), eps=1e-3, max_grad_norm=max_grad_norm)
+    history: list[list[torch.Tensor]] = []
+    for step in range(1, 5):
+        gradients = [3 * torch.randn_like(tensor) for tensor in start]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+        norm = sum((gradient**2).sum() for gradient in gradients) ** 0.5
+        assert norm > 1
+        history.append([gradient / (norm if max_grad_norm else 1.0) for gradient in gradients])
+        for i, tensor in enumerate(start):
+            weights = [[beta ** (step - 1 - k) for k in range(step)] for beta in (0.8, 0.95)]
+            first = sum(w * grads[i] for w, grads in zip(weights[0], history, strict=True)) / sum(weights[0])
+            second = sum(w * grads[i] ** 2 for w, grads in zip(weights[1], history, strict=True)) / sum(weights[1])
+            update = first / (second**0.5 + 1e-3)
+            if i != 1:
+                update = update + 0.1 * tensor
+                update = update * (tensor.norm() / update.norm() if tensor.norm() > 0 else 1.0)
+            start[i] = tensor - 0.01 * update
+            torch.testing.assert_close(parameters[i].detach(), start[i], rtol=1e-10, atol=1e-12)
+
+
+def test_lamb_resumes_and_takes_a_closure():
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
+    optimizers = [Lamb([weight], lr=0.1, weight_decay=0.1) for weight in weights]
+    losses = []
+    for step in range(4):
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+
+            def closure(weight=weight, optimizer=optimizer):
+                optimizer.zero_grad()
+                loss = (weight - 3).square().sum()
+                loss.backward()
+                return loss
+
+            losses.append(optimizer.step(closure).item())
+        if step == 1:
+            state = optimizers[1].state_dict()
+            optimizers[1] = Lamb([weights[1]], lr=0.1, weight_decay=0.1)
+            optimizers[1].load_state_dict(state)
+    assert torch.equal(*weights) and losses[-1] < losses[0]

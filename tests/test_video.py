@@ -461,6 +461,20 @@ def test_training_rows(videos):
         assert (row["pixel_values"][-1] - last).abs().flatten(1).amax(-1).min() == 0
 
 
+def test_augmented_rows(videos):
+    """All frames get the same operations, then the same rectangle is erased."""
+    whole = {"resize": 24, "area": (1, 1), "ratio": (1, 1), "flip": 0.0, **SMALL}
+    index = videos.labels.index(videos.classes.index("stay"))
+    inverting = TrainingVideos(videos, UniformSampling(4), auto_augment="rand-m7-n4", **whole)
+    torch.manual_seed(0)
+    rows = [inverting[index]["pixel_values"] for _ in range(20)]
+    assert len({row.sum().item() for row in rows}) > 10 and all(row.shape == (4, 3, 24, 24) for row in rows)
+    erasing = TrainingVideos(videos, UniformSampling(4), random_erasing=1.0, random_erasing_mode="const", **whole)
+    for _ in range(5):
+        erased = (erasing[index]["pixel_values"] == 0).all(1)
+        assert 0.01 < erased[0].float().mean() < 0.4 and (erased == erased[0]).all()
+
+
 def test_default_crops_are_random(videos):
     data = TrainingVideos(videos, UniformSampling(4), **SMALL)
     data = pickle.loads(pickle.dumps(data))  # for workers that are spawned

@@ -1,15 +1,18 @@
 """The `fusible` command."""
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from . import cli_models, cli_training
+from .cli_common import Json, Revision, Source, clear_errors, show
+
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, help="Train one form of a model, publish the other.")
 
-Source = Annotated[str, typer.Argument(help="Folder or Hub repository of a saved model.", show_default=False)]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the source repository.")]
 Images = Annotated[
     list[Path] | None,
     typer.Option("--image", help="With --check: compare on this image too; may be repeated.", exists=True),
@@ -26,15 +29,16 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where models, table and figure go.")] = Path("out"),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,437 training images.")] = 24,
     seed: Annotated[int, typer.Option(help="Of split, weights and order.")] = 0,
+    json: Json = False,
 ) -> None:
     """Train a small RePaViT on scikit-learn's digits, fuse it, reload it, and compare both forms."""
-    try:
+    with clear_errors():
         from .demo import run
 
-        run(folder, epochs, seed)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; no model folder is half-written.", err=True)
-        raise typer.Exit(130) from None
+        with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+            result = run(folder, epochs, seed)
+        if json:
+            show(result, json)
 
 
 @app.command()
@@ -49,6 +53,7 @@ def fuse(
     check: Annotated[bool, typer.Option("--check", help="Compare both forms first; exit 1 if they differ.")] = False,
     image: Images = None,
     tolerance: Annotated[float, typer.Option(help="For --check: largest difference / largest output.")] = 1e-4,
+    json: Annotated[bool, typer.Option("--json", help="Say as JSON what was done.")] = False,
 ) -> None:
     """
     Turn a saved training form into the inference form, with image processor and model card.
@@ -61,8 +66,8 @@ def fuse(
     """
     from .commands import fuse_and_publish
 
-    with _clear_errors():
-        fuse_and_publish(
+    with clear_errors():
+        facts = fuse_and_publish(
             source,
             destination,
             repo_id=push_to_hub,
@@ -73,6 +78,8 @@ def fuse(
             tolerance=tolerance if check else None,
             images=image or [],
         )
+        if json:
+            show(facts, json)
 
 
 @app.command()
@@ -81,7 +88,7 @@ def inspect(
     revision: Revision = None,
     check: Annotated[bool, typer.Option("--check", help="Also compare both forms' outputs.")] = False,
     image: Images = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: Json = False,
 ) -> None:
     """
     Say what a saved model is: method, form, size and cost of both forms, and, on request, their difference.
@@ -94,27 +101,17 @@ def inspect(
     """
     from .commands import describe, description_table
 
-    with _clear_errors():
+    with clear_errors():
         description = describe(source, revision, check, image or [])
-    if json:
-        import json as json_module
-
-        typer.echo(json_module.dumps(description, indent=2))
-    else:
-        from rich.console import Console
-
-        Console().print(description_table(description))
+        show(description, json, description_table(description))
 
 
-class _clear_errors:
-    """Ends the command with the message of an expected error, without a traceback."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError | ValueError | ImportError):
-            typer.secho(f"Error: {error}", fg="red", err=True)
-            raise typer.Exit(1) from error
+app.command("list")(cli_training.list_settings)
+app.command()(cli_training.train)
+app.command()(cli_training.evaluate)
+app.command()(cli_models.bench)
+app.command()(cli_models.push)
+app.command()(cli_models.export)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from .pictures import ErasingMode, check_probabilities, erase, make_generator, normalize, random_rectangle
+from .rand_augment import RandAugment
 from .video_decoding import CorruptVideoWarning, ShortVideoWarning, UnusableVideoError, import_av, read_frames
 from .video_lists import VideoList, mirrored_labels
 from .video_sampling import Sampling
@@ -58,24 +61,14 @@ def random_resized_crop(
             random rectangles do not fit.
     """
     height, width = frames.shape[-2:]
-    for _ in range(10):
-        pixels = generator.uniform(*area) * height * width
-        aspect = np.exp(generator.uniform(*np.log(ratio)))
-        w, h = round((pixels * aspect) ** 0.5), round((pixels / aspect) ** 0.5)
-        if 1 <= w <= width and 1 <= h <= height:
-            top, left = generator.integers(height - h, endpoint=True), generator.integers(width - w, endpoint=True)
-            cut = frames[..., top : top + h, left : left + w]
-            break
-    else:
+    found = random_rectangle(height, width, generator, area, ratio)
+    if found is None:
         cut = crops(frames, min(height, width))[0]
+    else:
+        top, left, h, w = found
+        cut = frames[..., top : top + h, left : left + w]
     same = cut.shape[-2:] == (size, size)
     return cut if same else F.interpolate(cut, (size, size), mode="bilinear", antialias=antialias)
-
-
-def normalize(frames: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """`[..., 3, height, width]` (uint8) as float32: divided by 255, minus the mean, divided by the deviation."""
-    scale, shift = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (std, mean))
-    return (frames / 255 - shift) / scale
 
 
 class _Videos(torch.utils.data.Dataset):
@@ -160,6 +153,9 @@ class TrainingVideos(_Videos):
         area: see `random_resized_crop`.
         ratio: likewise.
         flip: probability of a horizontal flip. It exchanges left and right in the label, see `mirrored_labels`.
+        auto_augment: policy of `RandAugment` for videos.
+        random_erasing: probability, see `augmentation.erase`.
+        random_erasing_mode: likewise.
         mean: of each channel, of values between 0 and 1; as for the model's image processor.
         std: likewise.
         antialias: resize as PIL and image processors do, instead of as OpenCV does.
@@ -181,6 +177,9 @@ class TrainingVideos(_Videos):
         area: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
+        auto_augment: str | None = None,
+        random_erasing: float = 0.0,
+        random_erasing_mode: ErasingMode = "const",
         mean: Sequence[float] = OPENAI_CLIP_MEAN,
         std: Sequence[float] = OPENAI_CLIP_STD,
         antialias: bool = False,
@@ -192,8 +191,9 @@ class TrainingVideos(_Videos):
         super().__init__(videos, sampling, size, resize, mean, std, antialias, corrupt, short, frame_files)
         if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"area is {area} and ratio {ratio}; the smaller value must come first, areas end at 1.")
-        if not 0 <= flip <= 1:
-            raise ValueError(f"flip is {flip}; it must be a probability.")
+        check_probabilities(flip=flip, random_erasing=random_erasing)
+        self.auto_augment = None if auto_augment is None else RandAugment(auto_augment, video=True)
+        self.random_erasing, self.random_erasing_mode = random_erasing, random_erasing_mode
         self.area, self.ratio, self.flip, self.mirrored = area, ratio, flip, mirrored_labels(videos.classes)
 
     def __len__(self) -> int:
@@ -202,14 +202,20 @@ class TrainingVideos(_Videos):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}; there are {len(self)} rows.")
-        generator = np.random.default_rng(int(torch.randint(2**62, ())))
+        generator = make_generator()
         clips, label = self._read(index, lambda total: self.sampling.train(total, generator), generator)
         frames = resize_short_side(clips[0], self.resize, self.antialias)
         frames = random_resized_crop(frames, self.size, generator, self.area, self.ratio, self.antialias)
         mirrored = self.mirrored[label]
         if mirrored is not None and generator.random() < self.flip:
             frames, label = frames.flip(-1), mirrored
-        return self._row(frames, label)
+        if self.auto_augment is not None:
+            pictures = [Image.fromarray(frame) for frame in frames.movedim(-3, -1).contiguous().numpy()]
+            pictures = self.auto_augment(pictures, generator)
+            frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, -3)
+        row = self._row(frames, label)
+        row["pixel_values"] = erase(row["pixel_values"], generator, self.random_erasing, self.random_erasing_mode)
+        return row
 
 
 class TestVideos(_Videos):

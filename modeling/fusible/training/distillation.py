@@ -1,0 +1,111 @@
+"""Losses whose targets are shares of classes: mixed or smoothed labels, and the predictions of a teacher."""
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, Trainer
+
+
+def soft_cross_entropy(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """
+    Cross entropy for `Trainer(compute_loss_func=soft_cross_entropy)`, of classes or of shares of classes.
+
+    The classifiers' own loss takes shares for independent labels, each yes or no.
+
+    Args:
+        outputs: of a classifier, with `logits` `[batch, classes]`.
+        labels: classes `[batch]` (int64), as in evaluation, or shares `[batch, classes]` (float).
+        num_items_in_batch: entries of `labels` in all micro-batches of the step, over all processes, which divide the
+            sum; `None` for the mean.
+    """
+    logits = outputs["logits"]
+    if num_items_in_batch is None:
+        return F.cross_entropy(logits, labels)
+    rows = num_items_in_batch * labels.shape[0] / labels.numel()
+    return F.cross_entropy(logits, labels, reduction="sum") / rows
+
+
+def distillation_loss(
+    logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    kind: Literal["soft", "hard"] = "soft",
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """
+    Mean over the batch of how far predictions are from a teacher's; both are `[batch, classes]`.
+
+    "soft" (https://huggingface.co/papers/1503.02531): T^2 KL(softmax(teacher / T) || softmax(student / T)). "hard"
+    (https://huggingface.co/papers/2012.12877, Eq. 3): cross entropy with the teacher's likeliest class.
+    """
+    if kind == "hard":
+        return F.cross_entropy(logits, teacher_logits.argmax(-1))
+    student, teacher = (F.log_softmax(values.float() / temperature, -1) for values in (logits, teacher_logits))
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+class DistillationTrainer(Trainer):
+    """
+    A `Trainer` that learns from a teacher as well: (1 - alpha) * its own loss + alpha * `distillation_loss`.
+
+    `class Both(DistillationTrainer, MyTrainer)` joins it with another subclass. Evaluation reports the own loss alone.
+
+    Args:
+        *args: of the self.
+        teacher: a classifier of the same classes, which sees the same inputs; its fused form is the fast one.
+        alpha: the teacher's share, from 0 to 1.
+        kind: see `distillation_loss`.
+        temperature: likewise.
+        **kwargs: of the self.
+
+    Raises:
+        ValueError: if the teacher has other classes, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: PreTrainedModel,
+        alpha: float = 0.5,
+        kind: Literal["soft", "hard"] = "soft",
+        temperature: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if not 0 <= alpha <= 1 or kind not in ("soft", "hard") or temperature <= 0:
+            raise ValueError(
+                f"alpha is {alpha}, kind {kind!r} and temperature {temperature}; alpha must be from 0 to 1, kind "
+                "'soft' or 'hard', and the temperature positive."
+            )
+        classes = [model.config.num_labels for model in (cast(PreTrainedModel, self.model), teacher)]
+        if classes[0] != classes[1]:
+            raise ValueError(f"The teacher has {classes[1]} classes, the model {classes[0]}; they must be the same.")
+        self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
+        self.alpha, self.kind, self.temperature = alpha, kind, temperature
+
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        features = {name: value for name, value in inputs.items() if name != "labels"}
+        loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+        with torch.no_grad():
+            teacher_logits = self.teacher(**features).logits
+        distance = distillation_loss(outputs["logits"], teacher_logits, self.kind, self.temperature)
+        if self._is_scaled(kwargs.get("num_items_in_batch")):  # then Trainer does not divide by the micro-batches
+            distance = distance / self.current_gradient_accumulation_steps
+        loss = (1 - self.alpha) * loss + self.alpha * distance
+        return (loss, outputs) if return_outputs else loss
+
+    def _is_scaled(self, num_items_in_batch: Any) -> bool:
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return by_model or self.compute_loss_func is not None
+
+
+__all__ = ["DistillationTrainer", "distillation_loss", "soft_cross_entropy"]

@@ -1,0 +1,80 @@
+"""The inference forms of all methods as ONNX, in onnxruntime alone, and as programs of `torch.export`."""
+
+import numpy as np
+import pytest
+import torch
+from test_saving import make_model
+from transformers.exporters import ExportedModel
+
+from fusible import (
+    EWAConfig,
+    EWAForImageClassification,
+    RePaViTForImageClassification,
+    S4Config,
+    S4ForCausalLM,
+    ZeroI2VConfig,
+    ZeroI2VForVideoClassification,
+)
+from fusible.exporting import check_format, example_inputs, export_fused
+from tester.base import perturb_
+
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.filterwarnings("ignore:.*treespec.*:FutureWarning")  # of transformers' exporters
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+IMAGES = {"image_size": 8, "patch_size": 4, **SIZES}
+MODELS = {
+    "repavit": lambda: make_model(num_labels=3),
+    "ewa": lambda: EWAForImageClassification(
+        EWAConfig(backbone_config={"model_type": "vit", **IMAGES}, num_experts=2, num_labels=3)
+    ),
+    "zeroi2v": lambda: ZeroI2VForVideoClassification(
+        ZeroI2VConfig(backbone_config={"model_type": "clip_vision_model", **IMAGES}, num_frames=4, num_labels=3)
+    ),
+    "s4": lambda: S4ForCausalLM(S4Config(vocab_size=7, hidden_size=8, state_size=4, num_hidden_layers=1)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_is_the_fused_form(name, tmp_path):
+    model = MODELS[name]().eval()
+    perturb_(model)
+    facts = export_fused(model, tmp_path / "program")
+    assert {"model.onnx", "model.onnx.data", "config.json"} <= set(facts["files"])
+    assert facts["max_difference"] < 1e-4 * facts["max_output"]
+    session = onnxruntime.InferenceSession(tmp_path / "program" / "model.onnx")
+    for batch_size in (1, 5):
+        inputs = {key: value.flip(0) for key, value in example_inputs(model, batch_size).items()}
+        with torch.no_grad():
+            expected = model(**inputs).logits.numpy()  # of the training form
+        found = session.run(["logits"], {key: value.numpy() for key, value in inputs.items()})[0]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * abs(expected).max())
+
+
+def test_program_of_torch(tmp_path):
+    model = MODELS["zeroi2v"]().eval()
+    perturb_(model)
+    facts = export_fused(model.fuse(), tmp_path / "program", "torch")  # of a fused model, too
+    assert facts["inputs"] == {"pixel_values": ["batch", 4, 3, 8, 8]} and "model.pt2" in facts["files"]
+    program = ExportedModel.from_pretrained(tmp_path / "program")
+    inputs = example_inputs(model, 6)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    torch.testing.assert_close(program(**inputs)["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_errors_leave_nothing(tmp_path, monkeypatch):
+    model = make_model(num_labels=3)
+    with pytest.raises(ValueError, match="'tflite' is no format; take one of onnx, torch"):
+        export_fused(model, tmp_path / "none", "tflite")
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="holds a model, whose configuration would be overwritten"):
+        export_fused(model, tmp_path / "model", "torch")
+    assert RePaViTForImageClassification.from_pretrained(tmp_path / "model").config.fused is False
+    model.classifier.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="The program differs by nan"):
+        export_fused(model, tmp_path / "none", "torch")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'fusible\[export\]'"):
+        check_format("onnx")
+    assert not (tmp_path / "none").exists()
