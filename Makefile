@@ -1,7 +1,7 @@
 # make demo: the main job on real images. make test: all tests. Both set up .venv on first use.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-CODE := modeling tests benchmarks conversion_scripts
+CODE := modeling tests benchmarks conversion_scripts examples
 
 .PHONY: demo test style quality bench kernels test-kernels wheel test-wheel clean
 

@@ -45,7 +45,12 @@ SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "state_size": 16, "bidirecti
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"minutes": 1.0, "learning_rate": 5e-3, "batch_size": 32},
     "listops": {"minutes": 10.0, "learning_rate": 5e-3, "batch_size": 64, "config": {**SMALL, "vocab_size": 18}},
-    "pathfinder": {"minutes": 10.0, "learning_rate": 4e-3, "batch_size": 64, "config": {**SMALL, "dt_min": 0.002}},
+    "pathfinder": {
+        "minutes": 10.0,
+        "learning_rate": 4e-3,
+        "batch_size": 16,
+        "config": {**SMALL, "hidden_size": 32, "dt_min": 0.002},
+    },
 }
 LISTOPS = {"max_depth": 4, "max_args": 5, "min_length": 5, "max_length": 50}
 PATHFINDER = {

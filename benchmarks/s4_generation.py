@@ -41,7 +41,8 @@ def make_writers(width: int, blocks: int, context: int) -> dict[str, tuple[PreTr
     """
     GPT-2, and S4 with two state space layers and an FFN in place of each of its blocks, and facts about them.
 
-    Parameters are those that are trained, without GPT-2's positions, of which S4 has none.
+    Parameters are those that are trained, without GPT-2's positions, of which S4 has none. S4's head is its own,
+    GPT-2's is the embedding.
     """
     common = {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0}
     gpt2 = GPT2LMHeadModel(

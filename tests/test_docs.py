@@ -45,7 +45,6 @@ TINY_VIT = {"model_type": "vit", **TINY, "image_size": PICTURE, "patch_size": 56
 STAND_INS = {
     'backbone_config={"model_type": "vit"}': f"backbone_config={TINY_VIT}",
     "num_labels=400": "num_labels=4",
-    "hidden_size=128, num_hidden_layers=4": "hidden_size=16, num_hidden_layers=2",
 }
 
 

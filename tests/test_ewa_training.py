@@ -188,28 +188,17 @@ def test_no_weight_decay_on_biases_of_experts(tmp_path):
 
 
 def test_two_processes(tmp_path):
-    """
-    Each with tokens partitioned its own way: both end with the same weights, to the bit, and so does the export.
-
-    Sharded experts learn what replicated ones learn.
-    """
-    results = {}
-    for strategy in ("ddp", "fsdp2"):
-        folder = tmp_path / strategy
-        folder.mkdir()
-        run_script("ewa_two_processes.py", strategy, folder, num_processes=2)
-        ranks = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
-        model = make_model(schedule="linear")
-        changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, ranks[0][name])]
-        assert len(changed) > 20
-        model.load_state_dict(ranks[0])
-        model_of_other = make_model()
-        model_of_other.load_state_dict(ranks[1])
-        assert_same_tensors(model, model_of_other)
-        assert_same_tensors(AutoModelForImageClassification.from_pretrained(folder / "fused"), model.fuse())
-        results[strategy] = ranks[0]
-    for name, tensor in results["ddp"].items():
-        torch.testing.assert_close(results["fsdp2"][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    """Each with tokens partitioned its own way: both end with the same weights, to the bit, and so does the export."""
+    run_script("ewa_two_processes.py", tmp_path, num_processes=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    model = make_model(schedule="linear")
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, ranks[0][name])]
+    assert len(changed) > 20
+    model.load_state_dict(ranks[0])
+    model_of_other = make_model()
+    model_of_other.load_state_dict(ranks[1])
+    assert_same_tensors(model, model_of_other)
+    assert_same_tensors(AutoModelForImageClassification.from_pretrained(tmp_path / "fused"), model.fuse())
 
 
 def test_the_example_of_the_readme(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from accelerate import FullyShardedDataParallelPlugin
+from huggingface_hub import ModelCard
 from tiny_recipes import FOLDERS, overrides
 from transformers import (
     AutoConfig,
@@ -25,6 +26,7 @@ from fusible.training.optim import Lamb
 from fusible.training.recipes import Recipe
 from fusible.training.starting import build_model, load_processor
 from fusible.training.train import prepare, run
+from tester.storage import assert_same_tensors
 
 
 HUB_CONFIGS = FOLDERS[0].parent
@@ -70,12 +72,27 @@ def test_it_ends_with_two_repositories(method, tmp_path):
         torch.testing.assert_close(fused(**inputs)[0], source.eval()(**inputs)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_it_is_published_if_asked(hub, tmp_path):
+    folder = HUB_CONFIGS / "repavit-vit-tiny-0.5"
+    output = tmp_path / "out"
+    run(folder, [*overrides(folder, output), "push_to_hub=alice/tiny", "private=true"])
+    for name, place in {"alice/tiny": output, "alice/tiny-fused": output / "fused"}.items():
+        pushed = AutoModelForImageClassification.from_pretrained(name)
+        assert_same_tensors(pushed, AutoModelForImageClassification.from_pretrained(place))
+        assert pushed.config.fused == name.endswith("fused") and hub.repo(name).private
+        assert "preprocessor_config.json" in hub.files(name) and "training_args.bin" not in hub.files(name)
+        card = ModelCard.load(name)
+        assert card.data.datasets == ["imagenet-1k"]
+        assert {row.metric_name for row in card.data.eval_results} == {"Accuracy", "Top-5 accuracy"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("learning_rate=1", "has no key 'learning_rate'. Did you mean training.learning_rate?"),
         ("training.lerning_rate=1", "training has no 'lerning_rate'. Did you mean learning_rate?"),
-        ("training.learning_rate=fast", "could not convert string to float: 'fast'"),
+        ("training.learning_rate=fast", "training.learning_rate is 'fast', which is no number"),
+        ("training.weight_decay=much", "argument --weight_decay/--weight-decay: invalid float value: 'much'"),
         ("training.mixed_precision=fp8", "invalid choice: 'fp8'"),
         ("augmentation.mixpu=1", "augmentation has no 'mixpu'. Did you mean mixup?"),
         ("distillation.teacer=x", "distillation has no 'teacer'. Did you mean teacher?"),
@@ -221,6 +238,18 @@ def test_base_models(tmp_path):
         recipe = Recipe.load(REPAVIT, [f"base_model={tmp_path / 'vit'}"])
         recipe.raw_config["architectures"] = ["S4ForImageClassification"]
         build_model(recipe, load_data(Recipe.load(REPAVIT, overrides(REPAVIT, tmp_path)), load_processor(recipe)))
+
+
+def test_a_teacher(tmp_path):
+    """It is loaded in its inference form, and the loss is its as well."""
+    changes = overrides(REPAVIT, tmp_path / "student", save_strategy="no", eval_strategy="no")
+    plain, _ = prepare(Recipe.load(REPAVIT, changes))
+    plain.model.save_pretrained(tmp_path / "teacher")
+    section = f"distillation={{teacher: {tmp_path / 'teacher'}, alpha: 0.7, kind: hard}}"
+    taught, _ = prepare(Recipe.load(REPAVIT, [*changes, section]))
+    assert taught.teacher.config.fused and (taught.alpha, taught.kind) == (0.7, "hard")
+    losses = [trainer.train().metrics["train_loss"] for trainer in (plain, taught)]
+    assert all(map(math.isfinite, losses)) and losses[0] != losses[1]
 
 
 def test_recipes_name_their_command():

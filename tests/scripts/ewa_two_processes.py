@@ -1,8 +1,7 @@
 """
 Some steps of EWA over the processes of `torchrun`, which draw different random numbers.
 
-Usage: ewa_two_processes.py STRATEGY FOLDER. STRATEGY is "ddp" or "fsdp2". Each process writes rank<i>.pt, the whole
-state dict; the fused model is saved to "fused".
+Usage: ewa_two_processes.py FOLDER. Each process writes its state dict, rank<i>.pt; "fused" gets the fused model.
 """
 
 import os
@@ -14,7 +13,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from accelerate import Accelerator, FullyShardedDataParallelPlugin  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
 
 from fusible import EWAConfig, EWAForImageClassification  # noqa: E402
 
@@ -31,11 +30,8 @@ BACKBONE = {
 }
 
 
-def main(strategy: str, folder: Path) -> None:
-    plugin = (
-        FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap") if strategy == "fsdp2" else None
-    )
-    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+def main(folder: Path) -> None:
+    accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     config = EWAConfig(backbone_config=BACKBONE, expert_init="independent", share_rate=0.2, schedule="linear")
     model = EWAForImageClassification(config)
@@ -48,17 +44,12 @@ def main(strategy: str, folder: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
         accelerator.unwrap_model(prepared).average_experts_(step, max_steps=5)
-    state_dict = {
-        name: (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
-        for name, tensor in accelerator.unwrap_model(prepared).state_dict().items()
-    }
-    torch.save(state_dict, folder / f"rank{accelerator.process_index}.pt")
-    accelerator.unwrap_model(prepared).save_pretrained(
-        folder / "fused", fused=True, state_dict=state_dict, is_main_process=accelerator.is_main_process
-    )
+    trained = accelerator.unwrap_model(prepared)
+    torch.save(trained.state_dict(), folder / f"rank{accelerator.process_index}.pt")
+    trained.save_pretrained(folder / "fused", fused=True, is_main_process=accelerator.is_main_process)
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -184,7 +184,10 @@ class Recipe:
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         values |= batch_sizes(settings.global_batch_size, values, world_size)
         scale = self._learning_rate_scale(values, world_size)
-        values["learning_rate"] = scale * float(values.get("learning_rate", 5e-5))
+        try:
+            values["learning_rate"] = scale * float(values.get("learning_rate", TrainingArguments.learning_rate))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"training.learning_rate is {values['learning_rate']!r}, which is no number.") from error
         values |= schedule(settings, values, scale)
         arguments: TrainingArguments = parse(
             [TrainingArguments], values | {"output_dir": str(self.output)}, "training"
