@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CODE := modeling tests benchmarks conversion_scripts examples
 
-.PHONY: demo test style quality bench kernels test-kernels wheel test-wheel clean
+.PHONY: demo test style quality bench kernels test-kernels test-gpu wheel test-wheel clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -35,6 +35,10 @@ kernels: .venv/.installed
 # their tests once more, with the compiler's checks of all accesses to memory
 test-kernels: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python modeling/fusible/kernels/sanitize.py tests/test_s4_kernels.py tests/test_s4_cauchy.py
+
+# what needs a GPU
+test-gpu: kernels
+	CUDA_VISIBLE_DEVICES=0 $(BIN)/python -m pytest -m gpu
 
 # with the kernels if there is a compiler, otherwise for all platforms and without
 wheel: kernels

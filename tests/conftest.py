@@ -5,7 +5,7 @@ import os
 from hub_fixture import hub, naps  # noqa: F401  (first: libraries read the hub's address when they are imported)
 
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # for tests marked gpu, name one
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -17,8 +17,10 @@ logging.disable_progress_bar()
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def seed(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(0)
+    if "compile" in request.node.name:  # torch counts how often a process compiles a function, and gives up
+        torch._dynamo.reset()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

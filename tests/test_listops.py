@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from transformers import AutoTokenizer
 
-from fusible.training import generated
+from fusible.training import generated, listops
 from fusible.training.listops import FILES, VOCABULARY, draw_expression, evaluate, listops_tokenizer, write_listops
 from fusible.training.long_range import load_listops, pad_tokens
 
@@ -115,6 +115,22 @@ def test_generated_once(tmp_path, monkeypatch):
     assert before == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "a").iterdir()}
     with pytest.raises(ValueError, match=r"other options \(seed\)"):
         write_listops(tmp_path / "a", SIZES, seed=3, **SHORT)
+
+
+def test_another_process_was_faster(tmp_path, monkeypatch):
+    """Both write the same, so that whoever comes second has what it wanted."""
+    original = listops._write
+
+    def interfere(stage, split, rows):
+        original(stage, split, rows)
+        if split == "test":
+            monkeypatch.setattr(listops, "_write", original)
+            write_listops(tmp_path / "a", SIZES, num_processes=1, **SHORT)
+
+    monkeypatch.setattr(listops, "_write", interfere)
+    write_listops(tmp_path / "a", SIZES, num_processes=1, **SHORT)
+    assert len(load_listops(tmp_path / "a", "train")) == SIZES["train"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_nothing_is_left_of_an_interrupted_run(tmp_path, monkeypatch):

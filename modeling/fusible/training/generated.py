@@ -73,22 +73,33 @@ def generate_once(
         ValueError: if the folder was filled with other options.
     """
     wanted = json.loads(json.dumps({**options, "sizes": dict(sizes)}))
-    record = Path(folder) / RECORD
-    if record.exists():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        if found != wanted:
-            different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-            raise ValueError(
-                f"{folder} was generated with other options ({', '.join(different)}); its {RECORD} has them. Give "
-                "these, or another folder."
-            )
+    if _is_there(Path(folder), wanted):
         return
     total = sum(sizes.values())
     rows = iter(track(distinct_rows(make_row, total, num_processes), f"generating {folder}", total))
-    with replaced_folder(folder, lambda name: False, last=RECORD) as stage:
-        for split, size in sizes.items():
-            write(stage, split, list(islice(rows, size)))
-        (stage / RECORD).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    try:
+        with replaced_folder(folder, lambda name: False, last=RECORD) as stage:
+            for split, size in sizes.items():
+                write(stage, split, list(islice(rows, size)))
+            (stage / RECORD).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    except OSError:
+        if not _is_there(Path(folder), wanted):  # where another process was faster, all is well
+            raise
+
+
+def _is_there(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a folder was filled; raises `ValueError` if that was with other options."""
+    record = folder / RECORD
+    if not record.exists():
+        return False
+    found = json.loads(record.read_text(encoding="utf-8"))
+    if found != wanted:
+        different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise ValueError(
+            f"{folder} was generated with other options ({', '.join(different)}); its {RECORD} has them. Give these, "
+            "or another folder."
+        )
+    return True
 
 
 __all__ = ["RECORD", "Row", "distinct_rows", "generate_once"]
