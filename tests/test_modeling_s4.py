@@ -15,10 +15,10 @@ from fusible import (
     S4Model,
     fuse_,
 )
+from fusible.blocks_s4 import ScalarNorm
 from fusible.hub import make_card
 from fusible.layer_s4 import S4StateSpace
 from fusible.recurrence_s4 import S4Recurrence
-from fusible.stack_s4 import ScalarNorm
 from tester import FusibleTesterMixin
 from tester.base import perturb_, relative_error
 
@@ -41,13 +41,15 @@ CASES = {
         "pooling": "last",
         "norm": "batch",
     },
+    "unet": {"vocab_size": 7, "pool_sizes": [3], "expand": 1, "layer_pattern": ["s4", "ffn"], "l_max": 20},
+    "stages": {"input_size": 2, "pool_sizes": [3], "mode": "diag", "num_ssm": 32, "unet": False, "norm": "scalar"},
 }
 
 
 class TestS4(FusibleTesterMixin):
     model_classes = (S4Model, S4ForSequenceClassification)
     cases = tuple(CASES)
-    main_cases = ("dplr", "numbers")
+    main_cases = ("dplr", "numbers", "unet")
 
     def make_config(self, case):
         return S4Config(**SIZES, **CASES[case], num_labels=5)
@@ -259,6 +261,10 @@ def test_scalar_norm():
         ({"dt_min": 1.0}, "dt_max is 0.1"),
         ({"hidden_dropout_prob": 1}, "hidden_dropout_prob is 1"),
         ({"channels": 0}, "channels is 0"),
+        ({"pool_sizes": [4, 1]}, "pool_sizes are .* at least 2 positions"),
+        ({"pool_sizes": [4], "bidirectional": True}, "bidirectional is True; models with pool_sizes"),
+        ({"pool_sizes": [4, 4], "l_max": 15}, "with pool_sizes .* it must be at least 16"),
+        ({"pool_sizes": [4], "expand": 0}, "expand is 0; it must be positive"),
         ({"channels": 2, "mixer_output": "none"}, "channels is 2; without a linear layer"),
         ({"vocab_size": 9, "cutoffs": [5, 3]}, "cutoffs are .* they must grow"),
         ({"vocab_size": 9, "cutoffs": [3, 5], "hidden_size": 6}, "div_val is 4"),
@@ -295,6 +301,7 @@ def test_another_sampling_rate(tmp_path):
 HEADS = {
     "model": (S4Model, {"vocab_size": 7}),
     "lm": (S4ForCausalLM, {"vocab_size": 7, "cutoffs": [3]}),
+    "unet": (S4ForCausalLM, {"vocab_size": 7, "pool_sizes": [2, 2], "l_max": 9}),
     "pairs": (S4ForSequenceClassification, {"vocab_size": 7, "document_pairs": True, "bidirectional": True}),
     "images": (S4ForImageClassification, {"input_size": 3}),
     "audio": (S4ForAudioClassification, {"mode": "diag"}),

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fusible.hippo_s4 import initial_state_space
-from fusible.ops_s4 import cauchy, low_rank_kernel, real_fft, ssm_scan, vandermonde
+from fusible.ops_s4 import cauchy, low_rank_kernel, real_fft, vandermonde
+from fusible.scan_s4 import ssm_scan
 
 
 HEADS, STATE = 3, 4
@@ -102,6 +103,30 @@ class TestDefinitions:
         actual = torch.autograd.grad((y * weights).sum() + last.sum(), arguments)
         reference = torch.autograd.grad((torch.stack(expected, dim=-1) * weights).sum() + x.sum(), arguments)
         torch.testing.assert_close(actual, reference)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 64, 999])
+@pytest.mark.parametrize("scale", [1e-10, 1e-5, 1.0, 1e5, 1e10])
+def test_cauchy_of_extreme_poles(scale, length):
+    """Those of the smallest and largest steps, to the last digits of each node's terms."""
+    v = complex_leaf(HEADS, 2, STATE)
+    w = (scale * torch.complex(-torch.rand(HEADS, STATE).double() - 0.1, torch.randn(HEADS, STATE).double())).detach()
+    w.requires_grad_()
+    # of half the angles, as 1 - z has no digits left beside z = 1, nor has 1 + z beside -1
+    node = torch.arange(length // 2 + 1, dtype=torch.float64)
+    sine, cosine = (node * (torch.pi / length)).sin(), ((length - 2 * node) * (torch.pi / 2 / length)).sin()
+    turn = torch.complex(cosine, sine) / 2
+    terms = [
+        top[..., None] / (2j * sine - pole[:, None, :, None] * cosine) * turn
+        for top, pole in ((v, w), (v.conj(), w.conj()))
+    ]
+    expected, actual = sum(terms).sum(2), cauchy(v, w, length)
+    magnitude = sum(part.abs() for part in terms).sum(2)
+    assert ((actual - expected).abs() < 1e-12 * magnitude).all()
+    weights = torch.randn_like(expected) / magnitude.detach()
+    gradients, reference = (torch.autograd.grad(values, (v, w), weights) for values in (actual, expected))
+    for one, other in zip(gradients, reference, strict=True):
+        assert (one - other).abs().max() < 1e-10 * other.abs().max()
 
 
 @pytest.mark.parametrize(("size", "length"), [(1, 1), (1, 2), (4, 4), (5, 5), (3, 8), (4, 7)])

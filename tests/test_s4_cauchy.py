@@ -11,6 +11,7 @@ import torch
 
 from fusible.hippo_s4 import initial_state_space
 from fusible.kernels_s4 import import_variant
+from fusible.ops_s4 import low_rank_kernel
 
 
 pytest_plugins = ["kernel_fixture"]
@@ -76,7 +77,7 @@ def test_any_number_of_states(kernel):
         assert_is_the_definition(kernel.cauchy, make(1, 1, state, heads=1), 11)
 
 
-@pytest.mark.parametrize("dt", [1e-8, 1e-3, 1e5], ids=str)
+@pytest.mark.parametrize("dt", [1e-8, 1e-4, 1e-3, 1e5], ids=str)
 def test_kernels_of_extreme_steps(kernel, dt):
     system = initial_state_space("legs", 64, 2, 1, True, 2.0)
     c, p = torch.randn(2, 1, 32, dtype=torch.complex128), system.p.movedim(0, 1)
@@ -85,6 +86,9 @@ def test_kernels_of_extreme_steps(kernel, dt):
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
         actual = torch.fft.irfft(kernel.cauchy(*arguments, 1024, dtype), n=1024)
         assert (actual - expected).abs().max() < tolerance * expected.abs().max()
+    steps = torch.full((2,), dt, dtype=torch.float64)
+    in_torch = low_rank_kernel(system.a, system.b, c, p, steps, 1024)
+    assert (in_torch - expected).abs().max() < 1e-12 * expected.abs().max()
 
 
 def test_quotients_beside_a_pole_are_exact(kernel):

@@ -63,6 +63,14 @@ class OnDevice:
             on(device, getattr(module, name)) for name in names
         )
 
+    def ssm_step_(self, outputs: torch.Tensor, state: torch.Tensor, *others: Any) -> None:
+        def step(*arguments: Any) -> tuple[torch.Tensor, ...]:
+            self.module.ssm_step_(*arguments)
+            return arguments[:2]
+
+        for tensor, result in zip((outputs, state), on(self.device, step)(outputs, state, *others), strict=True):
+            tensor.copy_(result)
+
 
 def check_values_and_gradients(kernel: OnDevice) -> None:
     for sizes in SCANS:
@@ -74,6 +82,7 @@ def check_values_and_gradients(kernel: OnDevice) -> None:
             arguments = scan_tests.make(*sizes, dtype, heads_innermost, skip=heads_innermost)
             scan_tests.assert_is_the_definition(kernel.ssm_scan, arguments, tolerance)
         scan_tests.test_step(kernel, sizes)
+        scan_tests.test_step_in_place_of_some_heads(kernel, sizes)
     for length in (1, 2, 37, 1000):
         scan_tests.test_vandermonde(kernel, length, 5)
     scan_tests.test_vandermonde(kernel, 70, 96)

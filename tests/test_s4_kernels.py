@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusible import ops_s4
+from fusible import ops_s4, scan_s4
 from fusible.kernels import build
 from fusible.kernels_s4 import import_variant
 
@@ -52,7 +52,7 @@ def make(batch, heads, channels, groups, size, length, dtype=torch.float64, head
 
 
 def definition(inputs, transition, b, c, state, skip=None):
-    y, last = ops_s4.ssm_scan(inputs.double(), transition, b, c, state.double())
+    y, last = scan_s4.ssm_scan(inputs.double(), transition, b, c, state.double())
     return (y if skip is None else y + skip[..., None] * inputs.double()[:, None]), last
 
 
@@ -138,6 +138,22 @@ def step_arguments(dtype, inputs, transition, b, c, state, skip):
     return [None if part is None else part.to(dtype) for part in parts]
 
 
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_step_in_place_of_some_heads(kernel, sizes):
+    """The first heads of a state and then the others, in another order than inputs and outputs."""
+    batch, heads, channels, groups, size, _ = sizes
+    inputs, *maps, state, skip = (argument.detach() for argument in make(batch, heads + 3, *sizes[2:5], 1))
+    order = torch.randperm(heads + 3)
+    expected, last = definition(inputs[:, order], *maps, state, skip[:, order])
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
+        u, increment, tail, b, c, x, d = step_arguments(dtype, inputs.mT.contiguous(), *maps, state, skip)
+        x, y = x.clone().view(batch, heads + 3, -1, 1), torch.empty(batch, 1, channels * (heads + 3), dtype=dtype)
+        for part in (slice(0, 3), slice(3, None)):
+            parts = [tensor[part] for tensor in (increment, tail, b, c)]
+            kernel.ssm_step_(y, x, u, *parts, d, order, part.start)
+        assert_near([y.view(batch, channels, -1)[:, :, order], x.view_as(last)], [expected[..., 0], last], tolerance)
+
+
 def test_many_steps_keep_their_digits(kernel):
     """A transition of slow modes, rounded to float32, would be off by more after thousands of steps."""
     turn = torch.exp(torch.tensor([-1e-4 + 1e-3j, -1e-4 + 2j], dtype=torch.complex128))
@@ -146,8 +162,9 @@ def test_many_steps_keep_their_digits(kernel):
     maps = [blocks[None], torch.randn(1, 2, 2).double(), torch.randn(1, 1, 2, 2).double()]
     y, _ = definition(torch.zeros(1, 1, 5000, dtype=torch.float64), *maps, state)
     u, increment, tail, b, c, x, _ = step_arguments(torch.float32, torch.zeros(1, 1), *maps, state, None)
+    actual = torch.empty(1, 1, 1)
     for _ in range(5000):
-        actual, x = kernel.ssm_step(u, increment, tail, b, c, x)
+        kernel.ssm_step_(actual, x, u, increment, tail, b, c)
     assert relative(actual, y[..., -1]) < 2e-5
 
 
@@ -256,7 +273,9 @@ def test_operators_are_sound(kernel):
             torch.library.opcheck(operators.ssm_scan.default, (inputs, *maps, last, state))
             detached = [None if part is None else part.detach() for part in (inputs[..., 0], *maps, state, last)]
             *arguments, before, extra = step_arguments(dtype, *detached)
-            torch.library.opcheck(operators.ssm_step.default, (*arguments, extra, before))
+            written = torch.empty(2, 2, 3, dtype=dtype), before.clone()
+            for order in (torch.tensor([2, 0, 1]), None):
+                torch.library.opcheck(operators.ssm_step_.default, (*written, *arguments, extra, order, 0))
     for single in (True, False):
         torch.library.opcheck(operators.vandermonde.default, (*powers(2, 2, 5), 70, single))
 
@@ -335,6 +354,37 @@ def test_step_refuses(kernel, number, change):
         kernel.ssm_step(*arguments)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"outputs": lambda part: part[..., :1]},
+        {"outputs": lambda part: part.mT.contiguous().mT},
+        {"outputs": lambda part: part.double()},
+        {"state": lambda part: part[:, :2].clone()},
+        {"state": lambda part: part[:1].expand_as(part)},
+        {"state": lambda part: part.mT.contiguous().mT},
+        {"inputs": lambda part: part.mT.contiguous()},
+        {"order": lambda part: part.int()},
+        {"order": lambda part: part[:2]},
+        {"order": lambda part: part + 1},
+        {"order": lambda part: part - 1},
+        {"first": lambda part: 1},
+        {"first": lambda part: -1},
+    ],
+)
+def test_step_in_place_refuses_and_writes_nothing(kernel, change):
+    inputs, *others = (part.detach() for part in make(2, 3, 2, 4, 2, 1))
+    u, increment, tail, b, c, state, skip = step_arguments(torch.float32, inputs[..., 0], *others)
+    arguments = {"outputs": torch.zeros(2, 2, 3), "state": state.clone(), "inputs": u, "increment": increment}
+    arguments |= {"tail": tail, "b": b, "c": c, "skip": skip, "order": torch.arange(3), "first": 0}
+    for name, function in change.items():
+        arguments[name] = function(arguments[name])
+    before = arguments["state"].clone()
+    with pytest.raises(RuntimeError):
+        kernel.ssm_step_(**arguments)
+    assert torch.equal(arguments["state"], before) and not arguments["outputs"].any()
+
+
 def test_vandermonde_refuses(kernel):
     coefficients, base = powers(2, 1, 3)
     for arguments, error in [
@@ -352,6 +402,7 @@ def test_plain_variant_is_the_same_function(kernel_build):
     plain = import_variant(kernel_build / "torch-cpu")
     for sizes in SIZES[2:7]:
         assert_is_the_definition(plain.ssm_scan, make(*sizes), 1e-12)
+        test_step_in_place_of_some_heads(plain, sizes)
     arguments = powers(2, 2, 5)
     for length in (1, 2, 37, 1000):
         assert_near([plain.vandermonde(*arguments, length)], [ops_s4.vandermonde(*arguments, length)], 1e-11)
@@ -388,6 +439,7 @@ def main(variant: Path) -> None:
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
             assert_is_the_definition(kernels.ssm_scan, make(*sizes, dtype), tolerance)
         test_step(kernels, sizes)
+        test_step_in_place_of_some_heads(kernels, sizes)
     for length in (1, 1000):
         test_vandermonde(kernels, length, 5)
 

@@ -19,8 +19,25 @@ from fusible import (
     S4ForSequenceClassification,
     S4ForTimeSeriesPrediction,
 )
-from fusible.training.long_range import byte_tokenizer, load_aan, load_digits, load_imdb, load_pixels, pad_tokens
-from fusible.training.recordings import TEN_WORDS, SpeechCommands, read_wave
+from fusible.training.long_range import (
+    byte_tokenizer,
+    load_aan,
+    load_digits,
+    load_imdb,
+    load_pixel_tokens,
+    load_pixels,
+    pad_tokens,
+)
+from fusible.training.recordings import (
+    DIGITS,
+    TEN_WORDS,
+    AudioTokens,
+    SpeechCommands,
+    decode_samples,
+    encode_samples,
+    read_wave,
+    split_recordings,
+)
 from fusible.training.sequences import SEQUENCES
 from fusible.training.series import CALENDAR, Forecasts, TokenBlocks, load_wikitext, token_stream, wikitext_tokenizer
 from fusible.training.vocabularies import frequent_words, word_tokenizer
@@ -56,23 +73,32 @@ def write_images(folder, column, grey, size):
         np.save(folder / f"{split}.npy", images)
 
 
-def write_speech(folder, words=(*TEN_WORDS, "bed", "zero")):
+def write_wave(file, samples):
+    with wave.open(str(file), "wb") as audio:
+        audio.setparams((1, 2, 16000, 0, "NONE", None))
+        audio.writeframes(np.asarray(samples).astype("<i2").tobytes())
+
+
+def write_speech(folder, words=(*TEN_WORDS, "bed", "zero"), lengths=(16000, 9000, 17000)):
     generator, lists = np.random.default_rng(0), {"validation": [], "testing": []}
     for word in (*words, "_background_noise_"):
         (folder / word).mkdir()
-        for number, length in enumerate((16000, 9000, 17000)):
+        for number, length in enumerate(lengths):
             name = f"{word}/{number}_nohash_0.wav"
-            with wave.open(str(folder / name), "wb") as audio:
-                audio.setparams((1, 2, 16000, 0, "NONE", None))
-                audio.writeframes(generator.integers(-(2**15), 2**15, length).astype("<i2").tobytes())
+            write_wave(folder / name, generator.integers(-(2**15), 2**15, length))
             if number:
                 lists["validation" if number == 1 else "testing"].append(name)
     for name, files in lists.items():
         (folder / f"{name}_list.txt").write_text("\n".join(files) + "\n")
 
 
-def write_table(folder, rows=200):
-    dates = pandas.date_range("2016-07-01", periods=rows, freq="h")
+def write_recordings(folder, count=17, length=50):
+    for number in range(count):
+        write_wave(folder / f"part{number}.wav", 1000 * number + np.arange(length))
+
+
+def write_table(folder, rows=200, frequency="h"):
+    dates = pandas.date_range("2016-07-01", periods=rows, freq=frequency)
     pandas.DataFrame({"date": dates, "HUFL": np.arange(rows) ** 2.0, "OT": np.sin(np.arange(rows))}).to_csv(
         folder / "ETTh1.csv", index=False
     )
@@ -166,6 +192,59 @@ def test_recordings(tmp_path):
         SpeechCommands(tmp_path, "dev")
 
 
+def mu_law(x: float) -> float:
+    return np.copysign(np.log(1 + 255 * abs(x)) / np.log(256), x)
+
+
+@pytest.mark.parametrize("quantization", ["mu-law", "linear"])
+def test_tokens_of_samples(quantization):
+    """Each sample is in the bin of its token, whose middle is what it is decoded to."""
+    samples = np.concatenate([[-3000, 7000], np.random.default_rng(0).integers(-3000, 7000, 500)])
+    tokens = encode_samples(samples, quantization)
+    assert tokens[:2].tolist() == [0, 255] and len(set(tokens)) > 100
+    for sample, token in zip(samples, tokens, strict=True):
+        x = (sample - 2000) / 5000
+        value = (mu_law(x) if quantization == "mu-law" else x) * 128 + 128
+        assert token == min(int(value), 255)
+    middles = np.array([(2 * token + 1) / 256 - 1 for token in range(256)])
+    decoded = decode_samples(np.arange(256), quantization)
+    expected = [mu_law(x) for x in decoded.astype(float)] if quantization == "mu-law" else decoded
+    np.testing.assert_allclose(expected, middles, atol=1e-6)
+    assert encode_samples(np.full(3, 0.5), quantization).tolist() == [128] * 3
+    with pytest.raises(ValueError, match="must be 'mu-law' or 'linear'"):
+        encode_samples(samples, "alaw")
+
+
+def test_windows_of_recordings(tmp_path):
+    """Silence, then the samples of a window, all of which are stretched to the whole range."""
+    write_recordings(tmp_path)
+    splits = [split_recordings(tmp_path, split, 0.8) for split in ("train", "validation", "test")]
+    numbers = [[int(file.stem.removeprefix("part")) for file in files] for files in splits]
+    assert numbers == [[*range(13)], [13, 14], [15, 16]]
+    rows = AudioTokens(splits[0], 20, "linear")
+    assert len(rows) == 26
+    for row in (rows[0], rows[25]):  # growing samples
+        assert row["input_ids"].tolist() == [128, *(min(255, i * 256 // 19) for i in range(20))]
+        assert torch.equal(row["labels"][1:], row["input_ids"][1:])
+    padded = AudioTokens(splits[0], 40, drop_last=False)
+    assert len(padded) == 26 and len(padded[1]["input_ids"]) == len(padded[1]["labels"]) == 41
+    assert padded[1]["input_ids"][11:].unique().tolist() == [128]
+    assert padded[1]["labels"][11:].unique().tolist() == [-100] and padded[1]["labels"][1:11].min() == 0
+    with pytest.raises(ValueError, match="Of 13 recordings, none has 51 samples"):
+        AudioTokens(splits[0], 51)
+    with pytest.raises(FileNotFoundError, match="no .wav files"):
+        split_recordings(tmp_path / "elsewhere", "train")
+
+
+def test_tokens_of_pixels(tmp_path):
+    write_images(tmp_path, "img", False, 4)
+    rows, images = load_pixel_tokens(str(tmp_path), "train", image="img"), np.load(tmp_path / "train.npy")
+    assert len(rows) == 6
+    for row, image in zip(rows, images, strict=True):
+        pixels = [int(image[i, j, channel]) for i in range(4) for j in range(4) for channel in range(3)]
+        assert row["input_ids"].tolist() == row["labels"].tolist() == [0, *pixels]
+
+
 def test_vocabulary():
     """Words by frequency, then by first appearance; the tokenizer ends lines, empty ones as well."""
     words = frequent_words(LINES)
@@ -220,6 +299,9 @@ def test_forecasts(tmp_path):
         hours = (np.arange(start, start + 15)) % 24
         np.testing.assert_array_equal(rows[index]["time_features"][:, 0], hours)
     assert rows[0]["time_features"][0].tolist() == [90 % 24, 0, 4, 7]  # 18 h on Monday, the 4th of July
+    write_table(tmp_path, frequency="15min")
+    rows = Forecasts(tmp_path / "ETTh1.csv", ["OT"], 10, 5, (100, 150), num_train=100, num_features=5)
+    assert rows[0]["time_features"][3].tolist() == [23, 4, 1, 7, 1]  # 23:15 h on Friday, the 1st of July
     with pytest.raises(ValueError, match="no column X; it has date, HUFL, OT"):
         Forecasts(tmp_path / "ETTh1.csv", ["X"], 10, 5, (0, 100), 100)
     with pytest.raises(ValueError, match="no window of 10"):
@@ -245,10 +327,22 @@ CASES = {
         {"prediction_length": 5, "time_features": list(CALENDAR.values())},
         {"file": "ETTh1.csv", "columns": ["OT"], "context": 10, "num_train": 100, "num_validation": 50},
     ),
+    "cifar10_tokens": (
+        lambda folder: write_images(folder, "img", False, 4),
+        S4ForCausalLM,
+        {"vocab_size": 256, "pool_sizes": [3, 4]},
+        {"path": "."},
+    ),
     "imdb": (write_imdb, SEQUENCE, {"vocab_size": 259, "bidirectional": True}, {"path": "."}),
     "listops": (None, SEQUENCE, {"vocab_size": 18, **TEN}, {"folder": "l", **SHORT}),
     "listops_files": (None, SEQUENCE, {"vocab_size": 18, **TEN}, {"folder": "l"}),
     "pathfinder": (None, IMAGE, {}, {"folder": "p", **PATHS}),
+    "recordings": (
+        write_recordings,
+        S4ForCausalLM,
+        {"vocab_size": 256, "pool_sizes": [4], "unet": False},
+        {"folder": ".", "length": 25, "quantization": "linear"},
+    ),
     "sequential_cifar10": (
         lambda folder: write_images(folder, "img", False, 8),
         IMAGE,
@@ -263,6 +357,12 @@ CASES = {
         {"path": ".", "permutation": 0},
     ),
     "speech_commands": (write_speech, S4ForAudioClassification, {"num_labels": 12}, {"folder": "."}),
+    "spoken_digits": (
+        lambda folder: write_speech(folder, DIGITS, (60, 50, 70)),
+        S4ForCausalLM,
+        {"vocab_size": 256, "pool_sizes": [4]},
+        {"folder": ".", "length": 64},
+    ),
     "wikitext": (
         lambda folder: [(folder / f"wiki.{s}.tokens").write_text("\n".join(LINES * 4)) for s in ("train", "valid")],
         S4ForCausalLM,

@@ -1,7 +1,8 @@
 """Configuration of S4 (https://huggingface.co/papers/2111.00396) and S4D (https://huggingface.co/papers/2206.11893)."""
 
 import copy
-from typing import Any, ClassVar, Literal
+import math
+from typing import Any, ClassVar, Literal, cast
 
 from huggingface_hub.dataclasses import strict
 
@@ -21,10 +22,17 @@ class S4Config(FusibleConfig):
         vocab_size (`int`, *optional*): number of tokens; `None` for sequences of numbers.
         input_size (`int`, *optional*, defaults to 1): numbers per position, where there are no tokens.
         hidden_size (`int`, *optional*, defaults to 256): width, which is the number of state spaces of a layer.
-        num_hidden_layers (`int`, *optional*, defaults to 6): number of residual layers.
+        num_hidden_layers (`int`, *optional*, defaults to 6): number of residual layers, or that of each stage.
         layer_pattern (`list[str]`, *optional*, defaults to `("s4",)`):
             Kinds of the layers, `"s4"` or `"ffn"`, repeated until there are `num_hidden_layers`.
         intermediate_size (`int`, *optional*): hidden width of FFN layers; `4 * hidden_size` by default.
+        pool_sizes (`list[int]`, *optional*, defaults to `()`):
+            For a model of several resolutions (SaShiMi, https://huggingface.co/papers/2202.09729): how many positions
+            each pool joins, from the finest stage to the coarsest. Each stage has `num_hidden_layers` layers.
+        expand (`int`, *optional*, defaults to 2): how many times wider than the stage before a coarser one is.
+        unet (`bool`, *optional*, defaults to `True`):
+            Stages have layers on the way down as well, and the input of each module is added to the output of its
+            mirror image. Otherwise, there are layers behind the pools only, and each stage is a residual branch.
         state_size (`int`, *optional*, defaults to 64): N of the papers, real numbers per state; even.
         mode (`"dplr"` or `"diag"`, *optional*, defaults to `"dplr"`): diagonal plus low rank (S4), or diagonal (S4D).
         init (`str` or `list[str]`, *optional*):
@@ -37,6 +45,7 @@ class S4Config(FusibleConfig):
             `"dss"` is that of https://huggingface.co/papers/2203.14343 over `l_max` steps.
         num_ssm (`int`, *optional*, defaults to 1):
             Number of different A and B of a layer; channel h uses number h modulo it. It divides `hidden_size`.
+            Where it equals that, coarser stages have one for each channel, too.
         channels (`int`, *optional*, defaults to 1): outputs per state space.
         bidirectional (`bool`, *optional*, defaults to `False`): also look ahead, from the next position on.
         dt_min (`float`, *optional*, defaults to 0.001): the step sizes start log-uniform between this
@@ -89,6 +98,9 @@ class S4Config(FusibleConfig):
     num_hidden_layers: int = 6
     layer_pattern: list[str] | tuple[str, ...] = ("s4",)
     intermediate_size: int | None = None
+    pool_sizes: list[int] | tuple[int, ...] = ()
+    expand: int = 2
+    unet: bool = True
     state_size: int = 64
     mode: Literal["dplr", "diag"] = "dplr"
     init: str | list[str] | tuple[str, ...] | None = None
@@ -138,12 +150,24 @@ class S4Config(FusibleConfig):
         """`"s4"` or `"ffn"` for each layer."""
         return [self.layer_pattern[i % len(self.layer_pattern)] for i in range(self.num_hidden_layers)]
 
+    def stage(self, number: int) -> "S4Config":
+        """The options of the layers behind `number` pools."""
+        if number == 0:
+            return self
+        factor, joined = self.expand**number, math.prod(self.pool_sizes[:number])
+        stage = copy.copy(self)
+        stage.__dict__["hidden_size"] = factor * self.hidden_size
+        stage.__dict__["intermediate_size"] = factor * cast(int, self.intermediate_size)
+        stage.__dict__["num_ssm"] = (factor if self.num_ssm == self.hidden_size else 1) * self.num_ssm
+        stage.__dict__["l_max"] = None if self.l_max is None else self.l_max // joined
+        return stage
+
     def validate_architecture(self) -> None:
         """Raises `ValueError` for options outside their range or that do not go together."""
         super().validate_architecture()
         kinds = [self.init] if isinstance(self.init, str) else list(self.init or [])
         sizes = ("input_size", "hidden_size", "num_hidden_layers", "rank", "num_ssm", "channels", "prediction_length")
-        for name in (*sizes, "dt_min", "rate"):
+        for name in (*sizes, "dt_min", "rate", "expand"):
             if not self.__dict__[name] > 0:
                 raise ValueError(f"{name} is {self.__dict__[name]}; it must be positive.")
         if self.state_size < 2 or self.state_size % 2:
@@ -166,8 +190,14 @@ class S4Config(FusibleConfig):
             raise ValueError(f"channels is {self.channels}; without a linear layer after them it must be 1.")
         if self.disc == "dss" and self.l_max is None:
             raise ValueError("disc 'dss' needs l_max.")
-        if self.l_max is not None and round(self.l_max / self.rate) < 1:
-            raise ValueError(f"l_max is {self.l_max}; at rate {self.rate} it must be at least 1.")
+        if any(size < 2 for size in self.pool_sizes):
+            raise ValueError(f"pool_sizes are {self.pool_sizes}; a pool joins at least 2 positions.")
+        if self.pool_sizes and self.bidirectional:
+            raise ValueError("bidirectional is True; models with pool_sizes read in one direction only.")
+        joined = math.prod(self.pool_sizes)
+        if self.l_max is not None and round(self.l_max // joined / self.rate) < 1:
+            where = f" and with pool_sizes {self.pool_sizes}" if self.pool_sizes else ""
+            raise ValueError(f"l_max is {self.l_max}; at rate {self.rate}{where} it must be at least {joined}.")
         if self.dt_max < self.dt_min:
             raise ValueError(f"dt_max is {self.dt_max}; it must be at least dt_min, which is {self.dt_min}.")
         if self.cutoffs is not None:
@@ -182,6 +212,8 @@ class S4Config(FusibleConfig):
     def structure_digest(self) -> str:
         """As for all models. Weights of the training form can be read at any sampling rate."""
         digested = copy.copy(self)
+        if not self.pool_sizes:  # as it was when there were no pools
+            digested.__dict__["free_fields"] = self.free_fields | {"pool_sizes", "expand", "unet"}
         if not self.fused:
             digested.__dict__["rate"] = 1.0
         return FusibleConfig.structure_digest(digested)

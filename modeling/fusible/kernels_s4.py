@@ -1,5 +1,5 @@
 """
-Finds compiled kernels of the operations in `ops_s4`, checks them and loads them.
+Finds compiled kernels of the operations in `ops_s4` and `scan_s4`, checks them and loads them.
 
 There are five places, the first that has a variant for this system wins: a path given by the caller; the folder that
 the environment variable `LOCAL_KERNELS` names for the repository; the installed fusible package; a kernel repository
@@ -38,7 +38,7 @@ except ImportError:
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of what the operations take and give
-CONTENTS = ("cauchy", "devices", "ssm_scan", "ssm_step", "vandermonde")
+CONTENTS = ("cauchy", "devices", "ssm_scan", "ssm_step", "ssm_step_", "vandermonde")
 
 
 class KernelError(Exception):
@@ -82,6 +82,7 @@ class Kernels:
         self.cauchy: Callable[..., torch.Tensor] = module.cauchy
         self.ssm_scan: Callable[..., tuple[torch.Tensor, torch.Tensor]] = module.ssm_scan
         self.ssm_step: Callable[..., tuple[torch.Tensor, torch.Tensor]] = module.ssm_step
+        self.ssm_step_: Callable[..., None] = module.ssm_step_
         self.vandermonde: Callable[..., torch.Tensor] = module.vandermonde
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Kernels":
@@ -251,6 +252,13 @@ def load_kernels(source: KernelSource | None = None) -> Kernels | None:
     return None
 
 
+def usable_kernels(kernels: Kernels | None, tensor: torch.Tensor) -> Kernels | None:
+    """Kernels, if there are any for the device of a tensor; not for exported programs, which other systems run."""
+    if kernels is None or tensor.device.type not in kernels.devices or torch.compiler.is_exporting():
+        return None
+    return kernels
+
+
 __all__ = [
     "KernelError",
     "KernelSource",
@@ -258,5 +266,6 @@ __all__ = [
     "digest_of",
     "installed_repository",
     "load_kernels",
+    "usable_kernels",
     "variants_in",
 ]

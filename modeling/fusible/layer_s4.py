@@ -18,8 +18,9 @@ from .configuration_s4 import S4Config
 from .fusion import Fusible
 from .hippo_s4 import initial_state_space
 from .kernels_s4 import KernelSource, load_kernels
-from .ops_s4 import low_rank_kernel, real_fft, ssm_scan, vandermonde
+from .ops_s4 import low_rank_kernel, real_fft, vandermonde
 from .recurrence_s4 import S4Recurrence, keep_float32
+from .scan_s4 import ssm_scan
 
 
 TRANSFORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -240,13 +241,18 @@ class S4StateSpace(Fusible):
         return transition[:, None], b.squeeze(-1)[:, None], c[:, :, None]
 
     def forward(
-        self, inputs: torch.Tensor, state: torch.Tensor | None = None, return_state: bool = False
+        self,
+        inputs: torch.Tensor,
+        state: torch.Tensor | None = None,
+        return_state: bool = False,
+        overwrite: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             inputs: `[batch, length, heads]`.
             state: what a call on the positions before returned.
             return_state: whether a state is wanted.
+            overwrite: whether `state` may be written over, which this form never does.
 
         Returns:
             `[batch, length, channels * heads]` in the dtype of the inputs, and the state after the last position.

@@ -104,7 +104,8 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
         """
         Args:
             input_ids: `[batch, length]` (int64).
-            attention_mask: `[batch, length]`, 0 for padding, which may be on either side.
+            attention_mask: `[batch, length]`, 0 for padding, which may be on either side; at the end only, if
+                `config.pool_sizes` names pools.
             inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
             labels: `[batch, length]`, the same tokens, which are shifted here; -100 for those that do not count.
             cache_params: states after the positions before, which are replaced.

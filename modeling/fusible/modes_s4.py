@@ -4,7 +4,7 @@ from typing import NamedTuple, Self
 
 import torch
 
-from .ops_s4 import orbit
+from .scan_s4 import orbit
 
 
 def to_modes(

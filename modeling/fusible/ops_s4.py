@@ -1,9 +1,9 @@
 """
-The functions in which S4 spends its time, and the kernel of a low-rank corrected system made of them.
+The kernels of S4's convolution: sums of powers and of poles, in which S4 spends its time when it trains.
 
-`cauchy`, `vandermonde`, `ssm_scan` and `ssm_step` are specifications as well: exact, differentiable, pure functions of
-plain tensors. None of them makes a tensor of heads * state * length elements. Where compiled kernels are given that
-there are for the device of the tensors, they do the work.
+`cauchy` and `vandermonde` are specifications as well: exact, differentiable, pure functions of plain tensors. None of
+them makes a tensor of heads * state * length elements. Where compiled kernels are given that there are for the device
+of the tensors, they do the work.
 """
 
 import math
@@ -12,17 +12,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from .kernels_s4 import Kernels
-
-
-CHUNK = 64  # steps that `ssm_scan` turns into one product of matrices
-
-
-def _compiled(kernels: Kernels | None, tensor: torch.Tensor) -> Kernels | None:
-    """Kernels, if there are any for the device of a tensor; not for exported programs, which other systems run."""
-    if kernels is None or tensor.device.type not in kernels.devices or torch.compiler.is_exporting():
-        return None
-    return kernels
+from .kernels_s4 import Kernels, usable_kernels
 
 
 def _powers(base: torch.Tensor, count: int) -> torch.Tensor:
@@ -100,7 +90,7 @@ def vandermonde(
         `[heads, rows, length]`, real.
     """
     dtype = dtype or base.real.dtype
-    compiled = _compiled(kernels, base)
+    compiled = usable_kernels(kernels, base)
     if compiled is not None and base.dtype == torch.complex128:
         return compiled.vandermonde(coefficients, base, length, dtype)
     return _Vandermonde.apply(coefficients, base, length).to(dtype)
@@ -128,13 +118,32 @@ def real_fft(signal: torch.Tensor, length: int) -> torch.Tensor:
     return _RealFFT.apply(signal, length)
 
 
+def roots_of_unity(length: int, like: torch.Tensor) -> torch.Tensor:
+    """`exp(-2 pi i k / length)` for k = 0 ... length // 2, in the dtype and on the device of a complex tensor."""
+    angles = torch.arange(length // 2 + 1, dtype=like.real.dtype, device=like.device) * (-2 * math.pi / length)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def _one_minus_power(poles: torch.Tensor, length: int) -> torch.Tensor:
+    """`1 - ((2 + w) / (2 - w)) ** length`, exact where the base is close to 1 or -1."""
+    is_large = poles.abs() > 2
+    near = torch.where(is_large, 4 / poles, poles)  # whose base is -1 times that of the large one
+    real, imaginary = near.real, near.imag
+    size = 8 * real / ((2 - real) ** 2 + imaginary**2)
+    logarithm = torch.complex(torch.log1p(size) / 2, torch.atan2(4 * imaginary, 4 - real**2 - imaginary**2))
+    change = torch.expm1(length * logarithm)
+    return torch.where(is_large, 2 + change, -change) if length % 2 else -change
+
+
 def cauchy(products: torch.Tensor, poles: torch.Tensor, length: int) -> torch.Tensor:
     """
     Sums of poles at roots of unity: `sum_n v_n / (2 (1 - z_k) - w_n (1 + z_k))`, over v, w and their conjugates.
 
     `z_k = exp(-2 pi i k / length)`. This is the Cauchy kernel of S4 (section 3.3 of the paper) times `2 / (1 + z_k)`,
-    which has no pole at `z_k = -1`. As `z_k ** length = 1`, the sum is the discrete Fourier transform of a finite
-    geometric series, which is exact, and far cheaper than the quotients.
+    which has no pole at `z_k = -1`. With `g = (2 + w) / (2 - w)`, a term is `v / (2 - w)` times
+    `1 / (1 - g z) = (1 + g z + z^2 (g^2 - 1) / (1 - g z)) / (1 - z^2)`. As `z_k ** length = 1`, the last quotient is
+    the discrete Fourier transform of a finite geometric series over `1 - g ** length`, which is far cheaper than many
+    quotients. Without `g^2 - 1`, that would lose digits where g is close to 1 or -1: for very small and large steps.
 
     Args:
         products: v `[heads, rows, state]`, complex.
@@ -144,9 +153,20 @@ def cauchy(products: torch.Tensor, poles: torch.Tensor, length: int) -> torch.Te
     Returns:
         The values at nodes 0 ... length // 2, complex `[heads, rows, length // 2 + 1]`; the others are conjugate.
     """
-    base = (2 + poles) / (2 - poles)
-    coefficients = products / ((2 - poles) * (1 - base**length))[:, None]
-    return real_fft(vandermonde(coefficients, base, length), length)
+    base, scaled = (2 + poles) / (2 - poles), products / (2 - poles)[:, None]
+    weights = 8 * poles / (2 - poles) ** 2 / _one_minus_power(poles, length)
+    series = real_fft(vandermonde(scaled * weights[:, None], base, length), length)
+    z = roots_of_unity(length, base)
+    # 1 / (1 - z^2) is z conjugate over this difference, which is exact close to 1 and -1
+    inverse = 1 / (z.conj() - z)
+    at_one, at_minus_one = torch.zeros_like(z), torch.zeros_like(z)
+    at_one[0], inverse[0] = 0.5, 0
+    if length % 2 == 0:
+        at_minus_one[-1], inverse[-1] = 0.25, 0
+    parts = scaled, scaled * base[:, None], -products / poles[:, None], products
+    sums = torch.stack([part.sum(-1) for part in parts], dim=-1)
+    constant = (sums + sums.conj()) @ torch.stack([z.conj() * inverse, inverse, at_one, at_minus_one])
+    return torch.addcmul(constant, series, z * inverse)
 
 
 def low_rank_kernel(
@@ -175,13 +195,12 @@ def low_rank_kernel(
     """
     rank, channels = p.shape[1], c.shape[1]
     inputs, outputs = dt[:, None, None] * torch.cat([b[:, None], p], dim=1), torch.cat([c, p.conj()], dim=1)
-    compiled = _compiled(kernels, a)
+    compiled = usable_kernels(kernels, a)
     if compiled is not None and a.dtype == torch.complex128:
         return torch.fft.irfft(compiled.cauchy(inputs, outputs, a * dt[:, None], length), n=length)
     products = inputs[:, :, None] * outputs[:, None]
     table = cauchy(products.flatten(1, 2), a * dt[:, None], length).unflatten(1, products.shape[1:3])
-    angles = torch.arange(length // 2 + 1, dtype=dt.dtype, device=dt.device) * (-2 * math.pi / length)
-    factor = 1 + torch.polar(torch.ones_like(angles), angles)
+    factor = 1 + roots_of_unity(length, a)
     # Woodbury's identity, one row of the low-rank part after another
     for last in range(rank, 0, -1):
         row, column = table[:, last], table[:, :, channels + last - 1]
@@ -192,158 +211,4 @@ def low_rank_kernel(
     return torch.fft.irfft(2 * table[:, 0], n=length)
 
 
-def _apply(transition: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """Blocks `[..., size, size]` times vectors `[..., size, count]`."""
-    if transition.shape[-1] == 2:  # products of matrices are slow for so small ones
-        first, second = transition.unbind(-1)
-        return first[..., None] * vectors[..., :1, :] + second[..., None] * vectors[..., 1:, :]
-    return transition @ vectors
-
-
-def orbit(transition: torch.Tensor, vectors: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Vectors multiplied by the powers of a transition, by doubling.
-
-    Args:
-        transition: `[..., size, size]`.
-        vectors: `[..., size, k]`.
-        count: a power of two.
-
-    Returns:
-        `[..., size, count * k]`, where column `j * k + i` is `transition ** j @ vectors[i]`; `transition ** count`.
-    """
-    while count > 1:
-        vectors = torch.cat([vectors, _apply(transition, vectors)], dim=-1)
-        transition, count = _apply(transition, transition), count // 2
-    return vectors, transition
-
-
-def ssm_scan(
-    inputs: torch.Tensor,
-    transition: torch.Tensor,
-    b: torch.Tensor,
-    c: torch.Tensor,
-    state: torch.Tensor,
-    skip: torch.Tensor | None = None,
-    kernels: Kernels | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The recurrence `x_l = A x_{l-1} + b u_l`, `y_l = c x_l + D u_l`, with A of real blocks, in chunks.
-
-    Inside a chunk all is a product of matrices; from chunk to chunk the state is passed on.
-
-    Args:
-        inputs: u `[batch, heads, length]`, real.
-        transition: A `[heads, groups, size, size]`, real: pairs of modes with size 2, a dense matrix with groups 1.
-        b: `[heads, groups, size]`.
-        c: `[heads, channels, groups, size]`.
-        state: x before the first step, `[batch, heads, groups, size]`.
-        skip: D `[channels, heads]`, zero by default.
-        kernels: compiled ones.
-
-    Returns:
-        y `[batch, channels, heads, length]` and the state after the last step, in the dtype of the inputs.
-    """
-    compiled = _compiled(kernels, inputs)
-    if compiled is not None:
-        return compiled.ssm_scan(inputs, transition, b, c, state, skip)
-    length, channels = inputs.shape[-1], c.shape[1]
-    chunk = min(CHUNK, 1 << (length - 1).bit_length())
-    responses, leap = orbit(transition, b[..., None], chunk)
-    outputs, _ = orbit(transition.mT, _apply(transition.mT, c.movedim(1, -1)), chunk)
-    responses = responses.flatten(1, 2)
-    outputs = outputs.unflatten(-1, (chunk, channels)).permute(0, 4, 3, 1, 2).flatten(3)
-    kernel = c.flatten(2) @ responses
-    state = state.movedim(0, -1).to(inputs.dtype)
-    pieces = []
-    for piece in inputs.split(length - length % chunk or length, dim=-1):
-        width = min(chunk, piece.shape[-1])
-        if width < chunk:
-            leap = torch.linalg.matrix_power(transition, width)
-        maps = [kernel[..., :width], responses[..., :width], outputs[:, :, :width], leap]
-        kernel_map, response_map, output_map, leap_map = (part.to(inputs.dtype) for part in maps)
-        blocks = piece.unflatten(-1, (-1, width))
-        y, state = _scan_chunks(blocks, kernel_map, response_map, output_map, leap_map, state)
-        pieces.append(y)
-    y = torch.cat(pieces, dim=-1)
-    if skip is not None:
-        y = y + skip.to(y.dtype)[..., None] * inputs[:, None]
-    return y, state.movedim(-1, 0)
-
-
-def _scan_chunks(
-    inputs: torch.Tensor,
-    kernel: torch.Tensor,
-    responses: torch.Tensor,
-    outputs: torch.Tensor,
-    leap: torch.Tensor,
-    state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    `ssm_scan` of whole chunks.
-
-    Args:
-        inputs: `[batch, heads, chunks, steps]`.
-        kernel: `c A ** l b`, `[heads, channels, steps]`.
-        responses: `A ** l b`, `[heads, groups * size, steps]`.
-        outputs: `c A ** (l + 1)`, `[heads, channels, steps, groups * size]`.
-        leap: `A ** steps`, `[heads, groups, size, size]`.
-        state: `[heads, groups, size, batch]`.
-    """
-    (heads, channels, steps), (batch, _, chunks, _) = kernel.shape, inputs.shape
-    time = torch.arange(steps, device=kernel.device)
-    lag = time[:, None] - time
-    toeplitz = torch.where(lag >= 0, kernel[..., lag.clamp(min=0)], 0).flatten(1, 2)
-    columns = inputs.permute(1, 3, 2, 0).flatten(2)
-    y = toeplitz @ columns
-    increments = (responses.flip(-1) @ columns).view(*state.shape[:3], chunks, batch)
-    before = []
-    for increment in increments.unbind(3):
-        before.append(state)
-        state = _apply(leap, state) + increment
-    y = torch.baddbmm(y, outputs.flatten(1, 2), torch.stack(before, dim=3).flatten(3).flatten(1, 2))
-    y = y.view(heads, channels, steps, chunks, batch).permute(4, 1, 0, 3, 2)
-    return y.flatten(3), state
-
-
-def ssm_step(
-    inputs: torch.Tensor,
-    increment: torch.Tensor,
-    tail: torch.Tensor | None,
-    b: torch.Tensor,
-    c: torch.Tensor,
-    state: torch.Tensor,
-    skip: torch.Tensor | None = None,
-    kernels: Kernels | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    One step of `ssm_scan`, with all tensors of one dtype.
-
-    Args:
-        inputs: u `[batch, heads]`.
-        increment: A without the identity, `[heads, groups, size, size]`.
-        tail: what rounding took away from the increment.
-        b: `[heads, groups, size]`.
-        c: `[heads, channels, groups, size]`.
-        state: x before the step, `[batch, heads, groups, size]`.
-        skip: D `[channels, heads]`, zero by default.
-        kernels: compiled ones, which have no gradient and are not used where one is wanted.
-
-    Returns:
-        y `[batch, channels, heads]` and the state after the step.
-    """
-    tensors = (inputs, increment, b, c, state, skip)
-    wants_gradient = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
-    compiled = _compiled(kernels, inputs)
-    if compiled is not None and not wants_gradient:
-        return compiled.ssm_step(inputs, increment, tail, b, c, state, skip)
-    change = b * inputs[..., None, None]
-    for part in (tail, increment):
-        if part is not None:
-            change = change + _apply(part, state.movedim(0, -1)).movedim(-1, 0)
-    state = state + change
-    y = (c.movedim(1, 0) * state[:, None]).sum((-2, -1))
-    return (y if skip is None else y + skip * inputs[:, None]), state
-
-
-__all__ = ["cauchy", "low_rank_kernel", "orbit", "real_fft", "ssm_scan", "ssm_step", "vandermonde"]
+__all__ = ["cauchy", "low_rank_kernel", "real_fft", "vandermonde"]

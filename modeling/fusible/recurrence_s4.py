@@ -9,7 +9,7 @@ from transformers.utils.generic import maybe_autocast
 
 from .kernels_s4 import Kernels
 from .modes_s4 import Coefficients, kernel_errors, sampled_kernel, to_modes
-from .ops_s4 import ssm_scan, ssm_step
+from .scan_s4 import ssm_scan, ssm_step, ssm_step_
 
 
 TOLERANCE = {torch.float64: 1e-10}  # of kernels of diagonalised heads, relative to their peaks
@@ -170,28 +170,38 @@ class S4Recurrence(nn.Module):
             return outputs[0], states[0]
         return torch.cat(outputs, dim=2), torch.cat(states, dim=1)
 
-    def _step(self, inputs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One token in the dtype of the coefficients: what `forward` does then, in a third of the time around it."""
-        y, state = ssm_step(
-            inputs[:, 0],
-            self.transition,
-            self.transition_tail,
-            self.input_map,
-            self.output_map,
-            state,
-            self.D,
-            self.kernels,
-        )
-        return y.flatten(1)[:, None], state
+    def _step(self, inputs: torch.Tensor, state: torch.Tensor, overwrite: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[batch, 1, heads]` in the dtype of the coefficients to what `forward` returns; without a gradient."""
+        outputs, order, first = inputs.new_empty(len(inputs), 1, self.D.numel()), None, 0
+        is_writable = state.is_contiguous() and (torch.is_inference_mode_enabled() or not state.is_inference())
+        if not overwrite or state.requires_grad or not is_writable:
+            state = state.clone(memory_format=torch.contiguous_format)
+        if self.has_dense:
+            order = self.order
+        if self.has_pairs:
+            maps = self.transition, self.transition_tail, self.input_map, self.output_map
+            ssm_step_(outputs, state, inputs, *maps, self.D, order, kernels=self.kernels)
+            first = len(maps[0])
+        if self.has_dense:
+            maps = self.dense_transition, None, self.dense_input_map, self.dense_output_map
+            ssm_step_(outputs, state, inputs, *maps, self.D, order, first, self.kernels)
+        return outputs, state
 
     def forward(
-        self, inputs: torch.Tensor, state: torch.Tensor | None = None, return_state: bool = False
+        self,
+        inputs: torch.Tensor,
+        state: torch.Tensor | None = None,
+        return_state: bool = False,
+        overwrite: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             inputs: `[batch, length, heads]`.
             state: what a call on the positions before returned.
             return_state: whether a state is wanted.
+            overwrite: whether the new state may be written over `state`, which nobody else needs then. That is done
+                for single positions, and never where gradients are enabled, in compiled programs, or over a state
+                that is not contiguous.
 
         Returns:
             `[batch, length, channels * heads]` in the dtype of the inputs, and the state after the last position.
@@ -201,11 +211,13 @@ class S4Recurrence(nn.Module):
         """
         if self.bidirectional and (state is not None or return_state):
             raise ValueError("A bidirectional layer has no state to pass on; it needs the whole sequence.")
-        if state is not None and inputs.shape[1] == 1 and not self.has_dense:
-            if inputs.dtype == state.dtype == self.D.dtype:
-                return self._step(inputs, state)
         with maybe_autocast(inputs.device.type, enabled=False):
-            u = inputs.movedim(1, 2).to(torch.promote_types(inputs.dtype, torch.float32))
+            dtype = torch.promote_types(inputs.dtype, torch.float32)
+            if state is not None and inputs.shape[1] == 1 and dtype == state.dtype == self.D.dtype:
+                if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                    y, state = self._step(inputs.to(dtype), state, overwrite)
+                    return y.to(inputs.dtype), state if return_state else None
+            u = inputs.movedim(1, 2).to(dtype)
             ordered = u[:, self.order] if self.has_dense else u
             channels = len(self.D)
             skip = self.D.to(u.dtype)

@@ -170,6 +170,29 @@ def load_pixels(
     return rows.with_transform(_Pixels(grey, mean, std, permutation))
 
 
+def pixel_tokens(batch: Mapping[str, list[Any]]) -> dict[str, list[torch.Tensor]]:
+    """Images as rows of `load_pixel_tokens`."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in batch["input_ids"]]))
+    ids = torch.nn.functional.pad(pixels.flatten(1).long(), (1, 0))
+    return {"input_ids": list(ids), "labels": list(ids.clone())}
+
+
+def load_pixel_tokens(path: str, split: str, *, image: str = "image") -> datasets.Dataset:
+    """
+    Images of equal size as tokens: red, green and blue of each pixel, row by row, after a first 0.
+
+    Args:
+        path: a Hub repository, or a folder with files that `datasets.load_dataset` reads.
+        split: of it.
+        image: the column of images.
+
+    Returns:
+        Rows with `input_ids` and `labels` `[3 * height * width + 1]` (int64), which are the same.
+    """
+    rows = load_split(path, split).select_columns([image]).rename_columns({image: "input_ids"})
+    return rows.with_transform(pixel_tokens)
+
+
 def load_digits(split: str, seed: int = 0) -> StackDataset:
     """scikit-learn's digits, 64 grey pixels from -1 to 1; a fifth of each digit's images is the split `"test"`."""
     images, labels = digit_images(cast(Any, split), seed=seed)
@@ -185,6 +208,7 @@ __all__ = [
     "load_digits",
     "load_imdb",
     "load_listops",
+    "load_pixel_tokens",
     "load_pixels",
     "load_split",
     "pad_tokens",

@@ -1,6 +1,7 @@
-"""Speech Commands as raw waveforms, from the folders in which it is published."""
+"""Recordings as raw waveforms, or as tokens of their samples: Speech Commands as it is published, and any folder."""
 
 import os
+import re
 import wave
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,16 @@ import torch
 
 
 TEN_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+LEVELS, MU = 256, 255  # tokens of samples, and what G.711 calls mu
+SILENCE = LEVELS // 2  # the token of zero, in front of each row
+Split = Literal["train", "validation", "test"]
+Quantization = Literal["mu-law", "linear"]
 
 
-def read_wave(file: str | os.PathLike) -> np.ndarray:
+def read_wave(file: str | os.PathLike, start: int = 0, length: int | None = None) -> np.ndarray:
     """
-    Samples `[length]` (float32, from -1 to 1) of a mono file with 16 bits per sample.
+    Samples `[length]` (float32, from -1 to 1) of a mono file with 16 bits per sample, by default all of them.
 
     Raises:
         ValueError: for another format.
@@ -23,8 +29,40 @@ def read_wave(file: str | os.PathLike) -> np.ndarray:
     with wave.open(str(file), "rb") as audio:
         if audio.getnchannels() != 1 or audio.getsampwidth() != 2:
             raise ValueError(f"{file} must have one channel and 16 bits per sample.")
-        samples = np.frombuffer(audio.readframes(audio.getnframes()), dtype="<i2")
+        audio.setpos(start)
+        samples = np.frombuffer(audio.readframes(audio.getnframes() if length is None else length), dtype="<i2")
     return samples.astype(np.float32) / 2**15
+
+
+def encode_samples(samples: np.ndarray, quantization: Quantization = "mu-law") -> np.ndarray:
+    """
+    Samples as tokens from 0 to 255 (int64), as the authors of SaShiMi have it.
+
+    The least sample becomes -1 and the greatest 1, then mu-law is `sign(x) log(1 + 255 |x|) / log 256`, and -1 to 1
+    are cut into 256 bins of equal width.
+
+    Args:
+        samples: `[length]`, of any scale.
+        quantization: `"linear"` for bins without mu-law.
+
+    Raises:
+        ValueError: for another quantization.
+    """
+    if quantization not in ("mu-law", "linear"):
+        raise ValueError(f"quantization is {quantization!r}; it must be 'mu-law' or 'linear'.")
+    low, high = float(samples.min()), float(samples.max())
+    values = np.zeros(len(samples)) if high == low else 2 * (samples.astype(np.float64) - low) / (high - low) - 1
+    if quantization == "mu-law":
+        values = np.sign(values) * np.log1p(MU * np.abs(values)) / np.log1p(MU)
+    return np.minimum((values + 1) / 2 * LEVELS, LEVELS - 1).astype(np.int64)
+
+
+def decode_samples(tokens: np.ndarray, quantization: Quantization = "mu-law") -> np.ndarray:
+    """Tokens as samples (float32, from -1 to 1): the middles of the bins of `encode_samples`."""
+    values = (2 * np.asarray(tokens, np.float64) + 1) / LEVELS - 1
+    if quantization == "mu-law":
+        values = np.sign(values) * np.expm1(np.abs(values) * np.log1p(MU)) / MU
+    return values.astype(np.float32)
 
 
 class SpeechCommands(torch.utils.data.Dataset):
@@ -47,7 +85,7 @@ class SpeechCommands(torch.utils.data.Dataset):
     def __init__(
         self,
         folder: str | os.PathLike,
-        split: Literal["train", "validation", "test"],
+        split: Split,
         words: Sequence[str] | None = None,
         length: int = 16_000,
         step: int = 1,
@@ -84,4 +122,72 @@ class SpeechCommands(torch.utils.data.Dataset):
         return {"input_values": torch.from_numpy(padded.copy()), "labels": torch.tensor(self.labels[index])}
 
 
-__all__ = ["TEN_WORDS", "SpeechCommands", "read_wave"]
+def split_recordings(folder: str | os.PathLike, split: Split, train_share: float = 0.88) -> list[Path]:
+    """
+    The `.wav` files of a folder in the order of the numbers in their names, cut into three.
+
+    Args:
+        folder: of one long recording in parts, such as those of YouTubeMix and of Beethoven's sonatas.
+        split: validation is the half of the rest that comes first.
+        train_share: of the files.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    files = [*Path(folder).glob("*.wav")]
+    if not files:
+        raise FileNotFoundError(f"There are no .wav files in {folder}.")
+    files.sort(key=lambda file: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", file.name)])
+    first, second = int(train_share * len(files)), int((1 + train_share) / 2 * len(files))
+    return {"train": files[:first], "validation": files[first:second], "test": files[second:]}[split]
+
+
+class AudioTokens(torch.utils.data.Dataset):
+    """
+    Rows with `input_ids` and `labels` `[length + 1]` (int64) of windows of recordings: silence, then their samples.
+
+    Args:
+        files: see `read_wave`.
+        length: of a window, in samples.
+        quantization: see `encode_samples`; each window is stretched for itself.
+        drop_last: leave out the end of a recording if it fills no window; otherwise, silence follows, which is not
+            to be learned.
+
+    Raises:
+        ValueError: if no recording is long enough.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], length: int, quantization: Quantization = "mu-law", drop_last: bool = True
+    ) -> None:
+        self.length, self.quantization = length, quantization
+        self.windows: list[tuple[Path, int]] = []
+        for file in files:
+            with wave.open(str(file), "rb") as audio:
+                end = audio.getnframes() - (length - 1 if drop_last else 0)
+            self.windows += [(file, start) for start in range(0, end, length)]
+        if not self.windows:
+            raise ValueError(f"Of {len(files)} recordings, none has {length if drop_last else 1} samples.")
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        file, start = self.windows[index]
+        tokens = encode_samples(read_wave(file, start, self.length), self.quantization)
+        ids, labels = torch.full((self.length + 1,), SILENCE), torch.full((self.length + 1,), -100)
+        ids[1 : len(tokens) + 1] = labels[1 : len(tokens) + 1] = torch.from_numpy(tokens)
+        return {"input_ids": ids, "labels": labels}
+
+
+__all__ = [
+    "DIGITS",
+    "SILENCE",
+    "TEN_WORDS",
+    "AudioTokens",
+    "SpeechCommands",
+    "decode_samples",
+    "encode_samples",
+    "read_wave",
+    "split_recordings",
+]

@@ -12,14 +12,24 @@ from .long_range import (
     load_digits,
     load_imdb,
     load_listops,
+    load_pixel_tokens,
     load_pixels,
     pad_tokens,
 )
 from .pathfinder import write_pathfinder
 from .recipes import Recipe
-from .recordings import TEN_WORDS, SpeechCommands
+from .recordings import DIGITS, TEN_WORDS, AudioTokens, SpeechCommands, split_recordings
 from .rows import Data
-from .series import CALENDAR, Forecasts, TokenBlocks, load_arrays, load_wikitext, token_stream, wikitext_tokenizer
+from .series import (
+    CALENDAR,
+    HOURLY,
+    Forecasts,
+    TokenBlocks,
+    load_arrays,
+    load_wikitext,
+    token_stream,
+    wikitext_tokenizer,
+)
 
 
 def listops(
@@ -101,6 +111,12 @@ def sequential_cifar10(
     return Data(train, test, classes=train.features["labels"].names)
 
 
+def cifar10_tokens(recipe: Recipe, processor: Any, *, path: str = "uoft-cs/cifar10", eval_split: str = "test") -> Data:
+    """CIFAR-10 as 3072 tokens to predict one after another, see `long_range.load_pixel_tokens`."""
+    train, test = (load_pixel_tokens(path, split, image="img") for split in ("train", eval_split))
+    return Data(train, test)
+
+
 def sequential_mnist(
     recipe: Recipe,
     processor: Any,
@@ -128,6 +144,31 @@ def speech_commands(
     rate, words = int(cast(Any, recipe.config).rate), TEN_WORDS if ten_words else None
     train, test = (SpeechCommands(folder, cast(Any, split), words, step=rate) for split in ("train", eval_split))
     return Data(train, test, classes=train.classes)
+
+
+def spoken_digits(
+    recipe: Recipe, processor: Any, *, folder: str, length: int = 16_000, eval_split: str = "validation"
+) -> Data:
+    """SC09, the ten digits of Speech Commands, sample by sample, see `recordings.AudioTokens`."""
+    splits = (SpeechCommands(folder, cast(Any, split), DIGITS).files for split in ("train", eval_split))
+    train, test = (AudioTokens(files, length, drop_last=False) for files in splits)
+    return Data(train, test)
+
+
+def recordings(
+    recipe: Recipe,
+    processor: Any,
+    *,
+    folder: str,
+    length: int,
+    quantization: str = "mu-law",
+    train_share: float = 0.88,
+    eval_split: str = "validation",
+) -> Data:
+    """Windows of a folder of `.wav` files, sample by sample, see `recordings.split_recordings` and `AudioTokens`."""
+    splits = (split_recordings(folder, cast(Any, split), train_share) for split in ("train", eval_split))
+    train, test = (AudioTokens(files, length, cast(Any, quantization)) for files in splits)
+    return Data(train, test)
 
 
 def wikitext(
@@ -168,12 +209,15 @@ def forecasts(
     With `num_test`, evaluation is on so many rows after those for validation.
     """
     config = cast(Any, recipe.config)
-    if list(config.time_features) != list(CALENDAR.values()):
-        raise ValueError(f"time_features is {config.time_features}; these series have {list(CALENDAR.values())}.")
+    if list(config.time_features) not in (HOURLY, list(CALENDAR.values())):
+        raise ValueError(
+            f"time_features is {config.time_features}; it must be {HOURLY}, or {list(CALENDAR.values())} for series "
+            "with quarters of an hour."
+        )
     end = num_train + num_validation
     evaluated = (num_train, end) if num_test is None else (end, end + num_test)
     train, test = (
-        Forecasts(file, columns, context, config.prediction_length, rows, num_train)
+        Forecasts(file, columns, context, config.prediction_length, rows, num_train, len(config.time_features))
         for rows in ((0, num_train), evaluated)
     )
     return Data(train, test)
@@ -182,15 +226,18 @@ def forecasts(
 SEQUENCES: dict[str, Callable[..., Data]] = {
     "aan": aan,
     "arrays": arrays,
+    "cifar10_tokens": cifar10_tokens,
     "forecasts": forecasts,
     "imdb": imdb,
     "listops": listops,
     "listops_files": listops_files,
     "pathfinder": pathfinder,
+    "recordings": recordings,
     "sequential_cifar10": sequential_cifar10,
     "sequential_digits": sequential_digits,
     "sequential_mnist": sequential_mnist,
     "speech_commands": speech_commands,
+    "spoken_digits": spoken_digits,
     "wikitext": wikitext,
 }
 

@@ -16,8 +16,9 @@ from .vocabularies import frequent_words, word_tokenizer
 
 
 WIKITEXT_FILES = {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens", "test": "wiki.test.tokens"}
-# how many values hour, day of the week, day of the month and month have: what S4ForTimeSeriesPrediction embeds
-CALENDAR = {"hour": 24, "day_of_week": 7, "day": 32, "month": 13}
+# how many values each feature has, which S4ForTimeSeriesPrediction embeds; the last one between full hours only
+CALENDAR = {"hour": 24, "day_of_week": 7, "day": 32, "month": 13, "quarter_of_hour": 4}
+HOURLY = list(CALENDAR.values())[:4]
 
 
 def load_wikitext(
@@ -92,7 +93,7 @@ class Forecasts(torch.utils.data.Dataset):
     All windows of a table of measurements, normalised by mean and deviation of its first rows.
 
     Rows have `past_values` `[context, columns]`, `future_values` `[horizon, columns]` (float32) and `time_features`
-    `[context + horizon, 4]` (int64), which are hour, weekday, day and month.
+    `[context + horizon, features]` (int64), which are the first ones of `CALENDAR`.
 
     Args:
         file: CSV with a column `date` and numbers, such as those of ETT.
@@ -101,6 +102,7 @@ class Forecasts(torch.utils.data.Dataset):
         horizon: steps to forecast.
         rows: first row to forecast, and the one after the last.
         num_train: rows that mean and deviation are of.
+        num_features: of the calendar.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Forecasts(torch.utils.data.Dataset):
         horizon: int,
         rows: tuple[int, int],
         num_train: int,
+        num_features: int = len(HOURLY),
     ) -> None:
         table = pandas.read_csv(file, parse_dates=["date"])
         missing = sorted(set(columns) - set(table.columns))
@@ -119,7 +122,8 @@ class Forecasts(torch.utils.data.Dataset):
         values, dates = table[list(columns)].to_numpy(np.float64), table["date"].dt
         values = (values - values[:num_train].mean(0)) / values[:num_train].std(0)
         self.values = torch.from_numpy(values.astype(np.float32))
-        self.times = torch.from_numpy(np.stack([getattr(dates, name) for name in CALENDAR], axis=-1).astype(np.int64))
+        times = [dates.hour, dates.day_of_week, dates.day, dates.month, dates.minute // 15][:num_features]
+        self.times = torch.from_numpy(np.stack(times, axis=-1).astype(np.int64))
         self.context, self.horizon = context, horizon
         self.first = max(0, rows[0] - context)
         self.count = min(rows[1], len(values)) - horizon - context - self.first + 1
@@ -142,6 +146,7 @@ class Forecasts(torch.utils.data.Dataset):
 
 __all__ = [
     "CALENDAR",
+    "HOURLY",
     "Forecasts",
     "TokenBlocks",
     "load_arrays",

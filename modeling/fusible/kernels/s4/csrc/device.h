@@ -158,7 +158,7 @@ __global__ void scan_kernel(
   for (int64_t n = threadIdx.x; n < count; n += blockDim.x) last[sequence * count + n] = x[n];
 }
 
-// One block for each sequence and head; `tail` and `skip` may be null.
+// One block for each sequence and head; `tail` and `skip` may be null, and `last` the state.
 template <typename T>
 __global__ void step_kernel(
     T* outputs, T* last, const T* inputs, const T* increment, const T* tail, const T* b, const T* c, const T* skip,
@@ -175,8 +175,9 @@ __global__ void step_kernel(
       for (int64_t j = 0; j < size; ++j) change += tail[row + j] * x[j];
     for (int64_t j = 0; j < size; ++j) change += increment[row + j] * x[j];
     after[n] = before[n] + change;
-    last[sequence * count + n] = after[n];
   }
+  __syncthreads();  // all of the state has been read
+  for (int64_t n = threadIdx.x; n < count; n += blockDim.x) last[sequence * count + n] = after[n];
   for (int64_t r = 0; r < channels; ++r) {
     __syncthreads();
     T sum = 0;

@@ -39,12 +39,12 @@ struct Scratch {
 inline void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, std::initializer_list<int64_t> shape) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
-  STD_TORCH_CHECK(tensor.dim() == static_cast<int64_t>(shape.size()), name, " has the wrong number of dimensions");
-  int64_t dimension = 0;
+  const auto sizes = tensor.sizes();
+  STD_TORCH_CHECK(sizes.size() == shape.size(), name, " has the wrong number of dimensions");
+  std::size_t dimension = 0;
   for (int64_t size : shape) {
     STD_TORCH_CHECK(
-        tensor.size(dimension) == size, name, " has size ", tensor.size(dimension), " instead of ", size,
-        " in dimension ", dimension);
+        sizes[dimension] == size, name, " has size ", sizes[dimension], " instead of ", size, " in dimension ", dimension);
     ++dimension;
   }
 }

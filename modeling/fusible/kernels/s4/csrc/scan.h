@@ -38,12 +38,15 @@ struct ScanFunctions {
   void (*backward)(const Scan<T>&, const ScanGradient<T>&, int64_t first_head, void* scratch);
 };
 
-// One step of it, `x <- x + (increment + tail) x + b u`, with parameters in the precision of the inputs; all contiguous.
+// One step of it in place, `x <- x + (increment + tail) x + b u`, with parameters in the precision of the inputs; all
+// contiguous. It is that of `heads` of the `all` heads of a state, from `first` on.
 template <typename T>
 struct Step {
-  int64_t batch, heads, channels, groups, size;
-  const T *increment, *tail, *b, *c, *skip, *inputs, *state;  // tail and skip may be null
-  T *outputs, *last;                                          // [batch, channels, heads], like state
+  int64_t batch, all, first, heads, channels, groups, size;
+  int64_t tile;                                       // heads whose parameters stay in the first cache
+  const T *increment, *tail, *b, *c, *skip, *inputs;  // tail and skip may be null
+  const int64_t* order;                               // whose inputs, skips and outputs a head has, by default its own
+  T *outputs, *state;                                 // [batch, channels, all], [batch, all, groups, size]
 };
 
 // `K[h, r, l] = 2 Re sum_n coefficients[h, r, n] * base[h, n] ** l`
@@ -86,7 +89,7 @@ struct Functions {
   ScanFunctions<T> scan;
   PowersFunctions<T> powers;
   CauchyFunctions<T> cauchy;
-  void (*step)(const Step<T>&, int64_t begin, int64_t end);
+  void (*step)(const Step<T>&, int64_t begin, int64_t end, void* scratch);
 };
 
 struct Table {

@@ -106,15 +106,37 @@ inline void copy(T* to, const U* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(from[i]);
 }
 
+// integers of the size of T, which say what a shuffle takes
+template <typename T>
+struct Places;
+
+template <>
+struct Places<float> {
+  typedef int32_t type __attribute__((vector_size(S4_BYTES)));
+};
+
+template <>
+struct Places<double> {
+  typedef int64_t type __attribute__((vector_size(S4_BYTES)));
+};
+
+template <typename T, int64_t distance = Vector<T>::lanes / 2>
+inline T total(typename Vector<T>::type sum) {
+  typename Places<T>::type other{};
+  for (int64_t i = 0; i < Vector<T>::lanes; ++i) other[i] = i ^ distance;
+  sum += __builtin_shuffle(sum, other);
+  if constexpr (distance > 1)
+    return total<T, distance / 2>(sum);
+  else
+    return sum[0];
+}
+
 // `count` is a multiple of the lanes
 template <typename T>
 inline T dot(const T* left, const T* right, int64_t count) {
-  constexpr int64_t lanes = Vector<T>::lanes;
   typename Vector<T>::type sum{};
-  for (int64_t i = 0; i < count; i += lanes) sum += load(left + i) * load(right + i);
-  T total = 0;
-  for (int64_t i = 0; i < lanes; ++i) total += sum[i];
-  return total;
+  for (int64_t i = 0; i < count; i += Vector<T>::lanes) sum += load(left + i) * load(right + i);
+  return total<T>(sum);
 }
 
 template <typename T>

@@ -1,4 +1,4 @@
-// One step of the recurrence: no maps, parameters as they are in memory, vectors over the numbers of a state.
+// One step of the recurrence, in place: no maps, parameters as they are in memory, vectors over the numbers of a state.
 #pragma once
 
 #include "scan.h"
@@ -7,44 +7,41 @@
 namespace s4 {
 namespace S4_ISA {
 
-// integers of the size of T, which say what a shuffle takes
-template <typename T>
-struct Places;
-
-template <>
-struct Places<float> {
-  typedef int32_t type __attribute__((vector_size(S4_BYTES)));
-};
-
-template <>
-struct Places<double> {
-  typedef int64_t type __attribute__((vector_size(S4_BYTES)));
-};
-
-// Blocks of 2: numbers i and i + 1 of a state depend on both of them. `increment` may have a `tail`, or else null.
+// Blocks of 2: numbers i and i + 1 of a state depend on both of them. Gives the product of the new state and `c`.
 template <typename T, bool has_tail>
-void move_pairs(const T* increment, const T* tail, const T* b, const T* before, T u, int64_t count, T* after) {
+T move_pairs(const T* increment, const T* tail, const T* b, const T* c, T u, int64_t count, T* state) {
+  using V = typename Vector<T>::type;
   constexpr int64_t lanes = Vector<T>::lanes;
   typename Places<T>::type even{}, odd{}, first{}, second{};
   for (int64_t i = 0; i < lanes; ++i) even[i] = 2 * i, odd[i] = 2 * i + 1, first[i] = i & ~1, second[i] = i | 1;
-  const auto add = [&](typename Vector<T>::type& change, const T* matrix, typename Vector<T>::type x) {
-    const auto low = load(matrix), high = load(matrix + lanes);
-    change += __builtin_shuffle(low, high, even) * __builtin_shuffle(x, first);
-    change += __builtin_shuffle(low, high, odd) * __builtin_shuffle(x, second);
-  };
+  V sums{};
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
-    const auto x = load(before + i);
-    auto change = u * load(b + i);
-    if constexpr (has_tail) add(change, tail + 2 * i, x);
-    add(change, increment + 2 * i, x);
-    store(after + i, x + change);
+    const V x = load(state + i), one = __builtin_shuffle(x, first), two = __builtin_shuffle(x, second);
+    const auto add = [&](V& change, const T* matrix) {
+      const V low = load(matrix), high = load(matrix + lanes);
+      change += __builtin_shuffle(low, high, even) * one;
+      change += __builtin_shuffle(low, high, odd) * two;
+    };
+    V change = u * load(b + i);
+    if constexpr (has_tail) add(change, tail + 2 * i);
+    add(change, increment + 2 * i);
+    const V after = x + change;
+    store(state + i, after);
+    sums += after * load(c + i);
   }
-  for (; i < count; ++i) {
-    T change = u * b[i];
-    if constexpr (has_tail) change += tail[2 * i] * before[i & ~1] + tail[2 * i + 1] * before[i | 1];
-    after[i] = before[i] + (change + increment[2 * i] * before[i & ~1] + increment[2 * i + 1] * before[i | 1]);
+  T y = total<T>(sums);
+  for (; i < count; i += 2) {
+    const T one = state[i], two = state[i + 1];
+    for (int64_t j = i; j < i + 2; ++j) {
+      T change = u * b[j];
+      if constexpr (has_tail) change += tail[2 * j] * one + tail[2 * j + 1] * two;
+      // in this order: a tail that is added to a rounded sum would be rounded away
+      state[j] += change + increment[2 * j] * one + increment[2 * j + 1] * two;
+      y += state[j] * c[j];
+    }
   }
+  return y;
 }
 
 template <typename T>
@@ -55,30 +52,42 @@ T any_dot(const T* left, const T* right, int64_t count) {
   return total;
 }
 
-// Of the sequences and heads from `begin` to `end`, heads innermost.
+// Blocks of any size; `before` is memory for one block of the state.
 template <typename T>
-void step(const Step<T>& s, int64_t begin, int64_t end) {
+void move_blocks(const T* increment, const T* tail, const T* b, T u, int64_t groups, int64_t size, T* state, T* before) {
+  for (int64_t i = 0; i < groups * size; ++i) {
+    if (i % size == 0) copy(before, state + i, size);
+    T change = u * b[i];
+    if (tail != nullptr) change += any_dot(tail + i * size, before, size);
+    state[i] += change + any_dot(increment + i * size, before, size);
+  }
+}
+
+// Of the pairs of a tile of heads and a sequence from `begin` to `end`, sequences innermost.
+template <typename T>
+void step(const Step<T>& s, int64_t begin, int64_t end, void* scratch) {
   const int64_t count = s.groups * s.size;
   for (int64_t at = begin; at < end; ++at) {
-    const int64_t sequence = at / s.heads, head = at % s.heads;
-    const T u = s.inputs[at], *before = s.state + at * count, *b = s.b + head * count;
-    const T* increment = s.increment + head * count * s.size;
-    const T* tail = s.tail == nullptr ? nullptr : s.tail + head * count * s.size;
-    T* after = s.last + at * count;
-    if (s.size == 2) {
-      (tail == nullptr ? move_pairs<T, false> : move_pairs<T, true>)(increment, tail, b, before, u, count, after);
-    } else {
-      for (int64_t i = 0; i < count; ++i) {
-        const T* x = before + i / s.size * s.size;
-        T change = u * b[i];
-        if (tail != nullptr) change += any_dot(tail + i * s.size, x, s.size);
-        after[i] = before[i] + (change + any_dot(increment + i * s.size, x, s.size));
+    const int64_t sequence = at % s.batch, from = at / s.batch * s.tile;
+    const int64_t to = from + s.tile < s.heads ? from + s.tile : s.heads;
+    for (int64_t head = from; head < to; ++head) {
+      const int64_t place = s.order == nullptr ? s.first + head : s.order[s.first + head];
+      const T u = s.inputs[sequence * s.all + place], *b = s.b + head * count, *c = s.c + head * s.channels * count;
+      const T* increment = s.increment + head * count * s.size;
+      const T* tail = s.tail == nullptr ? nullptr : s.tail + head * count * s.size;
+      T* state = s.state + (sequence * s.all + s.first + head) * count;
+      T y;
+      if (s.size == 2) {
+        y = (tail == nullptr ? move_pairs<T, false> : move_pairs<T, true>)(increment, tail, b, c, u, count, state);
+      } else {
+        move_blocks(increment, tail, b, u, s.groups, s.size, state, static_cast<T*>(scratch));
+        y = any_dot(c, state, count);
       }
-    }
-    for (int64_t r = 0; r < s.channels; ++r) {
-      const T y = any_dot(s.c + (head * s.channels + r) * count, after, count);
-      s.outputs[(sequence * s.channels + r) * s.heads + head] =
-          s.skip == nullptr ? y : y + s.skip[r * s.heads + head] * u;
+      for (int64_t r = 0; r < s.channels; ++r) {
+        if (r > 0) y = any_dot(c + r * count, state, count);
+        const T direct = s.skip == nullptr ? T(0) : s.skip[r * s.all + place] * u;
+        s.outputs[(sequence * s.channels + r) * s.all + place] = y + direct;
+      }
     }
   }
 }

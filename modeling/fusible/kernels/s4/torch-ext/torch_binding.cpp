@@ -12,8 +12,8 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, m) {
       "ssm_scan_backward(Tensor of_outputs, Tensor of_last, Tensor inputs, Tensor transition, Tensor b, Tensor c, "
       "Tensor? skip, Tensor state) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "ssm_step(Tensor inputs, Tensor increment, Tensor? tail, Tensor b, Tensor c, Tensor? skip, Tensor state) "
-      "-> (Tensor, Tensor)");
+      "ssm_step_(Tensor(a!) outputs, Tensor(b!) state, Tensor inputs, Tensor increment, Tensor? tail, Tensor b, "
+      "Tensor c, Tensor? skip, Tensor? order, int first) -> ()");
   m.def("cauchy(Tensor inputs, Tensor outputs, Tensor poles, int length, bool single) -> Tensor");
   m.def(
       "cauchy_backward(Tensor gradient, Tensor inputs, Tensor outputs, Tensor poles, int length) -> "
@@ -26,7 +26,7 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, m) {
 STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, m) {
   m.impl("ssm_scan", TORCH_BOX(&ssm_scan));
   m.impl("ssm_scan_backward", TORCH_BOX(&ssm_scan_backward));
-  m.impl("ssm_step", TORCH_BOX(&ssm_step));
+  m.impl("ssm_step_", TORCH_BOX(&ssm_step_));
   m.impl("cauchy", TORCH_BOX(&cauchy));
   m.impl("cauchy_backward", TORCH_BOX(&cauchy_backward));
   m.impl("vandermonde", TORCH_BOX(&vandermonde));

@@ -14,9 +14,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ssm_scan_backward(
     Tensor of_outputs, Tensor of_last, Tensor inputs, Tensor transition, Tensor b, Tensor c, std::optional<Tensor> skip,
     Tensor state);
 
-std::tuple<Tensor, Tensor> ssm_step(
-    Tensor inputs, Tensor increment, std::optional<Tensor> tail, Tensor b, Tensor c, std::optional<Tensor> skip,
-    Tensor state);
+void ssm_step_(
+    const Tensor& outputs, const Tensor& state, const Tensor& inputs, const Tensor& increment,
+    const std::optional<Tensor>& tail, const Tensor& b, const Tensor& c, const std::optional<Tensor>& skip,
+    const std::optional<Tensor>& order, int64_t first);
 
 Tensor cauchy(Tensor inputs, Tensor outputs, Tensor poles, int64_t length, bool single);
 

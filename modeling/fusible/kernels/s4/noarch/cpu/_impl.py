@@ -75,6 +75,31 @@ def ssm_step(
     return outputs if skip is None else outputs + skip * inputs[:, None], state
 
 
+def ssm_step_(
+    outputs: torch.Tensor,
+    state: torch.Tensor,
+    inputs: torch.Tensor,
+    increment: torch.Tensor,
+    tail: torch.Tensor | None,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
+    first: int = 0,
+) -> None:
+    """
+    `ssm_step` in place, of those heads of a state from `first` on that there are increments for.
+
+    `order` says whose input, skip and output each head of the state has.
+    """
+    here = slice(first, first + len(b))
+    place = here if order is None else order[here]
+    moved, d = state[:, here].view(len(state), *b.shape), None if skip is None else skip[:, place]
+    y, last = ssm_step(inputs.flatten(1)[:, place], increment, tail, b, c, moved, d)
+    moved.copy_(last)
+    outputs.view(len(state), c.shape[1], -1)[:, :, place] = y
+
+
 def _scan_chunks(
     inputs: torch.Tensor, transition: torch.Tensor, b: torch.Tensor, c: torch.Tensor, state: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,4 +178,4 @@ def vandermonde(
 
 devices = ("cpu",)
 
-__all__ = ["cauchy", "devices", "ssm_scan", "ssm_step", "vandermonde"]
+__all__ = ["cauchy", "devices", "ssm_scan", "ssm_step", "ssm_step_", "vandermonde"]

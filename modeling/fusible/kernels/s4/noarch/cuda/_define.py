@@ -6,13 +6,13 @@ from ._ops import add_op_namespace_prefix
 
 
 SCAN = "Tensor inputs, Tensor transition, Tensor b, Tensor c, Tensor? skip, Tensor state"
-STEP = SCAN.replace("Tensor transition", "Tensor increment, Tensor? tail")
 CAUCHY = "Tensor inputs, Tensor outputs, Tensor poles, int length"
 SCHEMAS = {
     "ssm_scan": f"({SCAN}) -> (Tensor, Tensor)",
     "ssm_scan_backward": f"(Tensor of_outputs, Tensor of_last, {SCAN})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "ssm_step": f"({STEP}) -> (Tensor, Tensor)",
+    "ssm_step_": "(Tensor(a!) outputs, Tensor(b!) state, Tensor inputs, Tensor increment, Tensor? tail, Tensor b, "
+    "Tensor c, Tensor? skip, Tensor? order, int first) -> ()",
     "cauchy": f"({CAUCHY}, bool single) -> Tensor",
     "cauchy_backward": f"(Tensor gradient, {CAUCHY}) -> (Tensor, Tensor, Tensor)",
     "vandermonde": "(Tensor coefficients, Tensor base, int length, bool single) -> Tensor",

@@ -144,6 +144,7 @@ def _step(
             change += tl.load(tail + at, mask=inside, other=0.0) * x
         change += tl.load(increment + at, mask=inside, other=0.0) * x
     after = tl.load(before + n, mask=inside, other=0.0) + change
+    tl.debug_barrier()  # all of the state has been read, and `last` may be it
     tl.store(last + sequence * count + n, after, mask=inside)
     for r in range(channels):
         y = tl.sum(tl.load(c + (head * channels + r) * count + n, mask=inside, other=0.0) * after)

@@ -12,6 +12,7 @@ import torch
 
 from ._ops import add_op_namespace_prefix, ops
 from ._raw import DEVICES, raw
+from ._step import ssm_step_
 
 
 STEPS = 64  # in a chunk
@@ -247,22 +248,6 @@ def _pole_sums_backward(
     return of_weights.sum(1), 2 * size * scale * scale * of_square, of_decay
 
 
-def _ssm_step(
-    inputs: torch.Tensor,
-    increment: torch.Tensor,
-    tail: torch.Tensor | None,
-    b: torch.Tensor,
-    c: torch.Tensor,
-    skip: torch.Tensor | None,
-    state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    state = state.contiguous()
-    arguments = [None if part is None else part.contiguous() for part in (inputs, increment, tail, b, c, skip)]
-    outputs, last = inputs.new_empty(len(inputs), c.shape[1], inputs.shape[1]), torch.empty_like(state)
-    raw.step(outputs, last, *arguments, state)
-    return outputs, last
-
-
 _SCAN = (
     "Tensor inputs, Tensor toeplitz, Tensor increments, Tensor readouts, Tensor leap, Tensor last_leap, Tensor state"
 )
@@ -324,4 +309,4 @@ if DEVICES:
         torch.library.register_fake(_operator, _FAKES[_name])
         _backward = _BACKWARDS.get(_name, refuse)
         torch.library.register_autograd(_operator, _backward, setup_context=None if _backward is refuse else _save)
-    torch.library.impl(add_op_namespace_prefix("ssm_step"), DEVICES, _ssm_step)
+    torch.library.impl(add_op_namespace_prefix("ssm_step_"), DEVICES, ssm_step_)

@@ -1,10 +1,10 @@
-"""Checks, fake implementations and gradients of the compiled operations."""
+"""The compiled operations, with checks of what they are given."""
 
 from typing import Any
 
 import torch
 
-from . import _device
+from . import _device, _register  # noqa: F401
 from ._ops import add_op_namespace_prefix, ops
 
 
@@ -16,7 +16,6 @@ devices = tuple(
     if device in _device.DEVICES
     or torch._C._dispatch_has_kernel_for_dispatch_key(add_op_namespace_prefix("ssm_scan"), device.upper())
 )
-Grads = tuple[torch.Tensor | None, ...]
 
 
 def _check(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -104,6 +103,41 @@ def ssm_scan(
     return outputs.to(inputs.dtype), last.to(inputs.dtype)
 
 
+def ssm_step_(
+    outputs: torch.Tensor,
+    state: torch.Tensor,
+    inputs: torch.Tensor,
+    increment: torch.Tensor,
+    tail: torch.Tensor | None,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
+    first: int = 0,
+) -> None:
+    """
+    One step of `ssm_scan` in place, of some of the heads of a state, all in one dtype, and without a gradient.
+
+    Args:
+        outputs: written to: y `[batch, channels, all heads]`, or its numbers in another shape; contiguous.
+        state: replaced: x `[batch, all heads, groups, size]`, or its numbers in another shape of as many dimensions;
+            contiguous.
+        inputs: u `[batch, all heads]`, or `[batch, 1, all heads]`; float32 or float64.
+        increment: the transition without the identity, `[heads, groups, size, size]`: slow modes keep more digits.
+        tail: what rounding took away from the increment, of the same shape; b and c are those of `ssm_scan`.
+        b: `[heads, groups, size]`.
+        c: `[heads, channels, groups, size]`.
+        skip: D `[channels, all heads]`.
+        order: int64 `[all heads]`, whose input, skip and output each head of the state has; by default its own.
+        first: number of the first head of the state that is moved; as many as there are increments are.
+
+    Raises:
+        RuntimeError: for dtypes, shapes, numbers and devices that do not fit.
+    """
+    # which checks all: the whole step takes less time than checks in Python would
+    ops.ssm_step_.default(outputs, state, inputs, increment, tail, b, c, skip, order, first)
+
+
 def ssm_step(
     inputs: torch.Tensor,
     increment: torch.Tensor,
@@ -114,12 +148,7 @@ def ssm_step(
     skip: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    One step of `ssm_scan`, all in one dtype, and without a gradient.
-
-    Args:
-        inputs: u `[batch, heads]`, float32 or float64.
-        increment: the transition without the identity, `[heads, groups, size, size]`: slow modes keep more digits.
-        tail: what rounding took away from the increment, of the same shape; the others are those of `ssm_scan`.
+    One step of `ssm_scan`, all in one dtype, and without a gradient; the arguments are those of `ssm_step_`.
 
     Returns:
         y `[batch, channels, heads]` and the new state, in the dtype of the inputs.
@@ -127,8 +156,10 @@ def ssm_step(
     Raises:
         RuntimeError: for dtypes, shapes and devices that do not fit.
     """
-    # which checks all: the whole step takes less time than checks in Python would
-    return ops.ssm_step(inputs, increment, tail, b, c, skip, state)
+    last = state.detach().clone(memory_format=torch.contiguous_format)
+    outputs = inputs.new_empty(inputs.shape[0], c.shape[1], inputs.shape[-1])
+    ssm_step_(outputs, last, inputs, increment, tail, b, c, skip)
+    return outputs, last
 
 
 def cauchy(
@@ -195,127 +226,4 @@ def vandermonde(
     return _operation("vandermonde", base)(coefficients, base, length, dtype == torch.float32)
 
 
-def _register_fake(name: str) -> Any:
-    return torch.library.register_fake(add_op_namespace_prefix(name))
-
-
-@_register_fake("ssm_scan")
-def _(
-    inputs: torch.Tensor,
-    transition: torch.Tensor,
-    b: torch.Tensor,
-    c: torch.Tensor,
-    skip: torch.Tensor | None,
-    state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    (batch, heads, length), channels = inputs.shape, c.shape[1]
-    if inputs.stride(1) < inputs.stride(2):
-        outputs = inputs.new_empty(batch, length, channels, heads).permute(0, 2, 3, 1)
-    else:
-        outputs = inputs.new_empty(batch, channels, heads, length)
-    return outputs, state.new_empty(state.shape)
-
-
-@_register_fake("ssm_scan_backward")
-def _(
-    of_outputs: torch.Tensor,
-    of_last: torch.Tensor,
-    inputs: torch.Tensor,
-    transition: torch.Tensor,
-    b: torch.Tensor,
-    c: torch.Tensor,
-    skip: torch.Tensor | None,
-    state: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    batch, heads, length = inputs.shape
-    if inputs.stride(1) < inputs.stride(2):
-        of_inputs = inputs.new_empty(batch, length, heads).mT
-    else:
-        of_inputs = inputs.new_empty(batch, heads, length)
-    of_skip = b.new_empty(0 if skip is None else skip.shape)
-    return (
-        of_inputs,
-        *(part.new_empty(part.shape) for part in (transition, b, c)),
-        of_skip,
-        state.new_empty(state.shape),
-    )
-
-
-@_register_fake("ssm_step")
-def _(
-    inputs: torch.Tensor,
-    increment: torch.Tensor,
-    tail: torch.Tensor | None,
-    b: torch.Tensor,
-    c: torch.Tensor,
-    skip: torch.Tensor | None,
-    state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return inputs.new_empty(inputs.shape[0], c.shape[1], inputs.shape[1]), state.new_empty(state.shape)
-
-
-@_register_fake("cauchy")
-def _(inputs: torch.Tensor, outputs: torch.Tensor, poles: torch.Tensor, length: int, single: bool) -> torch.Tensor:
-    channels = outputs.shape[1] - inputs.shape[1] + 1
-    dtype = torch.complex64 if single else torch.complex128
-    return inputs.new_empty(len(inputs), channels, length // 2 + 1, dtype=dtype)
-
-
-@_register_fake("cauchy_backward")
-def _(
-    gradient: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, poles: torch.Tensor, length: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return inputs.new_empty(inputs.shape), outputs.new_empty(outputs.shape), poles.new_empty(poles.shape)
-
-
-@_register_fake("vandermonde")
-def _(coefficients: torch.Tensor, base: torch.Tensor, length: int, single: bool) -> torch.Tensor:
-    dtype = torch.float32 if single else torch.float64
-    return coefficients.new_empty(*coefficients.shape[:2], length, dtype=dtype)
-
-
-@_register_fake("vandermonde_backward")
-def _(gradient: torch.Tensor, coefficients: torch.Tensor, base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return coefficients.new_empty(coefficients.shape), base.new_empty(base.shape)
-
-
-def _save_scan(ctx: Any, inputs: tuple, output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _scan_backward(ctx: Any, of_outputs: torch.Tensor, of_last: torch.Tensor) -> Grads:
-    inputs, transition, b, c, skip, state = ctx.saved_tensors
-    of_inputs, of_transition, of_b, of_c, of_skip, of_state = ops.ssm_scan_backward(
-        of_outputs, of_last, inputs, transition, b, c, skip, state
-    )
-    return of_inputs, of_transition, of_b, of_c, None if skip is None else of_skip, of_state
-
-
-def _save_cauchy(ctx: Any, inputs: tuple, output: Any) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.length = inputs[3]
-
-
-def _cauchy_backward(ctx: Any, gradient: torch.Tensor) -> Grads:
-    return *ops.cauchy_backward(gradient, *ctx.saved_tensors, ctx.length), None, None
-
-
-def _save_vandermonde(ctx: Any, inputs: tuple, output: Any) -> None:
-    ctx.save_for_backward(*inputs[:2])
-
-
-def _vandermonde_backward(ctx: Any, gradient: torch.Tensor) -> Grads:
-    return *ops.vandermonde_backward(gradient, *ctx.saved_tensors), None, None
-
-
-for _name, _backward, _save in (
-    ("ssm_scan", _scan_backward, _save_scan),
-    ("cauchy", _cauchy_backward, _save_cauchy),
-    ("vandermonde", _vandermonde_backward, _save_vandermonde),
-):
-    _operator = add_op_namespace_prefix(_name)
-    torch.library.register_autograd(_operator, _backward, setup_context=_save)
-    torch.library.register_autograd(_operator + "_backward", _device.refuse)
-
-
-__all__ = ["cauchy", "devices", "ssm_scan", "ssm_step", "vandermonde"]
+__all__ = ["cauchy", "devices", "ssm_scan", "ssm_step", "ssm_step_", "vandermonde"]
