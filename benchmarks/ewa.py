@@ -26,7 +26,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from fusible import EWAForImageClassification
-from fusible.benchmark import median_seconds
+from fusible.benchmark import count_macs, count_parameters, median_seconds
 from fusible.experts_ewa import Experts
 from fusible.training.point_clouds import generate_shapes
 
@@ -165,10 +165,15 @@ def compare_speed(device: str, batch_size: int, repeats: int) -> list[dict[str, 
     functions: dict[str, Callable[[], object]] = {name: partial(step, name) for name in models}
     functions["averaging alone"] = partial(models["tokens"].average_experts_, 1, 1)
     seconds = median_seconds(list(functions.values()), repeats, warmup=2)
-    return [
+    rows = [
         {"what": name, "batch_size": batch_size, "ms": 1e3 * value, "ratio_to_dense": value / seconds[0]}
         for name, value in zip(functions, seconds, strict=True)
     ]
+    for row in rows:
+        if row["what"] in models:
+            model = models[row["what"]].eval()
+            row |= {"parameters": count_parameters(model), "macs": count_macs(model, pixel_values=pixels[:1])}
+    return rows
 
 
 def main() -> None:

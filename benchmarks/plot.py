@@ -22,6 +22,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from summaries import QUANTITIES, SUMMARIES, Rows  # noqa: E402
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,8 +39,6 @@ STYLE = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
 }
-Row = dict[str, Any]
-Rows = list[Row]
 
 
 def new_figure(
@@ -65,8 +64,8 @@ def provenance(rows: Rows) -> str:
 
     commands = values("command")
     if len(commands) > 3:
-        scripts = sorted({" ".join(command.split()[:2]) for command in commands})
-        commands = [f"{script} ..., {len(commands)} commands, which the results name" for script in scripts]
+        scripts = sorted({command.split()[1] for command in commands})
+        commands = [f"python {', '.join(scripts)}: {len(commands)} commands, which the results name"]
     return "\n".join([f"{'; '.join(values('device'))}; {', '.join(values('date'))}", *commands])
 
 
@@ -204,66 +203,31 @@ FIGURES: dict[str, Callable[[Rows], Figure]] = {
     "zeroi2v_accuracy": zeroi2v_accuracy,
 }
 
-# of the overview: a name, time, parameters and multiply-adds of training and inference form relative to the plain
-# model, as far as the results know them, and the rows that say so
-Summary = tuple[str, dict[str, tuple[float, float]], Rows]
-QUANTITIES = {"time": "ms", "parameters": "parameters", "multiply-adds": "macs"}  # and their columns
-
-
-def relative(plain: Row, training: Row, fused: Row) -> dict[str, tuple[float, float]]:
-    return {title: (training[name] / plain[name], fused[name] / plain[name]) for title, name in QUANTITIES.items()}
-
-
-def repavit_summary(rows: Rows) -> Summary:
-    wanted = {"mode": "inference", "model": "base/0.75", "batch_size": 8, "dtype": "float32", "compiled": False}
-    row = next(row for row in rows if wanted.items() <= row.items())
-    forms = [{name: row[f"{form}_{name}"] for name in QUANTITIES.values()} for form in ("plain", "training", "fused")]
-    return "RePaViT: forward pass\nViT-Base, idle ratio 0.75", relative(*forms), [row]
-
-
-def ewa_summary(rows: Rows) -> Summary:
-    step = next(row for row in rows if row["what"] == "tokens")
-    plain = next(row for row in rows if row["what"] == "dense")  # which the inference form is
-    times = step["ratio_to_dense"], plain["ratio_to_dense"]
-    return "EWA: training step\nViT-Small, 4 experts", {"time": times}, [step, plain]
-
-
-def zeroi2v_summary(rows: Rows) -> Summary:
-    forms = [
-        next(row for row in rows if row["form"] == form) for form in ("image model", "training form", "fused form")
-    ]
-    return "ZeroI2V: forward pass\nCLIP ViT-B/16, 8 frames", relative(*forms), forms
-
-
-SUMMARIES: dict[str, Callable[[Rows], Summary]] = {
-    "repavit": repavit_summary,
-    "ewa_speed": ewa_summary,
-    "zeroi2v_speed": zeroi2v_summary,
-}
-
 
 def overview(results: dict[str, Rows]) -> Figure:
     """Time, parameters and multiply-adds of both forms of each method, relative to the plain model."""
     found = [summary(results[kind]) for kind, summary in SUMMARIES.items() if kind in results]
-    names = [name for name, _, _ in found]
-    rows = [row for _, _, used in found for row in used]
+    names = [summary.method + "\n" + summary.setting.replace(", ", "\n", 1) for summary in found]
+    rows = [row for summary in found for row in summary.rows]
     title = "Training form and inference form, relative to the plain model"
     figure, axes = new_figure(3, (2.6, 0.4 + 0.75 * len(found)), rows, title, sharey=True)
     for axis, quantity in zip(axes, QUANTITIES, strict=True):
-        for place, (_, values, _) in enumerate(found):
-            if quantity not in values:
+        for place, summary in enumerate(found):
+            training, fused = summary.relative(quantity)
+            if fused is None:
                 axis.text(1, place, "not measured", ha="center", va="center", color="#666666", backgroundcolor="white")
                 continue
-            training, fused = values[quantity]
-            axis.plot([training, fused], [place, place], color=GREY, linewidth=2, zorder=1)
-            axis.plot(training, place, "o", color="white", markeredgecolor=RED, markeredgewidth=2, markersize=9)
+            axis.plot([training or fused, fused], [place, place], color=GREY, linewidth=2, zorder=1)
             axis.plot(fused, place, "D", color=BLUE, markersize=8)
             axis.annotate(f"{fused:.2f}", (fused, place), (0, 9), textcoords="offset points", ha="center", color=BLUE)
-            axis.annotate(
-                f"{training:.2f}", (training, place), (0, -16), textcoords="offset points", ha="center", color=RED
-            )
+            if training is not None:
+                axis.plot(training, place, "o", color="white", markeredgecolor=RED, markeredgewidth=2, markersize=9)
+                axis.annotate(
+                    f"{training:.2f}", (training, place), (0, -16), textcoords="offset points", ha="center", color=RED
+                )
         axis.axvline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
-        axis.set(title=quantity, ylim=(len(names) - 0.4, -0.6), xlim=(0.4, 1.35))
+        axis.set(title=quantity, ylim=(len(names) - 0.4, -0.6))
+        axis.margins(x=0.2)
         axis.set_yticks(range(len(names)), names)
     axes[0].plot([], [], "o", color="white", markeredgecolor=RED, markeredgewidth=2, label="training form")
     axes[0].plot([], [], "D", color=BLUE, label="inference form")

@@ -7,7 +7,7 @@ Speed of S4's compiled operations beside their torch definitions, the naive ones
 `scan` is a whole S4D convolution of inputs `[batch, length, heads]`: naive makes all exponentials of a kernel, which
 takes some 16 bytes times heads * state * length, and convolves by FFT; two-level makes the kernel as `ops_s4` does;
 fft is given the kernel. `vandermonde` is the kernel alone, `cauchy` that of S4's low-rank form: naive makes all
-quotients. `token` is one step of the recurrence for a token: naive is in complex numbers, scan that of `ops_s4`,
+quotients. `token` is one step of the recurrence for a token: naive is in complex numbers, scan that of `scan_s4`,
 layer the whole inference form of a layer. Mode step is forward and backward. `memory` is the most that the compiled
 scan has at one time, in a process of its own, over that of inputs and outputs. Prints a table and writes
 benchmarks/results/s4_kernels_cpu.json and .png; each row as soon as it is measured, and those of earlier runs that are
@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fusible import S4Config, ops_s4
+from fusible import S4Config, ops_s4, scan_s4
 from fusible.benchmark import median_seconds
 from fusible.kernels_s4 import load_kernels
 from fusible.layer_s4 import S4StateSpace
@@ -156,7 +156,7 @@ def make_functions(
         increment, tail = layer.transition.detach(), layer.transition_tail
         return {
             "naive": (naive_step, small),
-            "scan": (lambda u, *maps: ops_s4.ssm_scan(u[..., None], *maps, state)[0][:, 0, :, 0], [token, *maps]),
+            "scan": (lambda u, *maps: scan_s4.ssm_scan(u[..., None], *maps, state)[0][:, 0, :, 0], [token, *maps]),
             "compiled": (
                 lambda u, *maps: kernels.ssm_step(u, increment, tail, *maps, state)[0][:, 0],
                 [token, *maps[1:]],
@@ -170,7 +170,7 @@ def make_functions(
             lambda u, c, z: convolve(u, ops_s4.vandermonde(c, z, length)[:, 0].float()),
             [inputs, coefficients, base],
         ),
-        "scan": (lambda u, *maps: ops_s4.ssm_scan(u, *maps, state)[0][:, 0], [inputs, *maps]),
+        "scan": (lambda u, *maps: scan_s4.ssm_scan(u, *maps, state)[0][:, 0], [inputs, *maps]),
         "fft": (convolve, [inputs, kernel]),
         "compiled": (lambda u, *maps: kernels.ssm_scan(u, *maps, state)[0][:, 0], [inputs, *maps]),
     }

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from summaries import SUMMARIES, Summary
+
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -26,8 +28,12 @@ def ratio(above: str, below: str) -> Callable[[dict[str, Any]], str]:
     return lambda row: f"{row[above] / row[below]:.2f}"
 
 
+def significant(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
 def milliseconds(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: f"{row[name]:.3g}" if row[name] < 100 else f"{row[name]:.0f}"
+    return lambda row: significant(row[name])
 
 
 def signed(value: float, error: float) -> str:
@@ -57,6 +63,7 @@ EWA_SPEED: Columns = {
     "step": lambda row: row["what"],
     "ms": milliseconds("ms"),
     "ratio to dense": lambda row: f"{row['ratio_to_dense']:.3f}",
+    "parameters, M": lambda row: f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else "",
 }
 ZEROI2V_SPEED: Columns = {
     "form": lambda row: row["form"],
@@ -82,7 +89,23 @@ S4_KERNELS: Columns = {
     },
     "memory": lambda row: str(row.get("memory", "")),
 }
-# name -> file, columns, and which rows
+S4_LEARNING: Columns = {
+    "task": lambda row: row["task"],
+    "minutes of CPU time": lambda row: f"{row['cpu_seconds'] / 60:.0f}",
+    "parameters": lambda row: f"{row['parameters']:,}",
+    "test accuracy, %": lambda row: f"{row['test_accuracy']:.1f}",
+    "fused, %": lambda row: f"{row['fused_test_accuracy']:.1f}",
+    "best guess without reading, %": lambda row: f"{row['without_reading']:.1f}",
+}
+S4_GENERATION: Columns = {
+    "model": lambda row: row["model"],
+    "context": lambda row: str(row["context"]),
+    "batch": lambda row: str(row["batch_size"]),
+    "tokens per second": lambda row: f"{row['tokens_per_second']:.0f}",
+    "ms per step": milliseconds("ms_per_step"),
+    "cache per sequence, MiB": lambda row: f"{row['cache_mb_per_sequence']:.2f}",
+}
+# name -> files, columns, and which rows
 TABLES: dict[str, tuple[str, Columns, Callable[[dict[str, Any]], bool]]] = {
     "repavit": ("repavit_cpu", REPAVIT, lambda row: row["mode"] == "inference"),
     "repavit_step": ("repavit_cpu", STEP, lambda row: row["mode"] == "step"),
@@ -91,18 +114,25 @@ TABLES: dict[str, tuple[str, Columns, Callable[[dict[str, Any]], bool]]] = {
     "zeroi2v_speed": ("zeroi2v_speed_cpu", ZEROI2V_SPEED, lambda row: True),
     "zeroi2v_accuracy": ("zeroi2v_accuracy_cpu", ZEROI2V_ACCURACY, lambda row: True),
     "s4_kernels": ("s4_kernels_cpu", S4_KERNELS, lambda row: True),
+    "s4_learning": (
+        "s4_digits_cpu s4_listops_cpu s4_pathfinder_cpu",
+        S4_LEARNING,
+        lambda row: "fused_test_accuracy" in row,  # the last one of each run
+    ),
+    "s4_generation": ("s4_generation_cpu", S4_GENERATION, lambda row: True),
 }
 
 
-def markdown(rows: Rows, columns: Columns) -> str:
-    """A table, and below it on what, when and by which commands it was measured; without columns that are empty."""
+def markdown(rows: Sequence[Any], columns: dict[str, Callable[[Any], str]]) -> str:
+    """A table, without columns that are empty."""
     columns = {title: cell for title, cell in columns.items() if any(cell(row) for row in rows)}
     cells = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
-    lines = ["| " + " | ".join(line) + " |" for line in cells]
-    return "\n".join(lines) + "\n\n" + provenance(rows) + "\n"
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
 
 
 def provenance(rows: Rows) -> str:
+    """On what, when and by which commands rows were measured."""
+
     def values(name: str) -> Sequence[str]:
         return sorted({row[name] for row in rows})
 
@@ -111,13 +141,34 @@ def provenance(rows: Rows) -> str:
     return f"{where}:\n\n{commands}"
 
 
-def table(name: str, results: Path = RESULTS) -> str:
-    """The Markdown of one of `TABLES`."""
-    stem, columns, is_wanted = TABLES[name]
+def read(stem: str, results: Path) -> Rows:
     file = results / f"{stem}.json"
-    if not file.exists():
-        return "*Not measured yet.*\n"
-    return markdown([row for row in json.loads(file.read_text()) if is_wanted(row)], columns)
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def overview(results: Path = RESULTS) -> str:
+    """Times of the plain model and both forms, and parameters, one row per method."""
+    summaries = [summary(rows) for kind, summary in SUMMARIES.items() if (rows := read(f"{kind}_cpu", results))]
+    columns: dict[str, Callable[[Summary], str]] = {
+        "method": lambda summary: summary.method,
+        "what": lambda summary: " ".join(summary.setting.split()),
+        "plain, ms": lambda summary: significant(summary.plain["ms"]),
+        "training form, ms": lambda summary: significant(summary.training["ms"]) if summary.training else "",
+        "inference form, ms": lambda summary: significant(summary.fused["ms"]),
+        "plain / inference": lambda summary: f"{summary.plain['ms'] / summary.fused['ms']:.2f}",
+    }
+    return (
+        markdown(summaries, columns) + "\n" + provenance([row for summary in summaries for row in summary.rows]) + "\n"
+    )
+
+
+def table(name: str, results: Path = RESULTS) -> str:
+    """The Markdown of one of `TABLES`, or of the overview."""
+    if name == "overview":
+        return overview(results)
+    stems, columns, is_wanted = TABLES[name]
+    rows = [row for stem in stems.split() for row in read(stem, results) if is_wanted(row)]
+    return f"{markdown(rows, columns)}\n{provenance(rows)}\n" if rows else "*Not measured yet.*\n"
 
 
 def fill(text: str, results: Path = RESULTS) -> str:

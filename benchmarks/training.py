@@ -1,18 +1,19 @@
 """
 How busy the data loader of `fusible.training.train` keeps the model.
 
-    python benchmarks/training.py [--workers 2] [--steps 20] [--repeats 5]
+    python benchmarks/training.py [--data digits images] [--workers 2] [--repeats 5]
 
-Training steps of two recipes, on batches from the loader and on batches that are in memory already, in turns: the
+Training steps of two recipes, on batches that are in memory already and on batches from the loader, in turns: the
 digits (RePaViT, 8 x 8 pixels), and a folder of 2,000 generated JPEG images of 400 x 320 pixels (RePaViT-Tiny, 224 x
 224) with all augmentation of the recipe. `busy` is the time of the steps in memory divided by that of the steps with
-the loader. Prints a table and writes benchmarks/results/training_<device>.json.
+the loader; `loader_images_per_second` is how fast the loader is alone. Prints a table and writes
+benchmarks/results/training_<device>.json.
 """
 
 import argparse
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,13 +23,17 @@ import numpy as np
 import torch
 from common import RESULTS, Row, facts, print_table, save
 from PIL import Image
+from rich.progress import track
 
+from fusible.training.machine import default_workers
 from fusible.training.recipes import Recipe
-from fusible.training.train import RecipeTrainer, prepare
+from fusible.training.train import prepare
+from fusible.training.trainer import RecipeTrainer
 
 
 HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
 NUM_IMAGES, NUM_CLASSES, SIZE = 2000, 10, (320, 400)
+STEPS = {"digits": 22, "images": 4}  # between two looks at the clock; an epoch of the digits
 
 
 def write_images(folder: Path, seed: int = 0) -> None:
@@ -51,64 +56,72 @@ def batches(trainer: RecipeTrainer) -> Iterator[Any]:
         yield from loader
 
 
-def seconds_per_step(trainer: RecipeTrainer, source: Iterator[Any], optimizer: Any, steps: int) -> float:
+def seconds_per_batch(source: Iterator[Any], use: Callable[[Any], None], number: int) -> float:
     start = time.perf_counter()
-    for _ in range(steps):
-        batch = next(source)
-        trainer.compute_loss(trainer.model, dict(batch)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    for batch in itertools.islice(source, number):
+        use(batch)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / steps
+    return (time.perf_counter() - start) / number
 
 
 def measure(name: str, recipe: Recipe, steps: int, repeats: int) -> Row:
     trainer, _ = prepare(recipe)
     trainer.model.train()
     optimizer = trainer.create_optimizer()
+
+    def step(batch: Any) -> None:
+        trainer.compute_loss(trainer.model, dict(batch)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    arguments = trainer.args
+    waiting = max(1, arguments.dataloader_num_workers) * (arguments.dataloader_prefetch_factor or 2)
     loaded = batches(trainer)
     memory = itertools.cycle([next(loaded) for _ in range(4)])
-    times: dict[str, list[float]] = {"loader": [], "memory": []}
-    for repeat in range(repeats + 1):  # the first one warms up
-        for kind, source in (("memory", memory), ("loader", loaded)):
-            seconds = seconds_per_step(trainer, source, optimizer, steps)
-            if repeat > 0:
-                times[kind].append(seconds)
-    with_loader, in_memory = median(times["loader"]), median(times["memory"])
-    batch = trainer.args.per_device_train_batch_size
+    alone, in_memory, with_loader = [], [], []
+    for _ in track(range(repeats), name):
+        in_memory.append(seconds_per_batch(memory, step, steps))
+        # what was loaded meanwhile does not count
+        seconds_per_batch(loaded, lambda batch: None, waiting)
+        alone.append(seconds_per_batch(loaded, lambda batch: None, max(steps, 2 * waiting)))
+        with_loader.append(seconds_per_batch(loaded, step, steps))
+    batch = arguments.per_device_train_batch_size
     return {
         "data": name,
+        "model": f"{trainer.model.num_parameters() / 1e6:.1f} M parameters",
         "batch": batch,
-        "workers": trainer.args.dataloader_num_workers,
-        "loader_ms_per_step": 1e3 * with_loader,
-        "memory_ms_per_step": 1e3 * in_memory,
-        "images_per_second": batch / with_loader,
-        "busy": in_memory / with_loader,
+        "workers": arguments.dataloader_num_workers,
+        "loader_images_per_second": batch / median(alone),
+        "memory_ms_per_step": 1e3 * median(in_memory),
+        "loader_ms_per_step": 1e3 * median(with_loader),
+        "busy": median(in_memory) / median(with_loader),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=2, help="processes that load")
-    parser.add_argument("--steps", type=int, default=20, help="between two looks at the clock")
+    parser.add_argument("--data", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--workers", type=int, default=default_workers(), help="processes that load")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=32, help="of the JPEG images")
+    parser.add_argument("--batch-size", type=int, default=16, help="of the JPEG images")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with TemporaryDirectory() as place:
-        write_images(Path(place) / "images")
-        common = [f"output_dir={place}/out", f"training.dataloader_num_workers={options.workers}"]
-        sizes = [f"training.{key}_batch_size={options.batch_size}" for key in ("global", "per_device_train")]
-        jpegs = [*common, *sizes, f"dataset={place}/images", f"model.num_labels={NUM_CLASSES}"]
-        recipes = {
-            "digits": Recipe.load(HUB_CONFIGS / "digits-repavit", common),
-            "2,000 JPEG images": Recipe.load(HUB_CONFIGS / "repavit-vit-tiny-0.5", jpegs),
-        }
-        rows = [measure(name, recipe, options.steps, options.repeats) for name, recipe in recipes.items()]
-    print_table(rows)
-    save([row | facts(device) for row in rows], options.folder / f"training_{device}.json")
+    for name in options.data:
+        with TemporaryDirectory() as place:
+            changes = [f"output_dir={place}/out", f"training.dataloader_num_workers={options.workers}"]
+            folder = "digits-repavit"
+            if name == "images":
+                write_images(Path(place) / "images")
+                folder = "repavit-vit-tiny-0.5"
+                changes += [f"dataset={place}/images", f"model.num_labels={NUM_CLASSES}"]
+                sizes = ("global_batch_size", "per_device_train_batch_size")
+                changes += [f"training.{size}={options.batch_size}" for size in sizes]
+            row = measure(name, Recipe.load(HUB_CONFIGS / folder, changes), STEPS[name], options.repeats)
+        print_table([row])
+        file = options.folder / f"training_{device}.json"
+        save([row | facts(device)], file, key=("data", "batch", "workers", "device"))
 
 
 if __name__ == "__main__":
