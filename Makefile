@@ -1,9 +1,9 @@
 # make demo: the main job on real images. make test: all tests. Both set up .venv on first use.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-CODE := modeling tests benchmarks conversion_scripts examples
+CODE := modeling tests benchmarks conversion_scripts examples notebooks
 
-.PHONY: demo test style quality bench kernels test-kernels test-gpu wheel test-wheel clean
+.PHONY: demo test style quality bench notebooks kernels test-kernels test-gpu wheel test-wheel clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -27,6 +27,10 @@ quality: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/repavit.py
+
+# executes them and keeps their outputs
+notebooks: .venv/.installed
+	$(BIN)/python notebooks/execute.py
 
 # compiles S4's operations into the package's folder, from where a wheel takes them
 kernels: .venv/.installed

@@ -9,6 +9,7 @@ import pytest
 def run(code: str) -> str:
     result = subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert "requires torchvision" not in result.stderr
     return result.stdout
 
 

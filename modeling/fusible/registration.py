@@ -142,7 +142,10 @@ def _class(name: str, package: str = __package__) -> Any:
 
 
 def _classes(names: dict[str, str]) -> dict[str, Any]:
-    return {backend: _class(name, "transformers") for backend, name in names.items()}
+    # without torchvision, transformers would warn and give the other class
+    has_torchvision = _class("is_torchvision_available", "transformers.utils")()
+    usable = {backend: name for backend, name in names.items() if has_torchvision or backend != "torchvision"}
+    return {backend: _class(name, "transformers") for backend, name in usable.items()}
 
 
 def _extend(mapping: Any, values: Mapping[str, Callable[[], Any]], keys_are_classes: bool = True) -> None:
