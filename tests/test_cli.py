@@ -1,6 +1,8 @@
 """The commands of `fusible`, on folders and over the Hub."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -256,3 +258,24 @@ def test_interruption_and_wrong_usage(source, monkeypatch):
 def test_completion_is_offered():
     result = run("--help")
     assert result.exit_code == 0 and "--install-completion" in result.output
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate out/mine", "bench"])
+def test_shells_complete_names_of_settings(command):
+    def complete(typed: str) -> list[str]:
+        words = f"fusible {command} {typed}"
+        variables = {"_FUSIBLE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        result = CliRunner().invoke(app, [], env=variables, prog_name="fusible")
+        assert result.exit_code == 0, result.output
+        return result.stdout.split()
+
+    assert complete("") == catalog.names()
+    assert complete("repavit-vit-t") == ["repavit-vit-tiny-0.5"] and complete("./mine") == []
+
+
+def test_completion_does_not_wait_for_torch():
+    code = (
+        "import sys; import fusible.cli_common as c; assert c.settings_names(''); print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

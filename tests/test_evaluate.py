@@ -1,15 +1,18 @@
 """Metrics against scikit-learn and sums by hand, evaluation in and after `Trainer`, and results in model cards."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score, top_k_accuracy_score
 from test_ema import make_trainer
 from test_saving import make_model
-from transformers import Trainer
+from transformers import Trainer, VideoMAEImageProcessorPil
+from typer.testing import CliRunner
 
 from fusible import (
     EWAConfig,
@@ -21,6 +24,7 @@ from fusible import (
     ZeroI2VConfig,
     ZeroI2VForVideoClassification,
 )
+from fusible.cli import app
 from fusible.training.evaluate import (
     all_views,
     evaluate_model,
@@ -34,6 +38,7 @@ from fusible.training.rows import Data
 from fusible.training.video import TestVideos
 from fusible.training.video_lists import VideoList
 from fusible.training.video_sampling import UniformSampling
+from tester.base import perturb_
 from tester.training import Rows
 
 
@@ -91,8 +96,9 @@ def test_segmentation_is_measured_at_the_size_of_the_labels(tmp_path):
     assert judge(model, tmp_path, rows).evaluate()["eval_mean_iou"] == pytest.approx(ious)
 
 
-def test_perplexity_counts_tokens_not_batches(tmp_path):
-    """Batches of 4 and of 2, with sequences of different lengths."""
+def test_perplexity_counts_tokens_not_batches(tmp_path, monkeypatch):
+    """Batches of 4 and of 2, with sequences of different lengths, in parts."""
+    monkeypatch.setattr("fusible.training.evaluate.POSITIONS", 4)
     model = S4ForCausalLM(S4Config(vocab_size=7, hidden_size=8, state_size=4, num_hidden_layers=1)).eval()
     rows = Rows({"input_ids": torch.randint(7, (6, 12))})
     rows.columns["labels"] = rows.columns["input_ids"].clone()
@@ -136,6 +142,46 @@ def test_videos_are_evaluated_in_all_views(tmp_path):
     one = TestVideos(VideoList([tmp_path], [0], ["a"]), UniformSampling(4), size=16, resize=20)
     views = all_views(one, ZeroI2VForVideoClassification(config).config)
     assert (views.num_clips, views.num_crops, views.resize) == (3, 1, 16) and (one.num_clips, one.resize) == (1, 20)
+
+
+def test_command_line_evaluates_videos_in_all_views(tmp_path, monkeypatch):
+    """Videos of one colour, of which all views are the same, and give what one of them gives."""
+    torch.manual_seed(0)
+    backbone = {"model_type": "clip_vision_model", **BACKBONE}
+    labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    views = {"num_frames": 4, "frame_interval": 1, "num_clips": 2, "num_crops": 3}
+    model = ZeroI2VForVideoClassification(ZeroI2VConfig(backbone_config=backbone, **views, **labels)).eval()
+    perturb_(model)
+    model.save_pretrained(tmp_path / "model")
+    sizes = {"crop_size": {"height": 16, "width": 16}, "size": {"shortest_edge": 16}}
+    VideoMAEImageProcessorPil(**sizes, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path / "model")
+    colors = np.random.default_rng(0).integers(0, 256, (6, 3), dtype=np.uint8)
+    for number, color in enumerate(colors):
+        for split in ("train", "test"):
+            folder = tmp_path / "videos" / split / "ab"[number % 2] / str(number)
+            folder.mkdir(parents=True)
+            for frame in range(6):
+                Image.new("RGB", (24, 18), tuple(color.tolist())).save(folder / f"img_{frame}.png")
+    shapes, encode = [], ZeroI2VForVideoClassification.encode
+
+    def record(self, pixel_values, **kwargs):
+        shapes.append(len(pixel_values))
+        return encode(self, pixel_values, **kwargs)
+
+    monkeypatch.setattr(ZeroI2VForVideoClassification, "encode", record)
+    data = [f"dataset={tmp_path / 'videos'}", "data.frame_files=img_*.png"]
+    command = ["evaluate", str(tmp_path / "model"), "zeroi2v-base-k400-8f", *data, "--batch-size", "4", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    assert shapes[:2] == [4 * 6, 2 * 6]  # clips times crops of each
+    pixels = torch.from_numpy(colors / 127.5 - 1).float()[:, None, :, None, None].expand(6, 4, 3, 16, 16)
+    with torch.no_grad():
+        logits = model(pixels).logits
+    targets = torch.tensor([0, 1] * 3)
+    assert measured["accuracy"] == (logits.argmax(1) == targets).double().mean().item()
+    assert measured["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, targets).item(), rel=1e-4)
+    assert measured["samples"] == 6 and measured["latency_ms"] > 0
 
 
 def test_results_in_cards(tmp_path):

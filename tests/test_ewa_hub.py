@@ -1,14 +1,17 @@
 """What EWA publishes: a plain model with a card that says so."""
 
+import json
+
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from test_modeling_ewa import backbone_of
-from transformers import AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoModelForImageClassification, CLIPImageProcessorPil, ViTForImageClassification
 from typer.testing import CliRunner
 
 from fusible import EWAConfig, EWAForImageClassification
 from fusible.cli import app
+from fusible.demo import load_digits
 from tester.base import perturb_
 from tester.storage import assert_same_tensors
 
@@ -66,6 +69,45 @@ def test_the_command_line_fuses_to_a_plain_folder(model, tmp_path):
     assert_same_tensors(loaded, model.fuse())
     inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "experts"), "--check"])
     assert inspected.exit_code == 0 and "EWA" in inspected.output
+
+
+def test_the_command_line_pushes_and_evaluates_a_plain_folder(hub, model, tmp_path):
+    model.save_pretrained(tmp_path / "experts")
+    processor = CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False)
+    processor.save_pretrained(tmp_path / "experts")
+    plain = tmp_path / "plain"
+    assert CliRunner().invoke(app, ["fuse", str(tmp_path / "experts"), str(plain)]).exit_code == 0
+    result = CliRunner().invoke(app, ["push", str(plain), REPO, "--json"])
+    assert result.exit_code == 0, result.output
+    files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert set(json.loads(result.stdout)["files"]) == files == set(hub.files(REPO)) - {".gitattributes"}
+    loaded = AutoModelForImageClassification.from_pretrained(REPO)
+    assert type(loaded) is ViTForImageClassification
+    assert_same_tensors(loaded, model.fuse())
+    card = ModelCard.load(REPO).text
+    assert f'from_pretrained("{REPO}")' in card and "# plain-vit" in card and "Largest absolute difference" in card
+
+    digits = ["ewa-vit-small", "dataset=digits", "--limit", "20", "--json"]
+    result = CliRunner().invoke(app, ["evaluate", REPO, *digits, "--fused"])
+    assert result.exit_code == 1 and "plain 'vit' model, which has one form only" in result.output
+    loaded.classifier = torch.nn.Linear(loaded.config.hidden_size, 10)
+    loaded.config.num_labels = 10
+    loaded.save_pretrained(plain)
+    result = CliRunner().invoke(app, ["evaluate", str(plain), *digits])
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    rows = load_digits()["test"][:20]
+    pixels = processor([image.convert("RGB") for image in rows["image"]], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        right = loaded.eval()(pixels).logits.argmax(-1) == torch.tensor(rows["label"])
+    assert (measured["form"], measured["samples"]) == ("plain", 20)
+    assert measured["accuracy"] == pytest.approx(right.double().mean().item())
+
+
+def test_plain_models_that_were_not_fused_are_not_pushed(model, tmp_path):
+    model.fuse().save_pretrained(tmp_path)
+    result = CliRunner().invoke(app, ["push", str(tmp_path), REPO, "--dry-run"])
+    assert result.exit_code == 1 and f"hf upload {REPO}" in "".join(result.output.splitlines())
 
 
 def test_fused_weights_in_a_state_dict_of_shards(model, tmp_path):

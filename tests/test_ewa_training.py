@@ -9,12 +9,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from test_modeling_repavit import SIZES
+from tiny_recipes import FOLDERS, overrides
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, ViTConfig
 from transformers.trainer_callback import TrainerState
 
 from fusible import EWAConfig, EWAForImageClassification
-from fusible.experts_ewa import average_
+from fusible.experts_ewa import RoutedExperts, average_
 from fusible.training.callbacks import EWACallback, FusedExportCallback
+from fusible.training.recipes import Recipe
+from fusible.training.train import prepare
 from tester.scripts import run_script
 from tester.storage import assert_same_tensors
 from tester.training import Rows
@@ -185,6 +188,49 @@ def test_no_weight_decay_on_biases_of_experts(tmp_path):
     decayed = trainer.get_decay_parameter_names(trainer.model)
     experts = [name for name, _ in trainer.model.named_parameters() if ".ffn." in name]
     assert experts and all((name in decayed) == name.endswith("weight") for name in experts)
+
+
+def balance_of(model) -> torch.Tensor:
+    """Switch Transformer's Eq. 4 with the two best experts of each token, over the tokens of all layers."""
+    logits = torch.cat([module.router_logits for module in model.modules() if isinstance(module, RoutedExperts)])
+    shares = logits.softmax(-1)
+    chosen = torch.zeros_like(shares).scatter(1, shares.topk(2).indices, 1.0)
+    return shares.shape[1] * (chosen.mean(0) * shares.mean(0)).sum()
+
+
+@pytest.mark.parametrize("smoothing", ["0.1", "0.0"])
+def test_routers_are_balanced_whoever_computes_the_loss(smoothing, tmp_path):
+    """Trainer computes that of mixed and smoothed labels; micro-batches count by their share of the step's labels."""
+    (folder,) = (folder for folder in FOLDERS if folder.name == "ewa-vit-small")
+    mixing = "augmentation={}" if smoothing == "0.0" else f"augmentation={{mixup: 0.8, label_smoothing: {smoothing}}}"
+    changes = [*overrides(folder, tmp_path), mixing, "model.router=top_k", "model.num_experts_per_tok=2"]
+    trainer, _ = prepare(Recipe.load(folder, changes))
+    batch = next(iter(trainer.get_train_dataloader()))
+    entries, losses = batch["labels"].numel(), {}
+    for coefficient in (0.0, 3.0):
+        trainer.model.config.router_aux_loss_coef = coefficient
+        for num_items in (None, entries, 4 * entries):
+            losses[coefficient, num_items] = trainer.compute_loss(
+                trainer.model.train(), dict(batch), num_items_in_batch=num_items
+            )
+    expected = 3 * balance_of(trainer.model)
+    for num_items, share in ((None, 1), (entries, 1), (4 * entries, 1 / 4)):
+        torch.testing.assert_close(losses[3.0, num_items] - losses[0.0, num_items], expected * share)
+    # evaluation is without it
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(batch["pixel_values"]).logits
+        own = torch.nn.functional.cross_entropy(logits, batch["labels"])
+        torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), own)
+
+
+def test_losses_without_the_router(tmp_path):
+    (folder,) = (folder for folder in FOLDERS if folder.name == "ewa-vit-small")
+    changes = [*overrides(folder, tmp_path, label_smoothing_factor=0.1), "augmentation={}", "model.router=top_k"]
+    with pytest.raises(ValueError, match=r"give augmentation\.label_smoothing"):
+        prepare(Recipe.load(folder, changes))
+    with pytest.raises(ValueError, match="has no router"):
+        make_model().router_loss()
 
 
 def test_two_processes(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from matplotlib import pyplot
 
 from benchmarks import plot, tables
+from benchmarks.summaries import SUMMARIES
 
 
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000", "#999999"}
@@ -77,10 +78,10 @@ def test_figures_shown_are_drawn_by_the_script():
 
 def test_overview_is_of_the_results():
     rows = json.loads((plot.RESULTS / "zeroi2v_speed_cpu.json").read_text())
-    name, values, used = plot.zeroi2v_summary(rows)
-    assert "ZeroI2V" in name and used == rows
-    assert values["time"] == (rows[1]["ms"] / rows[0]["ms"], rows[2]["ms"] / rows[0]["ms"])
-    assert values["parameters"][1] == rows[2]["parameters"] / rows[0]["parameters"]
+    summary = SUMMARIES["zeroi2v_speed"](rows)
+    assert summary.method == "ZeroI2V" and summary.rows == rows
+    assert summary.relative("time") == (rows[1]["ms"] / rows[0]["ms"], rows[2]["ms"] / rows[0]["ms"])
+    assert summary.relative("parameters")[1] == rows[2]["parameters"] / rows[0]["parameters"]
 
 
 def test_colours_are_those_for_colour_blind_people():

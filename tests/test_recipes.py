@@ -120,6 +120,13 @@ def test_mistakes_are_found_early(change, message):
     assert message in str(error.value)
 
 
+def test_options_of_another_dataset_are_left_out():
+    folder = HUB_CONFIGS / "s4-wikitext-103"
+    assert Recipe.load(folder, ["data.block_size=16"]).data == {"name": "wikitext-103-v1", "block_size": 16}
+    assert Recipe.load(folder, ["dataset=generated"]).data == {}
+    assert Recipe.load(folder, ["data.num_examples=8", "dataset=generated"]).data == {"num_examples": 8}
+
+
 def test_a_missing_recipe():
     with pytest.raises(FileNotFoundError, match="There is no recipe nowhere"):
         Recipe.load("nowhere")

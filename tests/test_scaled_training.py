@@ -14,9 +14,10 @@ from transformers.trainer_utils import set_seed
 from fusible import S4Config
 from fusible.training.data import load_data
 from fusible.training.recipes import Recipe
+from fusible.training.resuming import last_checkpoint
 from fusible.training.settings import merge, override
 from fusible.training.starting import build_model, load_processor
-from fusible.training.train import last_checkpoint, prepare
+from fusible.training.train import prepare
 from tester.scripts import SCRIPTS, run_script
 from tester.storage import assert_same_tensors
 

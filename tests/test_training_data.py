@@ -128,6 +128,20 @@ def test_rows_do_not_depend_on_workers_or_the_past():
             assert all(torch.equal(batch[name], other[name]) for name in batch)
 
 
+def test_workers_that_stay_know_the_epoch():
+    rows = SeededRows(Noise(), seed=3)
+    alone, beside = (
+        DataLoader(rows, batch_size=4, collate_fn=SeededCollator(MixupCutmix(2, mixup=0.8)), **options)
+        for options in ({}, {"num_workers": 1, "persistent_workers": True})
+    )
+    seen = []
+    for epoch in (0, 1, 5):
+        rows.set_epoch(epoch)
+        seen.append(torch.cat([batch["pixel_values"] for batch in beside]))
+        assert torch.equal(seen[-1], torch.cat([batch["pixel_values"] for batch in alone]))
+    assert not torch.equal(seen[0], seen[1])
+
+
 def test_copies_differ():
     rows = SeededRows(Noise(), seed=3)
     sampler = NumberedCopies(RepeatedAugmentationSampler(8, 2, batch_size=8), 8)

@@ -3,15 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from rich.table import Table
-from transformers import AutoConfig
-
-import fusible
-
-from .benchmark import count_parameters
-from .hub import METHODS
 
 
 RECIPE_NAME, CARD_DATA_NAME = "recipe.yaml", "card.yaml"
@@ -57,6 +50,15 @@ def describe_setting(name: str) -> dict[str, Any]:
     The paper's numbers and their source are those of `card.yaml`. Where these do not have the number of parameters,
     it is counted.
     """
+    # here, so that shells complete names without a wait for torch
+    import torch
+    from transformers import AutoConfig
+
+    import fusible
+
+    from .benchmark import count_parameters
+    from .hub import METHODS
+
     folder = catalog_folder() / name
     config = AutoConfig.from_pretrained(folder)
     recipe, card = (

@@ -6,6 +6,13 @@ from typing import Annotated, Any
 import typer
 
 
+def settings_names(incomplete: str) -> list[str]:
+    """Names of `fusible list`, for shells to complete; where none fits, they go on with files."""
+    from .catalog import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
 Source = Annotated[str, typer.Argument(help="Folder or Hub repository of a saved model.", show_default=False)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the source repository.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

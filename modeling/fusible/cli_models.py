@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_common import DryRun, Json, Revision, Source, clear_errors, show
+from .cli_common import DryRun, Json, Revision, Source, clear_errors, settings_names, show
 
 
 class ExportFormat(StrEnum):
@@ -15,7 +15,14 @@ class ExportFormat(StrEnum):
 
 
 def bench(
-    source: Source,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder or Hub repository of a saved model, or a name of fusible list.",
+            show_default=False,
+            autocompletion=settings_names,
+        ),
+    ],
     revision: Revision = None,
     batch_size: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated.  [default: 1, 8]")] = None,
     dtype: Annotated[str | None, typer.Option(help="Such as bfloat16; cast after fusing.")] = None,

@@ -7,11 +7,16 @@ from typing import Annotated
 
 import typer
 
-from .cli_common import DryRun, Json, Revision, Source, clear_errors, show
+from .cli_common import DryRun, Json, Revision, Source, clear_errors, settings_names, show
 
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe's file or folder, or a name of fusible list.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe's file or folder, or a name of fusible list.",
+        autocompletion=settings_names,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

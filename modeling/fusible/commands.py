@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from rich.table import Table
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
@@ -24,20 +25,26 @@ logger = logging.get_logger(__name__)
 PROCESSOR_CONFIG = "preprocessor_config.json"
 
 
-def load(source: str, revision: str | None) -> FusiblePreTrainedModel:
+def load(source: str, revision: str | None, plain: bool = False) -> Any:
     """
     A saved model in its own form and class.
 
+    Args:
+        source: folder or Hub repository.
+        revision: of the repository.
+        plain: also take models without two forms, such as what EWA's are fused to.
+
     Raises:
-        ValueError: if it is not one of fusible's.
+        ValueError: if it is not one of fusible's, nor a plain one that may be taken.
         OSError: if it is not there.
     """
     config = AutoConfig.from_pretrained(source, revision=revision or "main")
-    if config.model_type not in METHODS:
+    if not plain and config.model_type not in METHODS:
         raise ValueError(f"{source} is a {config.model_type!r} model; fusible has {', '.join(sorted(METHODS))}.")
-    model_class = getattr(fusible, (config.architectures or ["none"])[0], None)
+    name = (config.architectures or ["none"])[0]
+    model_class = getattr(fusible, name, None) or (getattr(transformers, name, None) if plain else None)
     if model_class is None:
-        raise ValueError(f"{source} names the class {config.architectures}, which fusible does not have.")
+        raise ValueError(f"{source} names the class {name}, which is unknown.")
     return model_class.from_pretrained(source, revision=revision or "main")
 
 
@@ -133,7 +140,7 @@ def fuse_and_publish(
         facts |= {"max_difference": delta, "max_output": scale}
         logger.warning(f"Both forms agree: they differ by {delta:.1e} where outputs reach {scale:.1e}.")
     if cast_to is not None:
-        fused.to(cast_to)  # type: ignore[arg-type]
+        fused.to(cast_to)
     publish(
         fused,
         destination,

@@ -16,6 +16,7 @@ from .commands import find_dtype, load
 from .exporting import Format, check_format, example_inputs, export_fused
 from .hub import readdress, write_card
 from .publishing import CARD_MARK, CARD_NAME, push_folder
+from .saving import has_forms
 
 
 # what training and checkpoints leave behind
@@ -79,7 +80,7 @@ def push_saved(
     and subfolders but those of kernels.
 
     Args:
-        folder: of a model of fusible's, in either form.
+        folder: of a model of fusible's, in either form, or of a plain model that one was fused to, with its card.
         repo_id: created if missing.
         revision: branch to push to.
         private: visibility of a new repository.
@@ -89,17 +90,21 @@ def push_saved(
         `repo_id`, `files` and, unless it is a dry run, the address of the `commit`.
 
     Raises:
-        ValueError: if the folder holds no model of fusible's.
+        ValueError: if the folder holds no model, or a plain one without a card, which only fusing writes.
         OSError: if the push did not complete.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    model = load(str(folder), None)
+    model, card = load(str(folder), None, plain=True), folder / CARD_NAME
+    if not has_forms(model) and not card.is_file():
+        raise ValueError(
+            f"{folder} holds a plain {model.config.model_type!r} model without a {CARD_NAME}, which `fusible fuse` "
+            f"writes. To push a model that was not fused, say `hf upload {repo_id} {folder}`."
+        )
     own = [name for name in files_in(folder) if "/" not in name or goes_with_weights(name)]
     files = [name for name in own if not name.startswith(".") and not name.endswith(LEFT_BEHIND)]
     if not any(is_weight_file(name) for name in files):
         raise ValueError(f"{folder} has no weights.")
-    card = folder / CARD_NAME
     result: dict[str, Any] = {"repo_id": repo_id, "files": sorted({*files, CARD_NAME})}
     if dry_run:
         return result

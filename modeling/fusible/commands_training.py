@@ -10,6 +10,7 @@ import torch
 from .benchmark import form_facts
 from .commands import load, load_processor
 from .hub import METHODS
+from .saving import has_forms
 from .training.data import load_data
 from .training.evaluate import evaluate_model, task_of, write_results
 from .training.recipes import Recipe
@@ -60,7 +61,7 @@ def evaluate_saved(
     Measures a saved model on the data of a recipe, see `training.evaluate.evaluate_model`.
 
     Args:
-        source: folder or Hub repository of the model.
+        source: folder or Hub repository of the model, which may be a plain one.
         recipe_path: says which data; the model's own configuration and processor say how it is prepared.
         overrides: of the recipe.
         revision: of the source repository.
@@ -70,14 +71,16 @@ def evaluate_saved(
         card: folder into whose model card the results are written.
 
     Raises:
-        ValueError: if the model is none of fusible's, its classes are not the data's, or there is no card.
+        ValueError: if the model's classes are not the data's, it has no form to fuse to, or there is no card.
         OSError: if the model or the data are not there.
     """
     recipe, model, processor = (
         Recipe.load(recipe_path, overrides),
-        load(source, revision),
+        load(source, revision, plain=True),
         load_processor(source, revision),
     )
+    if fused and not has_forms(model):
+        raise ValueError(f"{source} is a plain {model.config.model_type!r} model, which has one form only.")
     recipe.config = model.config
     data = load_data(recipe, processor)
     if data.classes is not None and len(data.classes) != model.config.num_labels:
@@ -86,7 +89,7 @@ def evaluate_saved(
     results = evaluate_model(form, data, batch_size=batch_size, limit=limit)
     if card is not None:
         write_results(card, task_of(model), recipe.dataset, results)
-    name = "fused" if fused or model.config.fused else "training"
+    name = "plain" if not has_forms(model) else "fused" if fused or model.config.fused else "training"
     return {"source": source, "form": name, "dataset": recipe.dataset, **results}
 
 

@@ -111,6 +111,9 @@ class FusiblePreTrainedModel(PreTrainedModel):
 
     def post_init(self) -> None:
         super().post_init()
+        # some backbones also name blocks of another tower, such as CLIP's text model, at which FSDP stops
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = present.intersection(self._no_split_modules or ())
         if self.config.fused:
             _fuse_tree(self)  # parts that are models themselves may be fused already
             _say_fused(self)

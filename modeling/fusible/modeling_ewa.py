@@ -149,13 +149,39 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
+    def router_loss(
+        self, labels: torch.Tensor | None = None, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """
+        The load balancing loss of the router in the last forward pass, times `config.router_aux_loss_coef`.
+
+        It is part of the model's own loss. A loss that is computed outside, as with `Trainer(compute_loss_func=...)`
+        and `label_smoothing_factor`, has to add it.
+
+        Args:
+            labels: of this micro-batch, for `num_items_in_batch`.
+            num_items_in_batch: entries of `labels` in all micro-batches of the step, over all processes, of which
+                this one has a share only; `None` if it is alone.
+
+        Raises:
+            ValueError: if the model has no router.
+        """
+        routed = [module for module in self.modules() if isinstance(module, RoutedExperts)]
+        if not routed:
+            raise ValueError(f"This {type(self).__name__} has no router; its experts share the tokens at random.")
+        logits: Any = tuple(module.router_logits for module in routed)
+        balance: Any = load_balancing_loss_func(logits, self.config.num_experts, self.config.num_experts_per_tok)
+        if labels is not None and num_items_in_batch is not None:
+            balance = balance * (labels.numel() / num_items_in_batch)
+        return self.config.router_aux_loss_coef * balance
+
     def run(self, **inputs: Any) -> Any:
         """The plain model's outputs; in training the router's loss is in the loss."""
         outputs = self.model(**{name: value for name, value in inputs.items() if value is not None})
         if self.config.router is not None and self.training and isinstance(outputs, ModelOutput) and "loss" in outputs:
-            logits: Any = tuple(m.router_logits for m in self.modules() if isinstance(m, RoutedExperts))
-            balance = load_balancing_loss_func(logits, self.config.num_experts, self.config.num_experts_per_tok)
-            outputs["loss"] = outputs["loss"] + self.config.router_aux_loss_coef * cast(torch.Tensor, balance)
+            outputs["loss"] = outputs["loss"] + self.router_loss(
+                inputs.get("labels"), inputs.get("num_items_in_batch")
+            )
         return outputs
 
 

@@ -28,8 +28,10 @@ from transformers.utils import logging  # noqa: E402
 
 from fusible.training.data import load_data  # noqa: E402
 from fusible.training.recipes import Recipe  # noqa: E402
+from fusible.training.resuming import checkpoint_of  # noqa: E402
 from fusible.training.starting import load_processor  # noqa: E402
-from fusible.training.train import RecipeTrainer, checkpoint_of, make_trainer, prepare  # noqa: E402
+from fusible.training.train import prepare  # noqa: E402
+from fusible.training.trainer import RecipeTrainer, make_trainer  # noqa: E402
 
 
 class Kill(TrainerCallback):

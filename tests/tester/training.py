@@ -4,6 +4,7 @@ import copy
 import warnings
 
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from transformers import Trainer, TrainingArguments
 
 from .base import ModelTests
@@ -96,6 +97,14 @@ class TrainingTests(ModelTests):
                 assert (actual.grad is None) == (expected.grad is None), name
                 if expected.grad is not None:
                     torch.testing.assert_close(actual.grad, expected.grad, msg=name)
+
+    def test_blocks_to_shard_are_found(self, case):
+        """Accelerate's FSDP stops at names of classes that a model gives and does not have."""
+        with torch.device("meta"):
+            model = self.head_class()(self.make_config(case))
+        sharding = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+        sharding.set_auto_wrap_policy(model)
+        assert sharding.auto_wrap_policy.keywords["transformer_layer_cls"]
 
     def test_fused_form_trains(self, main_case):
         fused = self.make_model(self.head_class(), main_case, torch.float32).fuse().train()

@@ -1,6 +1,5 @@
 """Trainer callbacks."""
 
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from transformers.utils import logging
 
 from ..fusion import FusiblePreTrainedModel
 from ..modeling_ewa import EWAPreTrainedModel
+from .machine import uses_deepspeed
 
 
 logger = logging.get_logger(__name__)
@@ -59,7 +59,7 @@ class EWACallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self.experts = _model_with_experts(model)
-        if args.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        if uses_deepspeed(args.deepspeed):
             raise ValueError(
                 "EWA does not work under DeepSpeed, whose optimizer keeps a copy of the weights of its own and would "
                 "undo the averaging. Use DDP or FSDP2."

@@ -27,6 +27,7 @@ CLASSIFICATION = ("audio-classification", "image-classification", "text-classifi
 SEGMENTATION, LANGUAGE = "image-segmentation", "text-generation"
 LABELS = ("labels", "future_values")  # what no prediction needs
 IGNORED_TOKEN, IGNORED_PIXEL = -100, 255  # labels of what does not count
+POSITIONS = 256  # whose losses are computed at once: with many tokens, double precision takes much memory
 NAMES = {  # in cards: type of the metric on the Hub, and its name
     "accuracy": ("accuracy", "Accuracy"),
     "accuracy_top5": ("accuracy", "Top-5 accuracy"),
@@ -67,8 +68,10 @@ def _segment(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _token_losses(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    logits = _first(outputs)[:, :-1].double()
-    return F.cross_entropy(logits.mT, labels[:, 1:], ignore_index=IGNORED_TOKEN, reduction="none")
+    logits = _first(outputs)[:, :-1]
+    parts = zip(logits.split(POSITIONS, 1), labels[:, 1:].split(POSITIONS, 1), strict=True)
+    losses = [F.cross_entropy(p.double().mT, t, ignore_index=IGNORED_TOKEN, reduction="none") for p, t in parts]
+    return torch.cat(losses, 1)
 
 
 def _accuracy(metric: Any, prediction: EvalPrediction) -> dict[str, float]:

@@ -37,6 +37,11 @@ def precision(wanted: str, use_cpu: bool) -> dict[str, bool]:
     return {"fp16": found == "fp16", "bf16": found == "bf16"}
 
 
+def uses_deepspeed(option: Any) -> bool:
+    """Whether training is under DeepSpeed, by `TrainingArguments.deepspeed` or by Accelerate's launcher."""
+    return option is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+
+
 def batch_sizes(global_batch_size: int | None, values: Mapping[str, Any], world_size: int) -> dict[str, int]:
     """Batch size of a device and steps of accumulation that make the global batch size."""
     if global_batch_size is None:
@@ -90,4 +95,4 @@ def schedule(settings: Settings, values: Mapping[str, Any], scale: float) -> dic
     return result
 
 
-__all__ = ["MAX_DEVICE_BATCH", "batch_sizes", "default_workers", "precision", "schedule"]
+__all__ = ["MAX_DEVICE_BATCH", "batch_sizes", "default_workers", "precision", "schedule", "uses_deepspeed"]

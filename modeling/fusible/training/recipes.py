@@ -20,7 +20,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 import fusible
 
-from .machine import batch_sizes, default_workers, precision, schedule
+from .machine import batch_sizes, default_workers, precision, schedule, uses_deepspeed
 from .settings import Augmentation, Distillation, Loader, Settings, check_keys, merge, nearest, override, parse
 
 
@@ -86,7 +86,8 @@ class Recipe:
 
         Args:
             path: of the YAML file, or of its folder.
-            overrides: `key=value`, see `override`.
+            overrides: `key=value`, see `override`. Another `dataset` does without the recipe's section `data`, which
+                has the options of its own.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -96,7 +97,10 @@ class Recipe:
         path = path / RECIPE_NAME if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(f"There is no recipe {path}.")
-        values = override(yaml.load(path.read_text(encoding="utf-8"), Loader) or {}, overrides)
+        written, overrides = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}, list(overrides)
+        values = override(written, overrides)
+        if values.get("dataset") != written.get("dataset"):
+            values = override({key: value for key, value in written.items() if key != "data"}, overrides)
         entries = {entry.name: entry for entry in fields(cls) if entry.name != "folder"}
         known = [*entries, *(f"training.{key.name}" for t in (Settings, TrainingArguments) for key in fields(t))]
         for key in values:
@@ -169,7 +173,7 @@ class Recipe:
         What `Trainer` takes, for this machine and number of processes.
 
         Raises:
-            ValueError: if batch sizes do not divide, or the schedule cannot do what is asked.
+            ValueError: if batch sizes do not divide, or schedule or optimizer cannot do what is asked.
         """
         settings = self.settings
         own = {entry.name for entry in fields(Settings)}
@@ -181,6 +185,11 @@ class Recipe:
         values.setdefault("dataloader_pin_memory", torch.accelerator.is_available() and not use_cpu)
         if settings.optimizer != "lamb":
             values["optim"] = settings.optimizer
+        elif uses_deepspeed(values.get("deepspeed")):
+            raise ValueError(
+                "training.optimizer is 'lamb', whose steps are as long as each parameter; DeepSpeed gives optimizers "
+                "flat pieces of all of them. Use DDP or FSDP2."
+            )
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         values |= batch_sizes(settings.global_batch_size, values, world_size)
         scale = self._learning_rate_scale(values, world_size)

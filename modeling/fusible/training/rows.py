@@ -49,11 +49,17 @@ class SeededRows(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: Any, seed: int = 0) -> None:
-        self.rows, self.seed, self.epoch = rows, seed, 0
+        self.rows, self.seed = rows, seed
+        self._epoch = torch.tensor(0).share_memory_()  # so that workers that go on to the next epoch know it
+
+    @property
+    def epoch(self) -> int:
+        """Which epoch rows are of."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next rows are of."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
