@@ -8,10 +8,10 @@ Speed of S4's compiled operations beside their torch definitions, the naive ones
 takes some 16 bytes times heads * state * length, and convolves by FFT; two-level makes the kernel as `ops_s4` does;
 fft is given the kernel. `vandermonde` is the kernel alone, `cauchy` that of S4's low-rank form: naive makes all
 quotients. `token` is one step of the recurrence for a token: naive is in complex numbers, scan that of `scan_s4`,
-layer the whole inference form of a layer. Mode step is forward and backward. `memory` is the most that the compiled
-scan has at one time, in a process of its own, over that of inputs and outputs. Prints a table and writes
-benchmarks/results/s4_kernels_cpu.json and .png; each row as soon as it is measured, and those of earlier runs that are
-not measured again stay.
+layer the whole inference form of a layer; compiled and layer write over the state. Mode step is forward and backward.
+`memory` is the most that the compiled scan has at one time, in a process of its own, over that of inputs and outputs.
+Prints a table and writes benchmarks/results/s4_kernels_cpu.json and .png; each row as soon as it is measured, and
+those of earlier runs that are not measured again stay.
 """
 
 import argparse
@@ -154,14 +154,18 @@ def make_functions(
         layer.load_state_dict({**layer.state_dict(), **_coefficients(maps)})
         layer.kernels = kernels
         increment, tail = layer.transition.detach(), layer.transition_tail
+        states = state.clone(), state.clone()
+
+        def step_in_place(u: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            outputs = u.new_empty(batch_size, 1, heads)
+            kernels.ssm_step_(outputs, states[0], u, increment, tail, b, c)
+            return outputs[:, 0]
+
         return {
             "naive": (naive_step, small),
             "scan": (lambda u, *maps: scan_s4.ssm_scan(u[..., None], *maps, state)[0][:, 0, :, 0], [token, *maps]),
-            "compiled": (
-                lambda u, *maps: kernels.ssm_step(u, increment, tail, *maps, state)[0][:, 0],
-                [token, *maps[1:]],
-            ),
-            "layer": (lambda u: layer(u[:, None], state, True)[0][:, 0], [token]),
+            "compiled": (step_in_place, [token, *maps[1:]]),
+            "layer": (lambda u: layer(u[:, None], states[1], True, True)[0][:, 0], [token]),
         }
     kernel = ops_s4.vandermonde(coefficients, base, length)[:, 0].float()
     return {

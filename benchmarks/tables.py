@@ -105,6 +105,16 @@ S4_GENERATION: Columns = {
     "ms per step": milliseconds("ms_per_step"),
     "cache per sequence, MiB": lambda row: f"{row['cache_mb_per_sequence']:.2f}",
 }
+TRAINING: Columns = {
+    "data": lambda row: row["data"],
+    "model": lambda row: row["model"],
+    "batch": lambda row: str(row["batch"]),
+    "workers": lambda row: str(row["workers"]),
+    "loader alone, images/s": lambda row: f"{row['loader_images_per_second']:.0f}",
+    "step in memory, ms": milliseconds("memory_ms_per_step"),
+    "step with loader, ms": milliseconds("loader_ms_per_step"),
+    "busy, %": lambda row: f"{100 * row['busy']:.1f}",
+}
 # name -> files, columns, and which rows
 TABLES: dict[str, tuple[str, Columns, Callable[[dict[str, Any]], bool]]] = {
     "repavit": ("repavit_cpu", REPAVIT, lambda row: row["mode"] == "inference"),
@@ -120,6 +130,7 @@ TABLES: dict[str, tuple[str, Columns, Callable[[dict[str, Any]], bool]]] = {
         lambda row: "fused_test_accuracy" in row,  # the last one of each run
     ),
     "s4_generation": ("s4_generation_cpu", S4_GENERATION, lambda row: True),
+    "training": ("training_cpu", TRAINING, lambda row: True),
 }
 
 

@@ -4,10 +4,10 @@ How busy the data loader of `fusible.training.train` keeps the model.
     python benchmarks/training.py [--data digits images] [--workers 2] [--repeats 5]
 
 Training steps of two recipes, on batches that are in memory already and on batches from the loader, in turns: the
-digits (RePaViT, 8 x 8 pixels), and a folder of 2,000 generated JPEG images of 400 x 320 pixels (RePaViT-Tiny, 224 x
-224) with all augmentation of the recipe. `busy` is the time of the steps in memory divided by that of the steps with
-the loader; `loader_images_per_second` is how fast the loader is alone. Prints a table and writes
-benchmarks/results/training_<device>.json.
+digits (RePaViT, 8 x 8 pixels), which are loaded without workers, and a folder of 2,000 generated JPEG images of 400 x
+320 pixels (RePaViT-Tiny, 224 x 224) with all augmentation of the recipe. `busy` is the time of the steps in memory
+divided by that of the steps with the loader; `loader_images_per_second` is how fast the loader is alone. Prints tables
+and writes benchmarks/results/training_<device>.json.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def measure(name: str, recipe: Recipe, steps: int, repeats: int) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=list(STEPS), choices=list(STEPS))
-    parser.add_argument("--workers", type=int, default=default_workers(), help="processes that load")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="processes that load the images")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=16, help="of the JPEG images")
     parser.add_argument("--folder", type=Path, default=RESULTS)
@@ -110,12 +110,12 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in options.data:
         with TemporaryDirectory() as place:
-            changes = [f"output_dir={place}/out", f"training.dataloader_num_workers={options.workers}"]
-            folder = "digits-repavit"
+            changes, folder = [f"output_dir={place}/out"], "digits-repavit"
             if name == "images":
                 write_images(Path(place) / "images")
                 folder = "repavit-vit-tiny-0.5"
                 changes += [f"dataset={place}/images", f"model.num_labels={NUM_CLASSES}"]
+                changes.append(f"training.dataloader_num_workers={options.workers}")
                 sizes = ("global_batch_size", "per_device_train_batch_size")
                 changes += [f"training.{size}={options.batch_size}" for size in sizes]
             row = measure(name, Recipe.load(HUB_CONFIGS / folder, changes), STEPS[name], options.repeats)

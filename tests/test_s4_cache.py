@@ -114,6 +114,7 @@ def test_what_was_read_keeps_its_numbers(model, cache):
         assert all(torch.equal(read[layer], state) for layer, state in before.items())
     cache.states = read
     torch.testing.assert_close(step(model, cache), model(IDS).logits[:, 7])
+    assert all(torch.equal(read[layer], state) for layer, state in before.items())
     cache.states[0] = mine = before[0].clone()
     step(model, cache)
     assert torch.equal(mine, before[0])
