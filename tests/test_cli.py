@@ -274,8 +274,6 @@ def test_shells_complete_names_of_settings(command):
 
 
 def test_completion_does_not_wait_for_torch():
-    code = (
-        "import sys; import fusible.cli_common as c; assert c.settings_names(''); print('torch' in sys.modules)"
-    )
+    code = "import sys; import fusible.cli_common as c; assert c.settings_names(''); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

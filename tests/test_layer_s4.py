@@ -150,6 +150,32 @@ def test_states(options):
         assert_equal(torch.cat(outputs, dim=1), whole)
 
 
+@pytest.mark.parametrize(("mode", "dense_heads"), [("diag", None), ("dplr", 0), ("dplr", 1), ("dplr", HEADS)])
+@torch.no_grad()
+def test_inference_form_with_gelu(mode, dense_heads):
+    """Of whole sequences, and of pieces of any length."""
+    layer = make_layer(mode=mode, channels=2)
+    layer.dense_heads = dense_heads
+    fused, state, outputs = layer.fuse(), None, []
+    inputs = torch.randn(2, 37, HEADS, dtype=torch.float64)
+    y, _ = run_definition(layer, inputs)
+    expected = y * torch.special.ndtr(y)
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            assert_equal(fused(inputs, gelu=True)[0].detach(), expected)
+    for piece in inputs.split([3, 1, 1, 20, 12], dim=1):
+        output, state = fused(piece, state, True, gelu=True)
+        outputs.append(output)
+    assert_equal(torch.cat(outputs, dim=1), expected)
+
+
+@torch.no_grad()
+def test_bidirectional_inference_form_with_gelu():
+    layer, inputs = make_layer(bidirectional=True), torch.randn(2, 37, HEADS, dtype=torch.float64)
+    y, _ = run_definition(layer, inputs)
+    assert_equal(layer.fuse()(inputs, gelu=True)[0], y * torch.special.ndtr(y))
+
+
 def test_a_state_of_the_training_form_in_the_modes_of_the_inference_form():
     layer = make_layer(init="legt", rank=2, dtype=torch.float64)
     inputs = torch.randn(2, 9, HEADS, dtype=torch.float64)

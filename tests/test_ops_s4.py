@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fusible.hippo_s4 import initial_state_space
+from fusible.modes_s4 import Coefficients
 from fusible.ops_s4 import cauchy, low_rank_kernel, real_fft, vandermonde
-from fusible.scan_s4 import ssm_scan
+from fusible.scan_s4 import ssm_scan, ssm_step, ssm_step_
 
 
 HEADS, STATE = 3, 4
@@ -226,9 +227,39 @@ def test_memory_is_linear_in_heads_and_length():
     assert memory.largest <= 2 * 2 * heads * length and memory.peak < 12 * 8 * 2 * heads * length
 
 
+def test_scan_with_gelu():
+    transition = 0.95 * torch.linalg.qr(torch.randn(HEADS, STATE, 2, 2, dtype=torch.float64)).Q
+    shapes = (HEADS, STATE, 2), (HEADS, 2, STATE, 2), (2, HEADS, STATE, 2)
+    maps = [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
+    inputs = torch.randn(2, HEADS, 99, dtype=torch.float64)
+    arguments = [argument.requires_grad_() for argument in (inputs, transition, *maps)]
+    y, last = ssm_scan(*arguments)
+    activated, end = ssm_scan(*arguments, gelu=True)
+    expected = y * torch.special.ndtr(y)
+    torch.testing.assert_close((activated, end), (expected, last))
+    actual, reference = (torch.autograd.grad(part.square().sum(), arguments) for part in (activated, expected))
+    torch.testing.assert_close(actual, reference)
+
+
 def test_operations_compile():
     v, base, w = torch.randn(2, 1, 4, dtype=torch.complex128), stable(2, 4), stable(2, 4) - 2
     scan = [torch.randn(*shape) for shape in ((1, 2, 70), (2, 2, 2, 2), (2, 2, 2), (2, 1, 2, 2), (1, 2, 2, 2))]
     for function, arguments in ((vandermonde, (v, base, 50)), (cauchy, (v, w, 50)), (ssm_scan, scan)):
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(*arguments), function(*arguments))
+
+
+@torch.no_grad()
+def test_many_steps_keep_their_digits():
+    """What rounding took away from a transition counts in each of thousands of steps, for slow and fast modes."""
+    turn = torch.exp(torch.tensor([[-1e-4 + 1e-3j, -1e-4 + 2j]], dtype=torch.complex128))
+    blocks = torch.stack([torch.view_as_real(turn), torch.view_as_real(turn * 1j)], dim=-1)
+    increment, b, c, tail = Coefficients.of(blocks, torch.randn(1, 2, 2), torch.randn(1, 1, 2, 2), torch.float32)
+    first = torch.randn(1, 1, 2, 2)
+    expected = torch.view_as_real(turn**5000 * torch.view_as_complex(first.double()))
+    state, overwritten, outputs, nothing = first, first.clone(), torch.empty(1, 1, 1), torch.zeros(1, 1)
+    for _ in range(5000):
+        _y, state = ssm_step(nothing, increment, tail, b, c, state)
+        ssm_step_(outputs, overwritten, nothing, increment, tail, b, c)
+    for actual in (state, overwritten):
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-5 * expected.abs().max().item())

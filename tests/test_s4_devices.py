@@ -47,9 +47,9 @@ def load(variant: Path) -> ModuleType:
 def on(device: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function of tensors on the CPU."""
 
-    def moved(*arguments: Any) -> Any:
+    def moved(*arguments: Any, **options: Any) -> Any:
         there = (part.to(device) if isinstance(part, torch.Tensor) else part for part in arguments)
-        results = function(*there)
+        results = function(*there, **options)
         return results.cpu() if isinstance(results, torch.Tensor) else tuple(result.cpu() for result in results)
 
     return moved
@@ -81,6 +81,7 @@ def check_values_and_gradients(kernel: OnDevice) -> None:
         ):
             arguments = scan_tests.make(*sizes, dtype, heads_innermost, skip=heads_innermost)
             scan_tests.assert_is_the_definition(kernel.ssm_scan, arguments, tolerance)
+        scan_tests.test_scan_with_gelu(kernel, sizes)
         scan_tests.test_step(kernel, sizes)
         scan_tests.test_step_in_place_of_some_heads(kernel, sizes)
     for length in (1, 2, 37, 1000):
@@ -94,6 +95,7 @@ def check_values_and_gradients(kernel: OnDevice) -> None:
 def check_special_values(kernel: OnDevice) -> None:
     scan_tests.test_vandermonde_of_bases_zero_and_one(kernel)
     scan_tests.test_scan_without_sequences_or_heads(kernel)
+    scan_tests.test_gelu_of_any_number(kernel)
     for value in (float("nan"), float("inf")):
         scan_tests.test_scan_keeps_what_is_not_finite_in_its_place(kernel, value)
     for radius, angle in ((1 - 1e-7, 1e-6), (1.0, 3.1415926), (0.0, 0.0)):
@@ -111,7 +113,9 @@ def check_operators(kernel: OnDevice) -> None:
         tables = [(2, 64, 64), (64, 8), (2, 8, 64), (4, 2, 2), (4, 2, 2)]
         tables = [torch.randn(3, *shape, device=kernel.device, requires_grad=True) / 8 for shape in tables]
         state = torch.randn(2, 3, 8, device=kernel.device, requires_grad=True)
-        torch.library.opcheck(operators.scan_chunks.default, (inputs, *tables, state))
+        torch.library.opcheck(operators.scan_chunks.default, (inputs, *tables, state, False))
+        detached = [part.detach() for part in (inputs, *tables, state)]
+        torch.library.opcheck(operators.scan_chunks.default, (*detached, True))
     left, fine = torch.randn(2, 3, 5, 8, device=kernel.device), torch.randn(3, 8, 16, device=kernel.device)
     torch.library.opcheck(operators.power_sums.default, (left.requires_grad_(), fine.requires_grad_(), 70))
     weights = torch.randn(2, 2, 2, 3, 4, device=kernel.device, requires_grad=True)

@@ -102,6 +102,26 @@ class TestWhenKernelsRun:
         fused.use_kernels = False
         assert torch.equal(fused.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=8, do_sample=False), tokens)
 
+    def test_activation_is_part_of_the_scan(self):
+        """Where neither dropout nor a gradient comes between them."""
+        model = make_model(mode="diag").double()
+        fused, seen = model.fuse(), []
+        for layer in fused.layers:
+            layer.mixer.activation.register_forward_hook(lambda *_: seen.append("activation"))
+        expected = run(model)
+        for use_kernels in (True, False):
+            fused.use_kernels = use_kernels
+            assert relative_error(run(fused), expected) < 1e-9
+            assert not seen
+        fused.train()(torch.tensor([[1, 2, 3]]))
+        assert len(seen) == len(fused.layers)
+        gradients = []
+        for form in (fused.eval(), fused.train()):
+            form.zero_grad()
+            form(torch.tensor([[1, 2, 3]])).logits.square().sum().backward()
+            gradients.append([parameter.grad.clone() for parameter in form.parameters()])
+        torch.testing.assert_close(*gradients)
+
     def test_steps_with_a_gradient_run_in_torch(self):
         fused = make_model(mode="diag").fuse()
         watched = watch(fused)

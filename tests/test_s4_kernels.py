@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,48 @@ def test_scan(kernel, sizes, heads_innermost):
         assert y.dtype == last.dtype == dtype
         if heads_innermost:
             assert y.flatten(1, 2).mT.is_contiguous()
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_scan_with_gelu(kernel, sizes):
+    for dtype, tolerance, heads_innermost in (
+        (torch.float64, 1e-12, False),
+        (torch.float64, 1e-12, True),
+        (torch.float32, SINGLE, False),
+        (torch.float32, SINGLE, True),
+    ):
+        arguments = make(*sizes, dtype, heads_innermost)
+        y, last = definition(*arguments)
+        expected = torch.nn.functional.gelu(y)
+        with torch.no_grad():
+            assert_near(kernel.ssm_scan(*arguments, gelu=True), [expected, last], tolerance)
+    actual, _ = kernel.ssm_scan(*arguments, gelu=True)
+    weights = torch.randn_like(actual)
+    gradients, reference = (torch.autograd.grad(y, arguments, weights.to(y.dtype)) for y in (actual, expected))
+    assert_near([actual, last, *gradients], [expected, last, *reference], SINGLE)
+
+
+@torch.no_grad()
+def test_gelu_of_any_number(kernel):
+    """By a system that passes its inputs on."""
+    sizes = torch.cat([torch.logspace(-40, 4, 89, dtype=torch.float64), torch.linspace(0, 40, 321).double()])
+    for dtype, tolerance in ((torch.float64, 1e-15), (torch.float32, 5e-7)):
+        values = torch.cat([sizes, -sizes, torch.tensor([float("nan"), float("inf"), -float("inf")])]).to(dtype)
+        zeros = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        state, skip = torch.zeros(len(values), 1, 1, 1, dtype=dtype), torch.ones(1, 1, dtype=torch.float64)
+        y, _ = kernel.ssm_scan(values[:, None, None], zeros, zeros[0], zeros, state, skip, gelu=True)
+        *finite, nan, above, below = y.double().flatten()
+        exact = values[:-3].double()
+        errors = (torch.stack(finite) - torch.nn.functional.gelu(exact)).abs() / exact.abs().clamp(min=1)
+        assert errors.max() < tolerance
+        assert nan.isnan() and below.isnan() and not above.isfinite()
+
+
+def test_operator_with_gelu_has_no_gradient(kernel):
+    inputs, *maps, state, skip = make(2, 3, 2, 4, 2, 37)
+    operators = sys.modules[kernel.ssm_scan.__module__].ops
+    with pytest.raises(NotImplementedError, match="A scan with GELU has no gradient"):
+        operators.ssm_scan(inputs, *maps, skip, state, True)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -270,8 +313,10 @@ def test_operators_are_sound(kernel):
     for dtype, heads_innermost in ((torch.float32, False), (torch.float64, True)):
         inputs, *maps, state, skip = make(2, 3, 2, 4, 2, 37, dtype, heads_innermost)
         for last in (skip, None):
-            torch.library.opcheck(operators.ssm_scan.default, (inputs, *maps, last, state))
-            detached = [None if part is None else part.detach() for part in (inputs[..., 0], *maps, state, last)]
+            torch.library.opcheck(operators.ssm_scan.default, (inputs, *maps, last, state, False))
+            detached = [None if part is None else part.detach() for part in (inputs, *maps, last, state)]
+            torch.library.opcheck(operators.ssm_scan.default, (*detached, True))
+            detached = [detached[0][..., 0], *detached[1:4], detached[5], detached[4]]
             *arguments, before, extra = step_arguments(dtype, *detached)
             written = torch.empty(2, 2, 3, dtype=dtype), before.clone()
             for order in (torch.tensor([2, 0, 1]), None):
@@ -283,6 +328,10 @@ def test_operators_are_sound(kernel):
 def test_functions_compile_and_export(kernel):
     arguments = make(2, 3, 2, 4, 2, 37, torch.float32, heads_innermost=True)
     assert_is_the_definition(torch.compile(kernel.ssm_scan, fullgraph=True, backend="aot_eager"), arguments, SINGLE)
+    activated = torch.compile(partial(kernel.ssm_scan, gelu=True), fullgraph=True, backend="aot_eager")
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            assert_near(activated(*arguments), kernel.ssm_scan(*arguments, gelu=True), 1e-6)
     coefficients, base = powers(2, 1, 3)
     compiled = torch.compile(lambda v, x: kernel.vandermonde(v, x, 50), fullgraph=True, backend="aot_eager")
     assert_near([compiled(coefficients, base)], [kernel.vandermonde(coefficients, base, 50)], 1e-12)
@@ -331,7 +380,7 @@ def test_scan_refuses(kernel, change, error, message):
         return
     operators = sys.modules[kernel.ssm_scan.__module__].ops
     with pytest.raises(RuntimeError):
-        operators.ssm_scan(*(arguments[name] for name in ("inputs", "transition", "b", "c", "skip", "state")))
+        operators.ssm_scan(*(arguments[name] for name in ("inputs", "transition", "b", "c", "skip", "state")), False)
 
 
 @pytest.mark.parametrize(
@@ -402,6 +451,7 @@ def test_plain_variant_is_the_same_function(kernel_build):
     plain = import_variant(kernel_build / "torch-cpu")
     for sizes in SIZES[2:7]:
         assert_is_the_definition(plain.ssm_scan, make(*sizes), 1e-12)
+        test_scan_with_gelu(plain, sizes)
         test_step_in_place_of_some_heads(plain, sizes)
     arguments = powers(2, 2, 5)
     for length in (1, 2, 37, 1000):
@@ -438,10 +488,12 @@ def main(variant: Path) -> None:
     for sizes in SIZES:
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
             assert_is_the_definition(kernels.ssm_scan, make(*sizes, dtype), tolerance)
+        test_scan_with_gelu(kernels, sizes)
         test_step(kernels, sizes)
         test_step_in_place_of_some_heads(kernels, sizes)
     for length in (1, 1000):
         test_vandermonde(kernels, length, 5)
+    test_gelu_of_any_number(kernels)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .batch_norm_repavit import RecomputeSafeBatchNorm1d
 from .configuration_s4 import S4Config
 from .layer_s4 import S4StateSpace
+from .recurrence_s4 import S4Recurrence
 
 
 class ScalarNorm(nn.Module):
@@ -75,8 +76,13 @@ class S4Mixer(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, state: torch.Tensor | None, return_state: bool, overwrite: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        hidden_states, state = self.ssm(hidden_states, state, return_state, overwrite)
-        hidden_states = self.dropout(self.activation(self.ssm_dropout(hidden_states)))
+        is_gelu = isinstance(self.activation, GELUActivation)
+        if is_gelu and isinstance(self.ssm, S4Recurrence) and not self.training:
+            hidden_states, state = self.ssm(hidden_states, state, return_state, overwrite, gelu=True)
+        else:
+            hidden_states, state = self.ssm(hidden_states, state, return_state, overwrite)
+            hidden_states = self.activation(self.ssm_dropout(hidden_states))
+        hidden_states = self.dropout(hidden_states)
         if self.output != "none":
             hidden_states = self.out_proj(hidden_states)
         return (nn.functional.glu(hidden_states) if self.output == "glu" else hidden_states), state

@@ -142,7 +142,12 @@ class S4Recurrence(nn.Module):
         return systems
 
     def _scan(
-        self, inputs: torch.Tensor, state: torch.Tensor | None, channels: slice, skip: torch.Tensor | None
+        self,
+        inputs: torch.Tensor,
+        state: torch.Tensor | None,
+        channels: slice,
+        skip: torch.Tensor | None,
+        gelu: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`[batch, heads, length]` to `[batch, channels, heads, length]` and the state, both in the stored order."""
         outputs, states, start = [], [], 0
@@ -162,7 +167,7 @@ class S4Recurrence(nn.Module):
             else:
                 # products of many steps' matrices are made in float64, where the device has it
                 precise = torch.float32 if u.device.type == "mps" else torch.float64
-                y, after = ssm_scan(u, *system.in_precision(precise), before, d, self.kernels)
+                y, after = ssm_scan(u, *system.in_precision(precise), before, d, self.kernels, gelu)
             outputs.append(y)
             states.append(after.flatten(2).unflatten(2, (-1, 2)))
             start = heads.stop
@@ -193,6 +198,7 @@ class S4Recurrence(nn.Module):
         state: torch.Tensor | None = None,
         return_state: bool = False,
         overwrite: bool = False,
+        gelu: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
@@ -202,6 +208,7 @@ class S4Recurrence(nn.Module):
             overwrite: whether the new state may be written over `state`, which nobody else needs then. That is done
                 for single positions, and never where gradients are enabled, in compiled programs, or over a state
                 that is not contiguous.
+            gelu: whether to return the GELU of the outputs, which costs least here: it is made with them where it can.
 
         Returns:
             `[batch, length, channels * heads]` in the dtype of the inputs, and the state after the last position.
@@ -216,17 +223,21 @@ class S4Recurrence(nn.Module):
             if state is not None and inputs.shape[1] == 1 and dtype == state.dtype == self.D.dtype:
                 if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
                     y, state = self._step(inputs.to(dtype), state, overwrite)
+                    y = nn.functional.gelu(y) if gelu else y
                     return y.to(inputs.dtype), state if return_state else None
             u = inputs.movedim(1, 2).to(dtype)
             ordered = u[:, self.order] if self.has_dense else u
             channels = len(self.D)
             skip = self.D.to(u.dtype)
             skip = skip[:, self.order] if self.has_dense else skip
-            y, state = self._scan(ordered, state, slice(0, channels), skip)
+            is_fused = gelu and not self.bidirectional and inputs.shape[1] > 1
+            y, state = self._scan(ordered, state, slice(0, channels), skip, is_fused)
             if self.bidirectional:
                 ahead, _ = self._scan(ordered.flip(-1), None, slice(channels, None), None)
                 # of the positions after this one
                 y = y + torch.nn.functional.pad(ahead.flip(-1)[..., 1:], (0, 1))
+            if gelu and not is_fused:
+                y = nn.functional.gelu(y)
             if self.has_dense:
                 y = torch.empty_like(y).index_copy(2, self.order, y)
         return y.flatten(1, 2).mT.to(inputs.dtype), state if return_state else None

@@ -48,6 +48,7 @@ def ssm_scan(
     state: torch.Tensor,
     skip: torch.Tensor | None = None,
     kernels: Kernels | None = None,
+    gelu: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The recurrence `x_l = A x_{l-1} + b u_l`, `y_l = c x_l + D u_l`, with A of real blocks, in chunks.
@@ -62,13 +63,14 @@ def ssm_scan(
         state: x before the first step, `[batch, heads, groups, size]`.
         skip: D `[channels, heads]`, zero by default.
         kernels: compiled ones.
+        gelu: whether to return the GELU of y, the exact one.
 
     Returns:
         y `[batch, channels, heads, length]` and the state after the last step, in the dtype of the inputs.
     """
     compiled = usable_kernels(kernels, inputs)
     if compiled is not None:
-        return compiled.ssm_scan(inputs, transition, b, c, state, skip)
+        return compiled.ssm_scan(inputs, transition, b, c, state, skip, gelu)
     length, channels = inputs.shape[-1], c.shape[1]
     chunk = min(CHUNK, 1 << (length - 1).bit_length())
     responses, leap = orbit(transition, b[..., None], chunk)
@@ -90,6 +92,8 @@ def ssm_scan(
     y = torch.cat(pieces, dim=-1)
     if skip is not None:
         y = y + skip.to(y.dtype)[..., None] * inputs[:, None]
+    if gelu:
+        y = torch.nn.functional.gelu(y)
     return y, state.movedim(-1, 0)
 
 
@@ -159,19 +163,23 @@ def ssm_step(
     compiled = usable_kernels(kernels, inputs)
     if compiled is not None and not wants_gradient:
         return compiled.ssm_step(inputs, increment, tail, b, c, state, skip)
-    state = state + _change(inputs, increment, tail, b, state)
+    state = _moved(inputs, increment, tail, b, state)
     return _readout(inputs, c, state, skip), state
 
 
-def _change(
+def _moved(
     inputs: torch.Tensor, increment: torch.Tensor, tail: torch.Tensor | None, b: torch.Tensor, state: torch.Tensor
 ) -> torch.Tensor:
-    """`(A - I) x + b u`, smallest terms first."""
+    """`A x + b u`, rounded once where the device has float64: sums would round the tail away, in all steps alike."""
+    dtype = state.dtype
+    if tail is not None and state.device.type != "mps":
+        inputs, increment, tail, b, state = (part.double() for part in (inputs, increment, tail, b, state))
+        increment, tail = increment + tail, None
     change = b * inputs[..., None, None]
     for part in (tail, increment):
         if part is not None:
             change = change + _apply(part, state.movedim(0, -1)).movedim(-1, 0)
-    return change
+    return (state + change).to(dtype)
 
 
 def _readout(inputs: torch.Tensor, c: torch.Tensor, state: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
@@ -222,7 +230,7 @@ def ssm_step_(
     here = slice(first, first + len(b))
     place = here if order is None else order[here]
     u, moved = inputs.flatten(1)[:, place], state[:, here].view(len(state), *b.shape)
-    moved += _change(u, increment, tail, b, moved)
+    moved.copy_(_moved(u, increment, tail, b, moved))
     y = _readout(u, c, moved, None if skip is None else skip[:, place])
     outputs.view(len(state), c.shape[1], -1)[:, :, place] = y
 

@@ -119,7 +119,7 @@ Leap<T> leap_of(const Tensor& tensor, const Tensor& last, const Tensor& like) {
 
 void multiply(
     Tensor out, Tensor x, Tensor matrix, std::optional<Tensor> other, std::optional<Tensor> other_matrix, int64_t steps,
-    bool add, bool causal) {
+    bool add, bool causal, bool gelu) {
   const Shape shape(out, steps);
   STD_TORCH_CHECK(shape == Shape(x, steps) && matrix.size(0) == shape.heads, "rows of a product differ");
   STD_TORCH_CHECK(other.has_value() == other_matrix.has_value(), "one part of a product is missing");
@@ -139,7 +139,7 @@ void multiply(
     const dim3 grid = grid_of(tiles(shape.batch * shape.chunks, kEdge) * shape.heads, tiles(matrix.size(2), kEdge));
     launch(
         out, multiply_kernel<T>, grid, kThreads, 0, rows_of<T>(out, steps), rows_of<const T>(x, steps),
-        matrices_of<const T>(matrix), second, second_matrix, shape.batch, shape.chunks, add, causal);
+        matrices_of<const T>(matrix), second, second_matrix, shape.batch, shape.chunks, add, causal, gelu);
   });
 }
 
@@ -249,7 +249,7 @@ void pole_sums_backward(
 S4_FRAGMENT(TORCH_EXTENSION_NAME, m) {
   m.def(
       "multiply(Tensor(a!) out, Tensor x, Tensor matrix, Tensor? other, Tensor? other_matrix, int steps, bool add, "
-      "bool causal) -> ()");
+      "bool causal, bool gelu=False) -> ()");
   m.def("correlate(Tensor(a!) out, Tensor x, Tensor y, int steps) -> ()");
   m.def(
       "scan(Tensor(a!) states, Tensor added, Tensor leap, Tensor last_leap, Tensor first, Tensor(b!) last, bool reverse) "

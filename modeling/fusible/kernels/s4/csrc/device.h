@@ -73,11 +73,19 @@ __device__ void add_product(
   }
 }
 
-// `out (+)= x matrix (+ other other_matrix)`, row by row
+template <typename T>
+__device__ T gelu(T x) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return x * (0.5f * erfcf(x * -0.70710678f));
+  else
+    return x * (0.5 * erfc(x * -0.70710678118654752));
+}
+
+// `out (+)= x matrix (+ other other_matrix)`, row by row, or the GELU of it
 template <typename T>
 __global__ void multiply_kernel(
     Rows<T> out, Rows<const T> x, Matrices<const T> matrix, Rows<const T> other, Matrices<const T> other_matrix,
-    int64_t batch, int64_t chunks, bool add, bool causal) {
+    int64_t batch, int64_t chunks, bool add, bool causal, bool activate) {
   __shared__ Tile<T> tile;
   const int64_t tiles = (batch * chunks + kEdge - 1) / kEdge, head = blockIdx.x / tiles;
   const int64_t first_row = blockIdx.x % tiles * kEdge, first_column = static_cast<int64_t>(blockIdx.y) * kEdge;
@@ -94,7 +102,7 @@ __global__ void multiply_kernel(
       if (row >= batch * chunks || column >= matrix.columns || !out.has(k, column)) continue;
       T* to = out.at(row / chunks, head, k, column);
       const T value = add ? *to + total[r][c] : total[r][c];
-      *to = column >= tile.lost[place] ? static_cast<T>(NAN) : value;
+      *to = column >= tile.lost[place] ? static_cast<T>(NAN) : activate ? gelu(value) : value;
     }
 }
 

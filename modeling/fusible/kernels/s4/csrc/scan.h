@@ -20,6 +20,7 @@ struct Scan {
   const T *inputs, *state;                  // [batch, heads, length], contiguous [batch, heads, groups, size]
   Strides inputs_at, outputs_at;
   T *outputs, *last;                        // [batch, channels, heads, length], like state
+  bool gelu;                                // of the outputs
 };
 
 template <typename T>

@@ -68,9 +68,10 @@ Strides strides(const Tensor& tensor) {
 }
 
 template <typename T>
-void run(const Arguments& arguments, const Tensor& outputs, const Tensor& last) {
+void run(const Arguments& arguments, bool gelu, const Tensor& outputs, const Tensor& last) {
   Scan<T> scan = arguments.scan<T>();
   scan.outputs = mutable_data<T>(outputs), scan.last = mutable_data<T>(last), scan.outputs_at = strides(outputs);
+  scan.gelu = gelu;
   const auto& with = functions<T>().scan;
   const int64_t bytes = with.scratch(scan), blocks = (scan.heads + kHeads - 1) / kHeads;
   // several sequences share the maps of their heads, unless threads would have nothing to do
@@ -100,13 +101,13 @@ void run_backward(const Arguments& arguments, const ScanGradient<T>& gradient) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> ssm_scan(
-    Tensor inputs, Tensor transition, Tensor b, Tensor c, std::optional<Tensor> skip, Tensor state) {
+    Tensor inputs, Tensor transition, Tensor b, Tensor c, std::optional<Tensor> skip, Tensor state, bool gelu) {
   const Arguments arguments(inputs, transition, b, c, skip, state);
   Tensor outputs = arguments.like_inputs(true), last = torch::stable::empty_like(arguments.state);
   if (arguments.dtype == ScalarType::Float)
-    run<float>(arguments, outputs, last);
+    run<float>(arguments, gelu, outputs, last);
   else
-    run<double>(arguments, outputs, last);
+    run<double>(arguments, gelu, outputs, last);
   return {outputs, last};
 }
 

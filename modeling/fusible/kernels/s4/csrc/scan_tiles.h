@@ -1,6 +1,7 @@
 // The scan of a few heads: in tiles of steps, each of which is products of matrices and a short recurrence of chunks.
 #pragma once
 
+#include "gelu.h"
 #include "maps.h"
 #include "scan.h"
 
@@ -175,6 +176,7 @@ struct Forward {
           product<T>({rows, steps, steps, u, steps, 1, toeplitz, steps, y, steps, true});
         else
           add_causal(u, toeplitz, rows, steps, y);
+        if (scan.gelu) gelu(y, rows * steps);
       }
     }
     for (int64_t r = 0; r < n.channels; ++r)

@@ -15,8 +15,8 @@ void run(Step<T>& step) {
   const int64_t count = step.groups * step.size, numbers = count * (2 * step.size + 1 + step.channels);
   step.tile = std::max<int64_t>(1, kTile / (numbers * static_cast<int64_t>(sizeof(T))));
   const int64_t tiles = (step.heads + step.tile - 1) / step.tile;
-  // threads pay from some tens of thousands of products on
-  const int64_t grain = 1 + (1 << 16) / (step.tile * count * (step.size + step.channels));
+  // threads pay from some ten microseconds of work on
+  const int64_t grain = 1 + (1 << 17) / (step.tile * count * (step.size + step.channels));
   torch::stable::parallel_for(0, step.batch * tiles, grain, [&](int64_t begin, int64_t end) {
     std::vector<T> block(static_cast<std::size_t>(step.size == 2 ? 0 : step.size));
     functions<T>().step(step, begin, end, block.data());

@@ -7,7 +7,8 @@
 
 STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, m) {
   m.def(
-      "ssm_scan(Tensor inputs, Tensor transition, Tensor b, Tensor c, Tensor? skip, Tensor state) -> (Tensor, Tensor)");
+      "ssm_scan(Tensor inputs, Tensor transition, Tensor b, Tensor c, Tensor? skip, Tensor state, bool gelu) -> "
+      "(Tensor, Tensor)");
   m.def(
       "ssm_scan_backward(Tensor of_outputs, Tensor of_last, Tensor inputs, Tensor transition, Tensor b, Tensor c, "
       "Tensor? skip, Tensor state) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

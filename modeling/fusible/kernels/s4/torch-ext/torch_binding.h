@@ -8,7 +8,7 @@
 using torch::stable::Tensor;
 
 std::tuple<Tensor, Tensor> ssm_scan(
-    Tensor inputs, Tensor transition, Tensor b, Tensor c, std::optional<Tensor> skip, Tensor state);
+    Tensor inputs, Tensor transition, Tensor b, Tensor c, std::optional<Tensor> skip, Tensor state, bool gelu);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ssm_scan_backward(
     Tensor of_outputs, Tensor of_last, Tensor inputs, Tensor transition, Tensor b, Tensor c, std::optional<Tensor> skip,

@@ -19,6 +19,7 @@ def ssm_scan(
     c: torch.Tensor,
     state: torch.Tensor,
     skip: torch.Tensor | None = None,
+    gelu: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The recurrence `x_l = A x_{l-1} + b u_l`, `y_l = c x_l + D u_l`, with A of real blocks.
@@ -30,6 +31,7 @@ def ssm_scan(
         c: `[heads, channels, groups, size]`.
         state: x before the first step, `[batch, heads, groups, size]`.
         skip: D `[channels, heads]`.
+        gelu: whether to return the GELU of y, the exact one.
 
     Returns:
         y `[batch, channels, heads, length]` and the state after the last step, in the dtype of the inputs.
@@ -49,6 +51,8 @@ def ssm_scan(
     y = torch.cat(outputs, dim=-1)
     if skip is not None:
         y = y + skip.to(dtype)[..., None] * signal[:, None]
+    if gelu:
+        y = torch.nn.functional.gelu(y)
     return y.to(inputs.dtype), state.unflatten(2, b.shape[1:]).to(inputs.dtype)
 
 
@@ -66,11 +70,13 @@ def ssm_step(
 
     The transition is the identity plus increment and tail, which is what rounding took away from the increment.
     """
-    change = b * inputs[..., None, None]
+    dtype, wide = state.dtype, torch.float32 if state.device.type == "mps" else torch.float64
+    exact = state.to(wide)
+    change = b.to(wide) * inputs[..., None, None]
     for part in (tail, increment):
         if part is not None:
-            change = change + _apply(part, state)
-    state = state + change
+            change = change + _apply(part.to(wide), exact)
+    state = (exact + change).to(dtype)  # rounded once: sums in float32 would round the tail away, in all steps alike
     outputs = (c.movedim(1, 0) * state[:, None]).sum((-2, -1))
     return outputs if skip is None else outputs + skip * inputs[:, None], state
 

@@ -8,7 +8,7 @@ from ._ops import add_op_namespace_prefix
 SCAN = "Tensor inputs, Tensor transition, Tensor b, Tensor c, Tensor? skip, Tensor state"
 CAUCHY = "Tensor inputs, Tensor outputs, Tensor poles, int length"
 SCHEMAS = {
-    "ssm_scan": f"({SCAN}) -> (Tensor, Tensor)",
+    "ssm_scan": f"({SCAN}, bool gelu) -> (Tensor, Tensor)",
     "ssm_scan_backward": f"(Tensor of_outputs, Tensor of_last, {SCAN})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "ssm_step_": "(Tensor(a!) outputs, Tensor(b!) state, Tensor inputs, Tensor increment, Tensor? tail, Tensor b, "

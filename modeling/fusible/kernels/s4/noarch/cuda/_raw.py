@@ -54,7 +54,7 @@ def _multiply(
     y, y_batch, y_head, y_chunk, y_column, y_steps, y_limit,
     other, o_head, o_row, o_column, other_depth,
     batch, chunks, columns,
-    add: tl.constexpr, causal: tl.constexpr, has_other: tl.constexpr, precision: tl.constexpr,
+    add: tl.constexpr, causal: tl.constexpr, gelu: tl.constexpr, has_other: tl.constexpr, precision: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     head, row = tl.program_id(2), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -75,6 +75,8 @@ def _multiply(
     to = out[:, None] + (column.to(tl.int64) * out_column)[None, :]
     if add:
         total += tl.load(to, mask=inside, other=0.0)
+    if gelu:
+        total *= 0.5 + 0.5 * tl.erf(total * 0.7071067811865476)
     tl.store(to, total, mask=inside)
 
 
@@ -340,6 +342,7 @@ def multiply(
     steps: int,
     add: bool,
     causal: bool,
+    gelu: bool = False,
 ) -> None:
     batch, chunks = _rows(out, steps)
     columns = matrix.shape[2]
@@ -351,7 +354,7 @@ def multiply(
     _multiply[grid](
         *_operand(out, steps), *_operand(x, steps), matrix, *matrix.stride(), matrix.shape[1],
         *_operand(second, steps), second_matrix, *second_matrix.stride(), second_matrix.shape[1],
-        batch, chunks, columns, add, causal, has_other, _precision(x), ROWS, COLUMNS, DEPTH,
+        batch, chunks, columns, add, causal, gelu, has_other, _precision(x), ROWS, COLUMNS, DEPTH,
     )  # fmt: skip
 
 

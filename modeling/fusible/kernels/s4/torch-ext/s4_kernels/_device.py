@@ -42,6 +42,7 @@ def ssm_scan(
     c: torch.Tensor,
     skip: torch.Tensor | None,
     state: torch.Tensor,
+    gelu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     length, dtype = inputs.shape[-1], inputs.dtype
     steps = min(STEPS, 1 << (length - 1).bit_length())
@@ -56,7 +57,7 @@ def ssm_scan(
     last_leap = torch.linalg.matrix_power(a, length - (length - 1) // steps * steps)
     tables = (_toeplitz(kernel), responses.flip(-1).mT, readouts, leap, last_leap)
     rounded = (table.to(dtype).contiguous() for table in tables)
-    outputs, last = ops.scan_chunks(inputs, *rounded, state.flatten(2).contiguous())
+    outputs, last = ops.scan_chunks(inputs, *rounded, state.flatten(2).contiguous(), gelu)
     return outputs, last.unflatten(2, transition.shape[1:3])
 
 
@@ -91,12 +92,13 @@ def _scan_chunks(
     leap: torch.Tensor,
     last_leap: torch.Tensor,
     state: torch.Tensor,
+    gelu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     steps, channels = increments.shape[1], readouts.shape[1]
     states, last = _states(inputs, increments, leap, last_leap, state)
     outputs = _like(inputs, channels)
     for r in range(channels):
-        raw.multiply(outputs[:, r], inputs, toeplitz[:, r], states, readouts[:, r], steps, False, True)
+        raw.multiply(outputs[:, r], inputs, toeplitz[:, r], states, readouts[:, r], steps, False, True, gelu)
     return outputs, last
 
 
@@ -253,7 +255,7 @@ _SCAN = (
 )
 _SUMS = "Tensor weights, Tensor size, Tensor decay, Tensor scale, int length"
 _OPERATIONS: dict[str, tuple[Callable[..., Any], str]] = {
-    "scan_chunks": (_scan_chunks, f"({_SCAN}) -> (Tensor, Tensor)"),
+    "scan_chunks": (_scan_chunks, f"({_SCAN}, bool gelu) -> (Tensor, Tensor)"),
     "scan_chunks_backward": (
         _scan_chunks_backward,
         f"(Tensor of_outputs, Tensor of_last, {_SCAN}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -274,7 +276,7 @@ def _empty_like_all(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 _FAKES: dict[str, Callable[..., Any]] = {
-    "scan_chunks": lambda u, _, e, r, leap, last, x: (_like(u, r.shape[1]), x.new_empty(x.shape)),
+    "scan_chunks": lambda u, _, e, r, leap, last, x, gelu: (_like(u, r.shape[1]), x.new_empty(x.shape)),
     "scan_chunks_backward": lambda y, last, u, *tables: (_like(u), *_empty_like_all(*tables)),
     "power_sums": lambda left, fine, length: left.new_empty(left.shape[1], left.shape[0], length),
     "power_sums_backward": lambda gradient, left, fine: _empty_like_all(left, fine),
@@ -285,13 +287,21 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
+def save_scan(ctx: Any, inputs: tuple, output: Any) -> None:
+    *tensors, gelu = inputs
+    if gelu:
+        raise NotImplementedError("A scan with GELU has no gradient; apply GELU to what it returns without.")
+    ctx.save_for_backward(*tensors)
+
+
 def _save(ctx: Any, inputs: tuple, output: Any) -> None:
     ctx.save_for_backward(*(part for part in inputs if isinstance(part, torch.Tensor)))
     ctx.length = inputs[-1]
 
 
+_SAVES: dict[str, Callable[..., None]] = {"scan_chunks": save_scan, "power_sums": _save, "pole_sums": _save}
 _BACKWARDS: dict[str, Callable[..., Any]] = {
-    "scan_chunks": lambda ctx, *gradients: ops.scan_chunks_backward(*gradients, *ctx.saved_tensors),
+    "scan_chunks": lambda ctx, *gradients: (*ops.scan_chunks_backward(*gradients, *ctx.saved_tensors), None),
     "power_sums": lambda ctx, gradient: (*ops.power_sums_backward(gradient, *ctx.saved_tensors), None),
     "pole_sums": lambda ctx, gradient: (
         *ops.pole_sums_backward(gradient, *ctx.saved_tensors, ctx.length),
@@ -308,5 +318,5 @@ if DEVICES:
         torch.library.impl(_operator, DEVICES, _function)
         torch.library.register_fake(_operator, _FAKES[_name])
         _backward = _BACKWARDS.get(_name, refuse)
-        torch.library.register_autograd(_operator, _backward, setup_context=None if _backward is refuse else _save)
+        torch.library.register_autograd(_operator, _backward, setup_context=_SAVES.get(_name))
     torch.library.impl(add_op_namespace_prefix("ssm_step_"), DEVICES, ssm_step_)

@@ -74,6 +74,7 @@ def ssm_scan(
     c: torch.Tensor,
     state: torch.Tensor,
     skip: torch.Tensor | None = None,
+    gelu: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The recurrence `x_l = A x_{l-1} + b u_l`, `y_l = c x_l + D u_l`, with A of real blocks.
@@ -85,6 +86,7 @@ def ssm_scan(
         c: `[heads, channels, groups, size]`.
         state: x before the first step, `[batch, heads, groups, size]`.
         skip: D `[channels, heads]`.
+        gelu: whether to return the GELU of y, the exact one. It is made with y, unless a gradient is wanted.
 
     Returns:
         y `[batch, channels, heads, length]` and the state after the last step, in the dtype of the inputs. Heads are
@@ -99,7 +101,11 @@ def ssm_scan(
     dtype = torch.promote_types(inputs.dtype, torch.float32)
     skip = None if skip is None else skip.to(transition.dtype)
     function = _operation("ssm_scan", inputs)
-    outputs, last = function(inputs.to(dtype), transition, b, c, skip, state.to(dtype))
+    tensors = (inputs.to(dtype), transition, b, c, skip, state.to(dtype))
+    wants_gradient = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    outputs, last = function(*tensors, gelu and not wants_gradient)
+    if gelu and wants_gradient:
+        outputs = torch.nn.functional.gelu(outputs)
     return outputs.to(inputs.dtype), last.to(inputs.dtype)
 
 

@@ -23,6 +23,7 @@ def _(
     c: torch.Tensor,
     skip: torch.Tensor | None,
     state: torch.Tensor,
+    gelu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     (batch, heads, length), channels = inputs.shape, c.shape[1]
     if inputs.stride(1) < inputs.stride(2):
@@ -87,16 +88,12 @@ def _(gradient: torch.Tensor, coefficients: torch.Tensor, base: torch.Tensor) ->
     return coefficients.new_empty(coefficients.shape), base.new_empty(base.shape)
 
 
-def _save_scan(ctx: Any, inputs: tuple, output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-
-
 def _scan_backward(ctx: Any, of_outputs: torch.Tensor, of_last: torch.Tensor) -> Grads:
     inputs, transition, b, c, skip, state = ctx.saved_tensors
     of_inputs, of_transition, of_b, of_c, of_skip, of_state = ops.ssm_scan_backward(
         of_outputs, of_last, inputs, transition, b, c, skip, state
     )
-    return of_inputs, of_transition, of_b, of_c, None if skip is None else of_skip, of_state
+    return of_inputs, of_transition, of_b, of_c, None if skip is None else of_skip, of_state, None
 
 
 def _save_cauchy(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -117,7 +114,7 @@ def _vandermonde_backward(ctx: Any, gradient: torch.Tensor) -> Grads:
 
 
 for _name, _backward, _save in (
-    ("ssm_scan", _scan_backward, _save_scan),
+    ("ssm_scan", _scan_backward, _device.save_scan),
     ("cauchy", _cauchy_backward, _save_cauchy),
     ("vandermonde", _vandermonde_backward, _save_vandermonde),
 ):
