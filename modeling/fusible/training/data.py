@@ -18,6 +18,7 @@ from .image_data import IMAGE_REPOSITORIES, digits, image_data, images
 from .point_clouds import SHAPES, PointClouds, generate_shapes, load_modelnet40, scale_and_translate
 from .recipes import Recipe
 from .rows import Data
+from .segmentation_data import segmentation
 from .sequences import SEQUENCES
 from .settings import check_keys, nearest
 from .video import TestVideos, TrainingVideos
@@ -157,6 +158,9 @@ def generated(recipe: Recipe, processor: Any, *, num_examples: int = 64, seed: i
     elif model_class._auto_class == "AutoModelForTimeSeriesPrediction":
         shape = (num_examples, config.prediction_length, config.input_size)
         columns["future_values"] = torch.from_numpy(generator.standard_normal(shape, np.float32))
+    elif model_class._auto_class == "AutoModelForSemanticSegmentation":
+        shape = (num_examples, *columns["pixel_values"].shape[-2:])
+        columns["labels"] = torch.from_numpy(generator.integers(config.num_labels, size=shape))
     else:
         columns["labels"] = torch.from_numpy(generator.integers(config.num_labels, size=num_examples))
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -172,6 +176,7 @@ DATASETS: dict[str, Callable[..., Data]] = {
     "images": images,
     "kinetics400": kinetics400,
     "modelnet40": modelnet40,
+    "segmentation": segmentation,
     "shapes": shapes,
     "something_something_v2": something_something_v2,
     "ucf101": ucf101,
@@ -179,6 +184,7 @@ DATASETS: dict[str, Callable[..., Data]] = {
 }
 _BY_TASK: dict[str, Callable[..., Data]] = {
     "AutoModelForImageClassification": images,
+    "AutoModelForSemanticSegmentation": segmentation,
     "AutoModelForVideoClassification": video_folder,
 }
 

@@ -33,7 +33,15 @@ def _image_row(
     return {"pixel_values": transform(row[image]), "labels": int(row[label])}
 
 
-def _column(features: Mapping[str, Any], given: str | None, kind: type, option: str) -> str:
+def check_splits(splits: Mapping[str, Any], *names: str | None) -> None:
+    """Raises `ValueError` if one of the names is none of the splits'."""
+    for name in filter(None, names):
+        if name not in splits:
+            raise ValueError(f"There is no split {name!r}; there are {', '.join(splits)}.")
+
+
+def find_column(features: Mapping[str, Any], given: str | None, kind: type, option: str) -> str:
+    """The column that is given, or else the only one of a kind; raises `ValueError` if that does not tell one."""
     if given is not None:
         if given not in features:
             raise ValueError(f"data.{option} is {given!r}; the columns are {', '.join(features)}.")
@@ -64,17 +72,15 @@ def image_data(
     """
     if processor is None:
         raise ValueError(f"Images need a preprocessor_config.json beside the recipe, in {recipe.folder}.")
-    for name in filter(None, (train_split, eval_split)):
-        if name not in splits:
-            raise ValueError(f"There is no split {name!r}; there are {', '.join(splits)}.")
+    check_splits(splits, train_split, eval_split)
     eval_split = eval_split or next((name for name in EVAL_SPLITS if name in splits), None)
     train = splits[train_split]
     is_stream = isinstance(train, datasets.IterableDataset)
     features = train.features or next(iter(train)).keys()
     if not isinstance(features, Mapping):  # a stream that does not know before it has been read
         features = dict.fromkeys(features)
-    image = _column(features, image_column, datasets.Image, "image_column")
-    label = _column(features, label_column, datasets.ClassLabel, "label_column")
+    image = find_column(features, image_column, datasets.Image, "image_column")
+    label = find_column(features, label_column, datasets.ClassLabel, "label_column")
     names = features[label].names if isinstance(features[label], datasets.ClassLabel) else None
 
     augment = recipe.augment
@@ -158,4 +164,4 @@ def digits(recipe: Recipe, processor: Any, *, seed: int = 0) -> Data:
     return data
 
 
-__all__ = ["IMAGE_REPOSITORIES", "digits", "image_data", "images"]
+__all__ = ["EVAL_SPLITS", "IMAGE_REPOSITORIES", "check_splits", "digits", "find_column", "image_data", "images"]
