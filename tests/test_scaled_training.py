@@ -125,6 +125,14 @@ def test_resuming_is_exact(folder, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_resuming_of_shards_is_exact(folder, method):
+    """By torch's own checkpoints: Trainer does not write any of models that are sharded as they are loaded."""
+    for process in range(2):
+        counts = json.loads((folder / f"fsdp/{method}/shards_{process}.json").read_text(encoding="utf-8"))
+        assert counts["shards"] == counts["equal"] and counts["moved"] > 5
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_inference_form_of_shards(folder, method):
     expected = load(folder, "fsdp", method).fuse()
     assert_same_tensors(type(expected).from_pretrained(folder / "fsdp" / method / "fused"), expected)
