@@ -33,11 +33,17 @@ def _image_row(
     return {"pixel_values": transform(row[image]), "labels": int(row[label])}
 
 
-def check_splits(splits: Mapping[str, Any], *names: str | None) -> None:
-    """Raises `ValueError` if one of the names is none of the splits'."""
-    for name in filter(None, names):
+def find_eval_split(splits: Mapping[str, Any], train_split: str, eval_split: str | None) -> str | None:
+    """
+    The split to evaluate on: the given one, or else validation, val or test, if there is one.
+
+    Raises:
+        ValueError: if a split that was named is not there.
+    """
+    for name in filter(None, (train_split, eval_split)):
         if name not in splits:
             raise ValueError(f"There is no split {name!r}; there are {', '.join(splits)}.")
+    return eval_split or next((name for name in EVAL_SPLITS if name in splits), None)
 
 
 def find_column(features: Mapping[str, Any], given: str | None, kind: type, option: str) -> str:
@@ -72,8 +78,7 @@ def image_data(
     """
     if processor is None:
         raise ValueError(f"Images need a preprocessor_config.json beside the recipe, in {recipe.folder}.")
-    check_splits(splits, train_split, eval_split)
-    eval_split = eval_split or next((name for name in EVAL_SPLITS if name in splits), None)
+    eval_split = find_eval_split(splits, train_split, eval_split)
     train = splits[train_split]
     is_stream = isinstance(train, datasets.IterableDataset)
     features = train.features or next(iter(train)).keys()
@@ -164,4 +169,4 @@ def digits(recipe: Recipe, processor: Any, *, seed: int = 0) -> Data:
     return data
 
 
-__all__ = ["EVAL_SPLITS", "IMAGE_REPOSITORIES", "check_splits", "digits", "find_column", "image_data", "images"]
+__all__ = ["IMAGE_REPOSITORIES", "digits", "find_column", "find_eval_split", "image_data", "images"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .image_data import EVAL_SPLITS, check_splits, find_column
+from .image_data import find_column, find_eval_split
 from .recipes import Recipe
 from .rows import Data, Mapped
 from .settings import Augmentation
@@ -81,8 +81,7 @@ def segmentation(
         raise ValueError("The image processor crops, so that maps would not fit; set its do_center_crop to false.")
     _check_augmentation(recipe.augment)
     splits = cast(Any, datasets.load_dataset(path or recipe.dataset, name, revision=revision))
-    check_splits(splits, train_split, eval_split)
-    eval_split = eval_split or next((split for split in EVAL_SPLITS if split in splits), None)
+    eval_split = find_eval_split(splits, train_split, eval_split)
     features = splits[train_split].features
     image = find_column(features, image_column or "image", datasets.Image, "image_column")
     others = {column: feature for column, feature in features.items() if column != image}
