@@ -11,6 +11,7 @@ from typing import Any
 from rich.progress import track
 
 from ..folders import replaced_folder
+from .machine import usable_cores
 
 
 Row = tuple[str | bytes, int]  # what the model is to read, and its label
@@ -30,7 +31,7 @@ def distinct_rows(make_row: Callable[[int], Row], count: int, num_processes: int
         ValueError: if most rows are equal to others.
     """
     if num_processes is None:
-        num_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_processes = usable_cores()
     seen: set[str | bytes] = set()
     first = 0
     pool = ProcessPoolExecutor(num_processes) if num_processes > 1 else None

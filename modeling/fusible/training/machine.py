@@ -16,10 +16,14 @@ logger = logging.get_logger(__name__)
 MAX_DEVICE_BATCH = 128  # where a recipe gives a global batch size only
 
 
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
     """Processes that load data, for one of this machine's processes that train."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return min(8, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def precision(wanted: str, use_cpu: bool) -> dict[str, bool]:
@@ -95,4 +99,12 @@ def schedule(settings: Settings, values: Mapping[str, Any], scale: float) -> dic
     return result
 
 
-__all__ = ["MAX_DEVICE_BATCH", "batch_sizes", "default_workers", "precision", "schedule", "uses_deepspeed"]
+__all__ = [
+    "MAX_DEVICE_BATCH",
+    "batch_sizes",
+    "default_workers",
+    "precision",
+    "schedule",
+    "usable_cores",
+    "uses_deepspeed",
+]
