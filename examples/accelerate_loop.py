@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
-from fusible.modeling_ewa import EWAPreTrainedModel
+from fusible import EWAPreTrainedModel
 from fusible.training.data import load_data
 from fusible.training.optim import Lamb, param_groups
 from fusible.training.recipes import Recipe

@@ -8,6 +8,7 @@ A notebook that fails stays as it was, with its name and the error on the termin
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,7 +61,10 @@ def execute(notebook: NotebookNode) -> NotebookNode:
             coalesce_streams=True,
             resources={"metadata": {"path": str(folder)}},
         )
-        client.execute(cleanup_kc=True, env=os.environ | ENVIRONMENT | {"IPYTHONDIR": str(Path(scratch, "ipython"))})
+        # commands of this interpreter's environment come first, as if it were activated
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        settings = ENVIRONMENT | {"PATH": path, "IPYTHONDIR": str(Path(scratch, "ipython"))}
+        client.execute(cleanup_kc=True, env=os.environ | settings)
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         cell.metadata = NotebookNode()

@@ -9,20 +9,25 @@ from .registration import register
 if TYPE_CHECKING:
     from .backbones import SITES
     from .configuration_ewa import EWAConfig
+    from .configuration_fusible import FusibleConfig
     from .configuration_point_vit import PointViTConfig
     from .configuration_repavit import RePaViTConfig
     from .configuration_repavit_clip import RePaViTCLIPConfig
     from .configuration_s4 import S4Config
     from .configuration_zeroi2v import ZeroI2VConfig
+    from .experts_ewa import Experts
+    from .ffn_repavit import IdleFeedForward
     from .fusion import Fusible, FusiblePreTrainedModel, fuse_
+    from .layer_s4 import S4StateSpace
     from .modeling_ewa import (
         EWAForImageClassification,
         EWAForMaskedImageModeling,
         EWAForSemanticSegmentation,
         EWAModel,
+        EWAPreTrainedModel,
     )
-    from .modeling_point_vit import PointViTForPointCloudClassification, PointViTModel
-    from .modeling_repavit import RePaViTBackbone, RePaViTForImageClassification, RePaViTModel
+    from .modeling_point_vit import PointViTForPointCloudClassification, PointViTModel, PointViTPreTrainedModel
+    from .modeling_repavit import RePaViTBackbone, RePaViTForImageClassification, RePaViTModel, RePaViTPreTrainedModel
     from .modeling_repavit_clip import RePaViTForZeroShotImageClassification
     from .modeling_s4 import (
         S4ForAudioClassification,
@@ -32,7 +37,8 @@ if TYPE_CHECKING:
         S4ForTimeSeriesPrediction,
         S4Model,
     )
-    from .modeling_zeroi2v import ZeroI2VForVideoClassification, ZeroI2VModel
+    from .modeling_zeroi2v import ZeroI2VForVideoClassification, ZeroI2VModel, ZeroI2VPreTrainedModel
+    from .stack_s4 import S4PreTrainedModel
 
 __version__ = "0.1.0"
 
@@ -43,17 +49,23 @@ _MODULES = {
     "EWAForMaskedImageModeling": "modeling_ewa",
     "EWAForSemanticSegmentation": "modeling_ewa",
     "EWAModel": "modeling_ewa",
+    "EWAPreTrainedModel": "modeling_ewa",
+    "Experts": "experts_ewa",
     "Fusible": "fusion",
+    "FusibleConfig": "configuration_fusible",
     "FusiblePreTrainedModel": "fusion",
+    "IdleFeedForward": "ffn_repavit",
     "PointViTConfig": "configuration_point_vit",
     "PointViTForPointCloudClassification": "modeling_point_vit",
     "PointViTModel": "modeling_point_vit",
+    "PointViTPreTrainedModel": "modeling_point_vit",
     "RePaViTBackbone": "modeling_repavit",
     "RePaViTCLIPConfig": "configuration_repavit_clip",
     "RePaViTConfig": "configuration_repavit",
     "RePaViTForImageClassification": "modeling_repavit",
     "RePaViTForZeroShotImageClassification": "modeling_repavit_clip",
     "RePaViTModel": "modeling_repavit",
+    "RePaViTPreTrainedModel": "modeling_repavit",
     "S4Config": "configuration_s4",
     "S4ForAudioClassification": "modeling_s4",
     "S4ForCausalLM": "modeling_s4",
@@ -61,9 +73,12 @@ _MODULES = {
     "S4ForSequenceClassification": "modeling_s4",
     "S4ForTimeSeriesPrediction": "modeling_s4",
     "S4Model": "modeling_s4",
+    "S4PreTrainedModel": "stack_s4",
+    "S4StateSpace": "layer_s4",
     "ZeroI2VConfig": "configuration_zeroi2v",
     "ZeroI2VForVideoClassification": "modeling_zeroi2v",
     "ZeroI2VModel": "modeling_zeroi2v",
+    "ZeroI2VPreTrainedModel": "modeling_zeroi2v",
     "fuse_": "fusion",
 }
 
@@ -74,17 +89,23 @@ __all__ = [
     "EWAForMaskedImageModeling",
     "EWAForSemanticSegmentation",
     "EWAModel",
+    "EWAPreTrainedModel",
+    "Experts",
     "Fusible",
+    "FusibleConfig",
     "FusiblePreTrainedModel",
+    "IdleFeedForward",
     "PointViTConfig",
     "PointViTForPointCloudClassification",
     "PointViTModel",
+    "PointViTPreTrainedModel",
     "RePaViTBackbone",
     "RePaViTCLIPConfig",
     "RePaViTConfig",
     "RePaViTForImageClassification",
     "RePaViTForZeroShotImageClassification",
     "RePaViTModel",
+    "RePaViTPreTrainedModel",
     "S4Config",
     "S4ForAudioClassification",
     "S4ForCausalLM",
@@ -92,9 +113,12 @@ __all__ = [
     "S4ForSequenceClassification",
     "S4ForTimeSeriesPrediction",
     "S4Model",
+    "S4PreTrainedModel",
+    "S4StateSpace",
     "ZeroI2VConfig",
     "ZeroI2VForVideoClassification",
     "ZeroI2VModel",
+    "ZeroI2VPreTrainedModel",
     "fuse_",
 ]
 

@@ -166,3 +166,16 @@ def compare_forms(
 def device_name(device: torch.device) -> str:
     """Of a GPU its product name, else the kind of device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+__all__ = [
+    "FormFacts",
+    "compare_forms",
+    "count_macs",
+    "count_parameters",
+    "device_name",
+    "folder_bytes",
+    "form_facts",
+    "max_difference",
+    "median_seconds",
+]

@@ -105,3 +105,6 @@ def _model_with_experts(model: nn.Module | None) -> EWAPreTrainedModel:
         if isinstance(module, EWAPreTrainedModel):
             return module
     raise ValueError(f"EWACallback needs one of fusible's EWA models, not {type(model).__name__}.")
+
+
+__all__ = ["EWACallback", "FusedExportCallback"]
