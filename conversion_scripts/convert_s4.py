@@ -29,7 +29,7 @@ import torch
 if __package__ is None:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion_scripts.common import Discarded, agreed, load_and_publish, parser_for, read_entries, run, state_dict_in
+from conversion_scripts.common import Discarded, load_and_publish, parser_for, read_entries, run, state_dict_in
 from conversion_scripts.s4_config import config_for, sections
 from conversion_scripts.s4_layouts import convert_state_space, of_one_size
 from conversion_scripts.s4_names import convert_names, state_spaces
@@ -128,7 +128,11 @@ def convert(options: argparse.Namespace) -> str:
     if options.vocabulary is not None:
         with options.vocabulary.open(encoding="utf-8") as lines:
             tokenizer = word_tokenizer(frequent_words(lines))
-        agreed("--vocabulary with", len(tokenizer), config.vocab_size, "the embedding's number of words")
+        if len(tokenizer) != config.vocab_size:
+            raise ValueError(
+                f"{options.vocabulary} has {len(tokenizer)} words, the checkpoint {config.vocab_size}. Give the text "
+                "that the model was trained with, or leave out --vocabulary."
+            )
     with torch.device("meta"):  # the tensors of the checkpoint become the model's, without a copy
         model = model_class(tensors, options.task)(config).eval()
     model = load_and_publish(model, tensors, options, tokenizer)

@@ -308,7 +308,7 @@ def test_language_model_with_its_tokenizer(tmp_path):
     (tmp_path / "other").mkdir()
     torch.save(weights, tmp_path / "other" / "checkpoint.pt")
     message = refusal(tmp_path / "other" / "checkpoint.pt", facts["config"], "--vocabulary", str(text))
-    assert "--vocabulary with 5 contradicts the embedding's number of words: 200" in message
+    assert "train.tokens has 5 words, the checkpoint 200. Give the text that the model was trained with" in message
 
 
 def test_lengths_of_old_kernels():
