@@ -75,7 +75,8 @@ def s4_writer(model: PreTrainedModel, batch_size: int) -> tuple[Callable[[], Non
         for _ in range(TOKENS):
             ids = model(input_ids=ids, cache_params=cache, use_cache=True).logits[:, -1:].argmax(-1)
 
-    return write, sum(state.nbytes for state in cache.states.values())
+    kept = zip(cache.layers, model.config.layer_types, strict=True)
+    return write, sum(layer.recurrent_states[0].nbytes for layer, kind in kept if kind == "linear_attention")
 
 
 def gpt2_writer(model: PreTrainedModel, context: int, static: bool, batch_size: int) -> tuple[Callable[[], None], int]:

@@ -6,10 +6,9 @@ import pytest
 import torch
 from test_conversion_s4 import CASES, convert, read
 from torch.nn.functional import pad
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache
 
 from fusible import S4Model
-from fusible.outputs_s4 import S4Cache
 from tester.base import relative_error
 
 
@@ -59,11 +58,13 @@ def test_blocks(name, tmp_path, monkeypatch):
         assert relative_error(run_block(form, tensors), expected) < 1e-5
     assert relative_error(run_block(model.double(), tensors), expected) < 1e-6
     if "state.initial" in tensors:
-        cache = S4Cache()
-        cache.states[0] = tensors["state.initial"].double()
+        cache = DynamicCache(config=model.config)
+        cache.update_recurrent_state(tensors["state.initial"].double(), 0)
+        cache.layers[0].has_previous_state[0] = True
         outputs = run_block(model, tensors, cache_params=cache)
         assert relative_error(outputs, tensors["state.output_conv"]) < 1e-5
-        assert relative_error(cache.states[0], tensors["state.next_state"]) < 3e-5  # their single precision
+        after = cache.get_recurrent_state(0)
+        assert relative_error(after, tensors["state.next_state"]) < 3e-5  # their single precision
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("old_")])

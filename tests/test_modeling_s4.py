@@ -3,7 +3,8 @@
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.generation.utils import DeferredStopCheck
 
 from fusible import (
     S4Config,
@@ -121,7 +122,6 @@ class TestGeneration:
                 outputs = form(piece, cache_params=outputs.cache_params)
                 logits.append(outputs.logits)
             assert relative_error(torch.cat(logits, dim=1), whole) < 1e-9
-            assert outputs.cache_params.get_seq_length() == 30
 
     def test_generate_is_a_loop_over_the_whole(self, options):
         model = make_lm(**options)
@@ -145,6 +145,29 @@ class TestGeneration:
                 torch.manual_seed(3)
                 results.append(form.generate(ids, max_new_tokens=6, use_cache=use_cache, **arguments))
             assert torch.equal(*results)
+
+    def test_generation_goes_on_from_states(self, options, monkeypatch):
+        """From those that were returned, with what they have not seen; the cache of a caller is never ahead."""
+        model = make_lm(**options).fuse()
+        ids, settings = torch.randint(13, (2, 5)), {"do_sample": False, "return_dict_in_generate": True}
+        expected = model.generate(ids, max_new_tokens=9, do_sample=False)
+        first = model.generate(ids, max_new_tokens=4, **settings)
+        cache, asked = first.past_key_values, []
+        assert torch.equal(first.sequences, expected[:, :9]) and type(cache) is DynamicCache
+        is_supported = DeferredStopCheck.is_supported
+        monkeypatch.setattr(
+            DeferredStopCheck, "is_supported", lambda *x, **y: asked.append(x[2]) or is_supported(*x, **y)
+        )
+        second = model.generate(first.sequences[:, 8:], max_new_tokens=5, do_sample=False, cache_params=cache)
+        assert torch.equal(second, expected[:, 8:]) and asked == [True]
+        cache.reset()
+        padded, mask = torch.nn.functional.pad(ids, (2, 0)), torch.tensor([[0] * 2 + [1] * 5] * 2)
+        third = model.generate(padded, attention_mask=mask, max_new_tokens=9, do_sample=False, cache_params=cache)
+        assert torch.equal(third[:, 2:], expected)
+        with pytest.raises(ValueError, match="cache_params goes with use_cache=True only"):
+            model.generate(ids, max_new_tokens=2, cache_params=cache, use_cache=False)
+        with pytest.raises(ValueError, match="states of 2 sequences, and the inputs are 6"):
+            model.generate(ids, max_new_tokens=2, cache_params=cache, num_beams=3)
 
     @torch.no_grad()
     def test_padding_in_front_changes_nothing(self, options):
@@ -182,8 +205,8 @@ class TestGeneration:
         (first.logits.square().sum() + second.logits.square().sum()).backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name], msg=name)
-        second.cache_params.detach_()
-        assert not any(state.requires_grad for state in second.cache_params.states.values())
+        model.detach_states(second.cache_params)
+        assert not any(second.cache_params.get_recurrent_state(number).requires_grad for number in (0, 1))
 
     def test_language_models_are_stored(self, options, tmp_path):
         model = make_lm(**options).float()

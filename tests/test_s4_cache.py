@@ -1,12 +1,16 @@
-"""S4's states are written over where nobody else can have them, and nowhere else."""
+"""S4's states are in transformers' cache, and tokens write over them where no gradient needs what was there."""
 
 import copy
 import pickle
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import DynamicCache, GPT2Config, StaticCache
+from transformers.cache_utils import DummyLayer, LinearAttentionLayer
 
 from fusible import S4Config, S4ForCausalLM
+from fusible.blocks_s4 import S4FeedForward
 from fusible.layer_s4 import S4StateSpace
 from fusible.recurrence_s4 import S4Recurrence
 from fusible.scan_s4 import ssm_step_
@@ -27,11 +31,22 @@ def make_layer(**options) -> S4Recurrence:
     return layer.fuse().eval()
 
 
-@pytest.fixture
-def model():
-    model = S4ForCausalLM(S4Config(vocab_size=7, hidden_size=8, state_size=4, num_hidden_layers=3)).eval()
+OPTIONS = {
+    "plain": {"layer_pattern": ["s4", "ffn"], "num_hidden_layers": 3},
+    "unet": {"layer_pattern": ["s4", "ffn"], "num_hidden_layers": 2, "pool_sizes": [2, 3]},
+    "stages": {"num_hidden_layers": 1, "pool_sizes": [2, 2], "unet": False},
+}
+
+
+def make_model(**options) -> S4ForCausalLM:
+    model = S4ForCausalLM(S4Config(vocab_size=7, hidden_size=8, state_size=4, **options)).eval()
     perturb_(model)
     return model.fuse()
+
+
+@pytest.fixture
+def model():
+    return make_model(**OPTIONS["plain"])
 
 
 @pytest.fixture
@@ -46,8 +61,51 @@ def step(model, cache, position: int = 7) -> torch.Tensor:
     return model(IDS[:, position : position + 1], cache_params=cache).logits[:, 0]
 
 
+def states(cache) -> list[torch.Tensor]:
+    return [layer.recurrent_states[0] for layer in cache.layers if isinstance(layer, LinearAttentionLayer)]
+
+
 def addresses(cache) -> list[int]:
-    return [state.data_ptr() for state in cache.take()[0].values()]
+    return [state.data_ptr() for state in states(cache)]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@torch.no_grad()
+def test_caches_are_those_of_transformers(options):
+    """The model makes and returns what a user would make from its configuration."""
+    model = make_model(**options)
+    assert S4Config.from_dict(model.config.to_dict()).layer_types == model.config.layer_types
+    whole, kinds = model(IDS).logits, []
+    for layer in model.layers:
+        kinds.append(DummyLayer if isinstance(getattr(layer, "mixer", None), S4FeedForward) else LinearAttentionLayer)
+    for given in (None, DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=9)):
+        outputs = model(IDS[:, :7], cache_params=given, use_cache=True)
+        cache = outputs.cache_params
+        assert (type(cache) is DynamicCache) if given is None else (cache is given)
+        assert [type(layer) for layer in cache.layers] == kinds
+        assert cache.has_previous_state() and cache.get_recurrent_state(0) is states(cache)[0]
+        for layer, state in zip([x for x in cache.layers if type(x) is not DummyLayer], states(cache), strict=True):
+            assert (layer.device, layer.dtype, len(state)) == (state.device, state.dtype, 2)
+            assert state.untyped_storage().nbytes() == state.nbytes  # it does not keep the memory of the prompt
+        logits = [outputs.logits, *(step(model, cache, position)[:, None] for position in range(7, 12))]
+        torch.testing.assert_close(torch.cat(logits, dim=1), whole)
+
+
+@torch.no_grad()
+def test_caches_that_do_not_fit(model, cache):
+    attention = DynamicCache(config=GPT2Config(n_layer=3))
+    for wrong, what in (
+        (DynamicCache(), "DynamicCache of 0 layers"),
+        (attention, r"DynamicCache of 3 layers \(DynamicLayer\)"),
+        (DynamicCache(config=S4Config(num_hidden_layers=2)), "DynamicCache of 2 layers .* This model needs 3"),
+        (tuple(states(cache)), "tuple of 0 layers"),
+    ):
+        with pytest.raises(ValueError, match=rf"cache_params is a {what}.*DynamicCache\(config=model.config\)"):
+            model(IDS, cache_params=wrong)
+    before = copy.deepcopy(states(cache))
+    with pytest.raises(ValueError, match="states of 2 sequences, and the inputs are 1.*reorder_cache"):
+        model(IDS[:1, :1], cache_params=cache)
+    assert all(map(torch.equal, states(cache), before))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -97,67 +155,124 @@ def test_states_that_are_never_written_over():
 
 @torch.no_grad()
 def test_tokens_need_no_new_memory(model, cache):
-    expected = model(IDS).logits
-    for grad_mode in (torch.no_grad, torch.inference_mode):
+    expected, before = model(IDS).logits, addresses(cache)
+    for position, grad_mode in ((7, torch.no_grad), (8, torch.inference_mode), (9, torch.no_grad)):
         with grad_mode():
-            before, position = addresses(cache), cache.get_seq_length()
             torch.testing.assert_close(step(model, cache, position), expected[:, position])
-            assert addresses(cache) == before
+        assert addresses(cache) == before
 
 
 @torch.no_grad()
-def test_what_was_read_keeps_its_numbers(model, cache):
-    read = cache.states
-    before = {layer: state.clone() for layer, state in read.items()}
-    for position in (7, 8, 9):
-        step(model, cache, position)
-        assert all(torch.equal(read[layer], state) for layer, state in before.items())
-    cache.states = read
-    torch.testing.assert_close(step(model, cache), model(IDS).logits[:, 7])
-    assert all(torch.equal(read[layer], state) for layer, state in before.items())
-    cache.states[0] = mine = before[0].clone()
-    step(model, cache)
-    assert torch.equal(mine, before[0])
+def test_states_that_are_set_by_hand(model, cache):
+    """As for other models: they are copied."""
+    read, other = copy.deepcopy(states(cache)), DynamicCache(config=model.config)
+    for number, state in zip((0, 2), states(cache), strict=True):
+        other.update_recurrent_state(state, number)
+        other.layers[number].has_previous_state[0] = True
+    torch.testing.assert_close(step(model, other), model(IDS).logits[:, 7])
+    assert all(map(torch.equal, states(cache), read))
 
 
-@pytest.mark.parametrize(
-    "duplicate",
-    [copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))],
-    ids=["", "deep", "pickle"],
-)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
 @torch.no_grad()
 def test_copies_go_their_own_ways(model, cache, duplicate):
     other = duplicate(cache)
-    expected = model(IDS).logits[:, 7]
-    for used in (cache, other):
-        torch.testing.assert_close(step(model, used), expected)
-        assert used.get_seq_length() == 8
+    expected = model(IDS).logits
+    for position in (7, 8):
+        for used in (cache, other):
+            torch.testing.assert_close(step(model, used, position), expected[:, position])
     assert not {*addresses(cache)} & {*addresses(other)}
 
 
 @torch.no_grad()
 def test_reordered_states_are_new(model, cache):
-    other = copy.copy(cache)
-    other.reorder_cache(torch.tensor([1, 1]))
+    other = copy.deepcopy(cache)
+    other.reorder_cache(torch.tensor([1, 1, 0]))
     before = addresses(other)
     expected = model(IDS).logits[:, 7]
-    torch.testing.assert_close(model(IDS[1:, 7:8].expand(2, 1), cache_params=other).logits[0, 0], expected[1])
+    actual = model(IDS[[1, 1, 0], 7:8], cache_params=other).logits[:, 0]
+    torch.testing.assert_close(actual, expected[[1, 1, 0]])
     assert addresses(other) == before
-    torch.testing.assert_close(step(model, cache), expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_resetting(options):
+    """A new sequence starts, of another batch size as well; what was returned keeps its numbers."""
+    model, ids = make_model(**options), torch.randint(7, (3, 11))
+    with torch.no_grad():
+        expected = model(ids).logits
+    for grad_mode in (torch.no_grad, torch.enable_grad):
+        with grad_mode():
+            outputs = model(IDS, use_cache=True, output_hidden_states=True)
+            returned = [outputs.logits, *outputs.hidden_states]
+            before = [part.detach().clone() for part in returned]
+            cache = outputs.cache_params
+            cache.reset()
+            assert not cache.has_previous_state() and not any(state.any() for state in states(cache))
+            torch.testing.assert_close(model(ids, cache_params=cache).logits, expected)
+        assert all(map(torch.equal, returned, before))
+    weights = [*model.parameters()]
+    actual, expected = (
+        torch.autograd.grad(logits.square().sum(), weights) for logits in (outputs.logits, model(IDS)[0])
+    )
+    torch.testing.assert_close(actual, expected)
 
 
 def test_graphs_keep_what_they_need(model, cache):
     """Training by pieces, with tokens that are written without gradients in between."""
-    outputs = model(IDS[:, 7:8], cache_params=cache)
-    expected = torch.autograd.grad(outputs.logits.sum(), model.layers[0].mixer.ssm.input_map, retain_graph=True)
-    cache.detach_()
+    outputs, weight = model(IDS[:, 7:8], cache_params=cache), model.layers[0].mixer.ssm.input_map
+    expected = torch.autograd.grad(outputs.logits.sum(), weight, retain_graph=True)
+    assert all(state.requires_grad for state in states(cache))
+    model.detach_states(cache)
     with torch.no_grad():
         for position in (8, 9, 10):
             step(model, cache, position)
-    actual = torch.autograd.grad(outputs.logits.sum(), model.layers[0].mixer.ssm.input_map)
-    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(outputs.logits.sum(), weight), expected)
     with pytest.raises(RuntimeError, match="does not require grad"):
-        cache.states[0].sum().backward()
+        states(cache)[0].sum().backward()
+
+
+@torch.no_grad()
+def test_states_with_a_graph_are_not_written_over(model, cache):
+    with torch.enable_grad():
+        step(model, cache)
+    kept = states(cache)
+    numbers = [state.clone() for state in kept]
+    torch.testing.assert_close(step(model, cache, 8), model(IDS).logits[:, 8])
+    assert all(map(torch.equal, kept, numbers)) and not any(state.requires_grad for state in states(cache))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpoints_of_single_tokens(model, cache, use_reentrant):
+    """Layers run twice then, from the same states, the first time without gradients in one of the two kinds."""
+    embedded, gradients = torch.randn(2, 1, 8, requires_grad=True), []
+    parameters = [parameter for parameter in model.parameters() if parameter is not model.embeddings.weight]
+    for is_checkpointed in (False, True):
+        if is_checkpointed:
+            model.train().activation_checkpointing_enable({"use_reentrant": use_reentrant})
+        outputs = model(inputs_embeds=embedded, cache_params=copy.deepcopy(cache))
+        outputs.logits.square().sum().backward()
+        gradients.append([parameter.grad for parameter in (embedded, *parameters)])
+        embedded.grad = None
+        model.zero_grad()
+    torch.testing.assert_close(*gradients)
+
+
+@torch.no_grad()
+def test_compiled_models(model):
+    """A program for prompts and one for tokens, which give new states."""
+    torch._dynamo.reset()
+    backend, expected = CompileCounterWithBackend("aot_eager"), model(IDS).logits
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    outputs = compiled(IDS[:, :7], use_cache=True)
+    cache = outputs.cache_params
+    assert type(cache) is DynamicCache
+    for position in range(7, 11):
+        before = copy.deepcopy(states(cache)), states(cache)
+        torch.testing.assert_close(step(compiled, cache, position), expected[:, position])
+        assert all(map(torch.equal, *before))
+    assert backend.frame_count == 2
+    torch.testing.assert_close(step(model, cache, 11), expected[:, 11])
 
 
 def test_states_of_a_graph_that_are_written_over_by_hand_are_an_error(kernel_path):

@@ -2,9 +2,11 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, cast
 
 from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
 
 from .configuration_fusible import FusibleConfig
 from .hippo_s4 import DIAGONALS, MEASURES
@@ -150,6 +152,18 @@ class S4Config(FusibleConfig):
         """`"s4"` or `"ffn"` for each layer."""
         return [self.layer_pattern[i % len(self.layer_pattern)] for i in range(self.num_hidden_layers)]
 
+    @property
+    def layer_types(self) -> list[str]:
+        """What a cache has for each layer of the model, pools included: a state, or nothing for FFNs."""
+        stage = ["linear_attention" if kind == "s4" else "mlp" for kind in self.layer_kinds]
+        pool, depth = ["linear_attention"], len(self.pool_sizes)
+        return ((stage if self.unet else []) + pool) * depth + stage + (pool + stage) * depth
+
+    @property  # type: ignore[misc]
+    def per_layer_config(self) -> Sequence[PreTrainedConfig]:
+        """This configuration for each layer of the model, which is what caches count."""
+        return [self] * len(self.layer_types)
+
     def stage(self, number: int) -> "S4Config":
         """The options of the layers behind `number` pools."""
         if number == 0:
@@ -161,6 +175,9 @@ class S4Config(FusibleConfig):
         stage.__dict__["num_ssm"] = (factor if self.num_ssm == self.hidden_size else 1) * self.num_ssm
         stage.__dict__["l_max"] = None if self.l_max is None else self.l_max // joined
         return stage
+
+    def validate_layer_type(self) -> None:
+        """Nothing to do: `layer_types` are those of all stages."""
 
     def validate_architecture(self) -> None:
         """Raises `ValueError` for options outside their range or that do not go together."""

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .adaptive_s4 import AdaptiveEmbedding, AdaptiveSoftmax
 from .configuration_s4 import S4Config
-from .outputs_s4 import S4Cache, S4CausalLMOutput, S4ClassifierOutput, S4Output, S4TimeSeriesOutput
+from .outputs_s4 import S4CausalLMOutput, S4ClassifierOutput, S4Output, S4TimeSeriesOutput
 from .stack_s4 import S4PreTrainedModel
 
 
@@ -30,7 +30,7 @@ class S4Model(S4PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
-        cache_params: S4Cache | None = None,
+        cache_params: Cache | None = None,
         use_cache: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> S4Output:
@@ -40,7 +40,8 @@ class S4Model(S4PreTrainedModel):
             attention_mask: `[batch, length]`, 0 for padding, which state spaces then do not see.
             inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
             input_values: `[batch, length, config.input_size]`, for models without.
-            cache_params: states after the positions before, which are replaced.
+            cache_params: states after the positions before, which are replaced: what a call returned, or transformers'
+                `DynamicCache(config=model.config)`. Its `layers[i].recurrent_states[0]` may be written over in place.
             use_cache: also return the states after the last position.
         """
         return self.encode(
@@ -63,7 +64,7 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the states of S4 have no length, which the default cache is asked for
+        return False  # states have no length, which a cache under the name `past_key_values` is asked for
 
     def prepare_inputs_for_generation(
         self,
@@ -75,7 +76,12 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As for all models."""
+        """As for all models. With `cache_params`, `input_ids` are those that the states have not seen yet."""
+        cache_params = kwargs.get("cache_params")
+        if is_first_iteration and cache_params is not None:
+            if not kwargs.get("use_cache"):
+                raise ValueError("cache_params goes with use_cache=True only.")
+            cache_params._is_user_defined = True  # otherwise generate() may run one token ahead
         inputs = cast(Any, super()).prepare_inputs_for_generation(
             input_ids,
             next_sequence_length,
@@ -96,7 +102,7 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        cache_params: S4Cache | None = None,
+        cache_params: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -108,7 +114,8 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
                 `config.pool_sizes` names pools.
             inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
             labels: `[batch, length]`, the same tokens, which are shifted here; -100 for those that do not count.
-            cache_params: states after the positions before, which are replaced.
+            cache_params: states after the positions before, which are replaced: what a call returned, or transformers'
+                `DynamicCache(config=model.config)`. Its `layers[i].recurrent_states[0]` may be written over in place.
             use_cache: also return the states after the last position.
             logits_to_keep: for how many positions at the end, or for which ones, logits are wanted; 0 for all.
         """

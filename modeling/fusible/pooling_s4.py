@@ -15,7 +15,8 @@ class S4DownPool(nn.Module):
     """
     Joins consecutive positions and projects them to the width of the next stage.
 
-    A state is `[batch, positions, width]`: those of a block that is not complete yet, 0 to `size - 1` of them.
+    A state is `[batch, positions, width]`: those of a block that is not complete yet, 0 to `size - 1` of them, without
+    the memory of the others.
     """
 
     def __init__(self, size: int, finer: S4Config, coarser: S4Config) -> None:
@@ -31,7 +32,7 @@ class S4DownPool(nn.Module):
             hidden_states = torch.cat([state, hidden_states], dim=1)
         complete = hidden_states.shape[1] // self.size
         blocks = hidden_states[:, : complete * self.size].unflatten(1, (complete, self.size)).flatten(2)
-        return self.proj(blocks), hidden_states[:, complete * self.size :]
+        return self.proj(blocks), hidden_states[:, complete * self.size :].clone()
 
 
 class S4UpPool(nn.Module):
@@ -55,7 +56,7 @@ class S4UpPool(nn.Module):
         if state is None:
             state = made.new_zeros(len(made), self.size, self.width)
         made = torch.cat([state, made], dim=1)
-        return made[:, :length], made[:, length:]
+        return made[:, :length], made[:, length:].clone()
 
 
 def make_layers(config: S4Config) -> nn.ModuleList:

@@ -4,14 +4,16 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import Cache, DynamicCache
 from transformers import initialization as init
+from transformers.cache_utils import LinearAttentionLayer
 
 from .adaptive_s4 import AdaptiveEmbedding, AdaptiveSoftmax
 from .blocks_s4 import ScalarNorm, make_norm
 from .configuration_s4 import S4Config
 from .kernel_model_s4 import S4KernelModel
 from .layer_s4 import S4StateSpace
-from .outputs_s4 import S4Cache, S4Output
+from .outputs_s4 import S4Output
 from .pooling_s4 import S4DownPool, S4UpPool, check_padding, make_layers, skip_connections
 from .recurrence_s4 import S4Recurrence
 
@@ -42,6 +44,7 @@ class S4PreTrainedModel(S4KernelModel):
             self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers, self.skips = make_layers(config), skip_connections(config)
         self.sources = frozenset(self.skips.values())
+        self.stateful = [number for number, kind in enumerate(config.layer_types) if kind == "linear_attention"]
         self.final_norm = make_norm(config) if config.prenorm else nn.Identity()
 
     def _note_structure(self) -> None:
@@ -71,13 +74,40 @@ class S4PreTrainedModel(S4KernelModel):
         ids = torch.randint(self.config.vocab_size, (2, length), generator=generator, device="cpu")
         return {"input_ids": ids}
 
+    def _slots(self, cache_params: Cache, batch_size: int) -> dict[int, Any]:
+        """A cache's layers for those with a state; raises `ValueError` if it is not for this model and batch."""
+        layers, count = getattr(cache_params, "layers", []), len(self.layers)
+        slots = {number: layers[number] for number in self.stateful if number < len(layers)}
+        if len(layers) != count or not all(isinstance(slot, LinearAttentionLayer) for slot in slots.values()):
+            kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
+            raise ValueError(
+                f"cache_params is a {type(cache_params).__name__} of {len(layers)} layers ({kinds}). This model needs "
+                f"{count}, those with states as LinearAttentionLayer: give what the model returned, or "
+                "transformers.DynamicCache(config=model.config)."
+            )
+        state = next((slot.recurrent_states[0] for slot in slots.values() if slot.has_previous_state[0]), None)
+        if state is not None and state.shape[0] != batch_size:
+            raise ValueError(
+                f"cache_params has states of {state.shape[0]} sequences, and the inputs are {batch_size}. "
+                "cache_params.reorder_cache(indices) takes other ones, or some repeatedly."
+            )
+        return slots
+
+    @staticmethod
+    def detach_states(cache_params: Cache) -> None:
+        """Cuts states off from the graph that made them, for truncated backpropagation through time."""
+        for slot in cache_params.layers:
+            if isinstance(slot, LinearAttentionLayer) and slot.has_previous_state[0]:
+                # a copy, as the graph may need the numbers that tokens are written over
+                slot.recurrent_states[0] = cast(torch.Tensor, slot.recurrent_states[0]).detach().clone()
+
     def encode(
         self,
         input_ids: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        cache_params: S4Cache | None = None,
+        cache_params: Cache | None = None,
         use_cache: bool = False,
         output_hidden_states: bool | None = None,
         **_: Any,
@@ -100,28 +130,30 @@ class S4PreTrainedModel(S4KernelModel):
             # with a cache, that of the whole sequence may be given
             mask = attention_mask[:, -hidden_states.shape[1] :, None].to(hidden_states.dtype)
         if use_cache and cache_params is None:
-            cache_params = S4Cache()
+            cache_params = DynamicCache(config=self.config)
+        slots = {} if cache_params is None else self._slots(cache_params, hidden_states.shape[0])
+        # not where a layer runs again for its gradient: what it was given must be as it was
+        with_state, overwrite = cache_params is not None, not torch.is_grad_enabled()
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         kept, inputs = [], {}
-        states, own = ({}, frozenset()) if cache_params is None else cache_params.take()
         for number, layer in enumerate(self.layers):
             kept.append(hidden_states if keep else None)
             if number in self.sources:
                 inputs[number] = hidden_states
             skip = inputs.pop(self.skips[number]) if number in self.skips else None
+            slot = slots.get(number)
+            before = slot.recurrent_states[0] if slot is not None and slot.has_previous_state[0] else None
             if isinstance(layer, S4DownPool):
-                hidden_states, state = layer(hidden_states, states.get(number))
+                hidden_states, state = layer(hidden_states, before)
             elif isinstance(layer, S4UpPool):
-                hidden_states, state = layer(hidden_states, cast(Any, skip).shape[1], states.get(number))
+                hidden_states, state = layer(hidden_states, cast(Any, skip).shape[1], before)
             else:
-                with_state, overwrite = cache_params is not None, number in own
-                hidden_states, state = layer(hidden_states, mask, states.get(number), with_state, overwrite)
+                hidden_states, state = layer(hidden_states, mask, before, with_state, overwrite)
             if skip is not None:
                 hidden_states = hidden_states + skip.to(hidden_states.device)  # layers may be on several
-            if state is not None and cache_params is not None:
-                states[number] = state
-        if cache_params is not None:
-            cache_params.put(states, hidden_states.shape[1])
+            if slot is not None and state is not before:
+                slot.recurrent_states[0], slot.dtype, slot.device = state, state.dtype, state.device
+                slot.is_recurrent_states_initialized[0] = slot.has_previous_state[0] = True
         hidden_states = self.final_norm(hidden_states)
         all_states = (*cast(list[torch.Tensor], kept), hidden_states) if keep else None
         return S4Output(last_hidden_state=hidden_states, cache_params=cache_params, hidden_states=all_states)
