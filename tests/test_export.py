@@ -74,6 +74,10 @@ def test_errors_leave_nothing(tmp_path, monkeypatch):
     model.classifier.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="The program differs by nan"):
         export_fused(model, tmp_path / "none", "torch")
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.__version__", "5.22.2")
+        with pytest.raises(ImportError, match="Export needs transformers 5.23 or newer; this is 5.22.2"):
+            check_format("torch")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'fusible\[export\]'"):
         check_format("onnx")

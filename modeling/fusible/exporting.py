@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import transformers
+from packaging.version import Version
 from torch.export import Dim
 from transformers import PreTrainedModel
 
@@ -17,6 +19,7 @@ from .fusion import FusiblePreTrainedModel
 
 Format = Literal["onnx", "torch"]
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+TRANSFORMERS = "5.23"  # the first whose exported programs can be saved
 LAST = "export.json"  # what transformers' ExportedModel.from_pretrained reads first
 BATCHES = (1, 2, 3)
 
@@ -27,13 +30,15 @@ def check_format(kind: str) -> None:
 
     Raises:
         ValueError: if the format is unknown.
-        ImportError: if a package for it is missing.
+        ImportError: if a package for it is missing or too old.
     """
     if kind not in NEEDED:
         raise ValueError(f"{kind!r} is no format; take one of {', '.join(NEEDED)}.")
     missing = [name for name in NEEDED[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"The format {kind} needs {', '.join(missing)}: pip install 'fusible[export]'")
+    if Version(transformers.__version__) < Version(TRANSFORMERS):
+        raise ImportError(f"Export needs transformers {TRANSFORMERS} or newer; this is {transformers.__version__}.")
 
 
 def example_inputs(model: FusiblePreTrainedModel, batch_size: int) -> dict[str, torch.Tensor]:
@@ -65,7 +70,7 @@ def export_fused(
 
     Raises:
         ValueError: if the outputs differ, the format is unknown, or the folder holds a model; nothing is written then.
-        ImportError: if a package for it is missing.
+        ImportError: if a package for it is missing or too old.
     """
     check_format(kind)
     if folder.is_dir() and any(is_weight_file(file.name) for file in folder.iterdir()):
