@@ -106,6 +106,11 @@ def test_caches_that_do_not_fit(model, cache):
     with pytest.raises(ValueError, match="states of 2 sequences, and the inputs are 1.*reorder_cache"):
         model(IDS[:1, :1], cache_params=cache)
     assert all(map(torch.equal, states(cache), before))
+    training_form = S4ForCausalLM(S4Config.from_dict({**model.config.to_dict(), "fused": False})).eval()
+    with pytest.raises(ValueError, match="states of the model's other form"):
+        training_form(IDS[:, :1], cache_params=cache)
+    cache.reset()
+    torch.testing.assert_close(training_form(IDS, cache_params=cache).logits, training_form(IDS).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

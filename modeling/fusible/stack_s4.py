@@ -75,7 +75,7 @@ class S4PreTrainedModel(S4KernelModel):
         return {"input_ids": ids}
 
     def _slots(self, cache_params: Cache, batch_size: int) -> dict[int, Any]:
-        """A cache's layers for those with a state; raises `ValueError` if it is not for this model and batch."""
+        """A cache's layers for those with a state; raises `ValueError` if it is not for this form and batch."""
         layers, count = getattr(cache_params, "layers", []), len(self.layers)
         slots = {number: layers[number] for number in self.stateful if number < len(layers)}
         if len(layers) != count or not all(isinstance(slot, LinearAttentionLayer) for slot in slots.values()):
@@ -91,6 +91,9 @@ class S4PreTrainedModel(S4KernelModel):
                 f"cache_params has states of {state.shape[0]} sequences, and the inputs are {batch_size}. "
                 "cache_params.reorder_cache(indices) takes other ones, or some repeatedly."
             )
+        if state is not None and getattr(cache_params, "is_fused", self.config.fused) != self.config.fused:
+            raise ValueError("cache_params has the states of the model's other form, which are in another basis.")
+        cast(Any, cache_params).is_fused = self.config.fused
         return slots
 
     @staticmethod
