@@ -106,7 +106,7 @@ def naive_step(
 def _coefficients(maps: Tensors) -> dict[str, torch.Tensor]:
     """Of an inference form without skip connection."""
     transition, b, c = maps
-    increment = transition - torch.eye(2)
+    increment = (transition - torch.eye(2))[..., 0].contiguous()
     zeros = {"transition_tail": torch.zeros_like(increment), "D": torch.zeros(1, len(b))}
     return {"transition": increment, "input_map": b, "output_map": c, **zeros}
 

@@ -254,12 +254,17 @@ def test_many_steps_keep_their_digits():
     """What rounding took away from a transition counts in each of thousands of steps, for slow and fast modes."""
     turn = torch.exp(torch.tensor([[-1e-4 + 1e-3j, -1e-4 + 2j]], dtype=torch.complex128))
     blocks = torch.stack([torch.view_as_real(turn), torch.view_as_real(turn * 1j)], dim=-1)
-    increment, b, c, tail = Coefficients.of(blocks, torch.randn(1, 2, 2), torch.randn(1, 1, 2, 2), torch.float32)
+    system = Coefficients.of(blocks, torch.randn(1, 2, 2), torch.randn(1, 1, 2, 2), torch.float32)
+    rotations = system.as_rotations()
+    torch.testing.assert_close(
+        rotations.in_precision(torch.float64), system.in_precision(torch.float64), rtol=0, atol=0
+    )
     first = torch.randn(1, 1, 2, 2)
     expected = torch.view_as_real(turn**5000 * torch.view_as_complex(first.double()))
-    state, overwritten, outputs, nothing = first, first.clone(), torch.empty(1, 1, 1), torch.zeros(1, 1)
-    for _ in range(5000):
-        _y, state = ssm_step(nothing, increment, tail, b, c, state)
-        ssm_step_(outputs, overwritten, nothing, increment, tail, b, c)
-    for actual in (state, overwritten):
-        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+    for increment, b, c, tail in (system, rotations):
+        state, overwritten, outputs, nothing = first, first.clone(), torch.empty(1, 1, 1), torch.zeros(1, 1)
+        for _ in range(5000):
+            _y, state = ssm_step(nothing, increment, tail, b, c, state)
+            ssm_step_(outputs, overwritten, nothing, increment, tail, b, c)
+        for actual in (state, overwritten):
+            torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-5 * expected.abs().max().item())

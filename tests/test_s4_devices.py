@@ -84,6 +84,8 @@ def check_values_and_gradients(kernel: OnDevice) -> None:
         scan_tests.test_scan_with_gelu(kernel, sizes)
         scan_tests.test_step(kernel, sizes)
         scan_tests.test_step_in_place_of_some_heads(kernel, sizes)
+    for groups in (1, 5, 32):
+        scan_tests.test_step_of_rotations(kernel, groups)
     for length in (1, 2, 37, 1000):
         scan_tests.test_vandermonde(kernel, length, 5)
     scan_tests.test_vandermonde(kernel, 70, 96)

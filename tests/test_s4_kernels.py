@@ -197,6 +197,20 @@ def test_step_in_place_of_some_heads(kernel, sizes):
         assert_near([y.view(batch, channels, -1)[:, :, order], x.view_as(last)], [expected[..., 0], last], tolerance)
 
 
+@pytest.mark.parametrize("groups", [1, 5, 32])
+def test_step_of_rotations(kernel, groups):
+    """Of blocks `[[p, -q], [q, p]]`, p and q do as well."""
+    inputs, _, *others = (argument.detach() for argument in make(2, 3, 2, groups, 2, 1))
+    p, q = torch.randn(2, 3, groups, dtype=torch.float64) / 2
+    blocks = torch.stack([p, -q, q, p], dim=-1).unflatten(-1, (2, 2))
+    expected, last = definition(inputs, blocks, *others)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
+        u, increment, tail, *parts = step_arguments(dtype, inputs[..., 0], blocks, *others)
+        for rest in (tail[..., 0], None):
+            actual = kernel.ssm_step(u, increment[..., 0], rest, *parts)
+            assert_near(actual, [expected[..., 0], last], tolerance)
+
+
 def test_many_steps_keep_their_digits(kernel):
     """A transition of slow modes, rounded to float32, would be off by more after thousands of steps."""
     turn = torch.exp(torch.tensor([-1e-4 + 1e-3j, -1e-4 + 2j], dtype=torch.complex128))
@@ -206,9 +220,11 @@ def test_many_steps_keep_their_digits(kernel):
     y, _ = definition(torch.zeros(1, 1, 5000, dtype=torch.float64), *maps, state)
     u, increment, tail, b, c, x, _ = step_arguments(torch.float32, torch.zeros(1, 1), *maps, state, None)
     actual = torch.empty(1, 1, 1)
-    for _ in range(5000):
-        kernel.ssm_step_(actual, x, u, increment, tail, b, c)
-    assert relative(actual, y[..., -1]) < 2e-5
+    for map_, rest in ((increment, tail), (increment[..., 0], tail[..., 0])):
+        moved = x.clone()
+        for _ in range(5000):
+            kernel.ssm_step_(actual, moved, u, map_, rest, b, c)
+        assert relative(actual, y[..., -1]) < 2e-5
 
 
 def test_scan_in_pieces(kernel):
@@ -388,7 +404,10 @@ def test_scan_refuses(kernel, change, error, message):
     [
         (0, lambda part: part[0]),
         (1, lambda part: part[:, :1]),
+        (1, lambda part: part[..., 0]),
+        (1, lambda part: part[:, 0, 0, 0]),
         (2, lambda part: part.double()),
+        (2, lambda part: part[..., 0]),
         (3, lambda part: part[:1]),
         (4, lambda part: part[:, 0]),
         (5, lambda part: part.half()),
@@ -491,6 +510,8 @@ def main(variant: Path) -> None:
         test_scan_with_gelu(kernels, sizes)
         test_step(kernels, sizes)
         test_step_in_place_of_some_heads(kernels, sizes)
+    for groups in (1, 5, 32):
+        test_step_of_rotations(kernels, groups)
     for length in (1, 1000):
         test_vandermonde(kernels, length, 5)
     test_gelu_of_any_number(kernels)

@@ -4,7 +4,7 @@ from typing import NamedTuple, Self
 
 import torch
 
-from .scan_s4 import orbit
+from .scan_s4 import blocks_of, orbit
 
 
 def to_modes(
@@ -100,7 +100,7 @@ class Coefficients(NamedTuple):
 
     Attributes:
         increment: transition without the identity, so that slow modes, whose errors add up over many steps, keep more
-            digits; `[heads, groups, size, size]`.
+            digits; `[heads, groups, size, size]`, or `[heads, groups, 2]`, of which `blocks_of` makes that.
         b: `[heads, groups, size]`.
         c: `[heads, channels, groups, size]`.
         tail: for pairs of modes, what rounding took away from the increment.
@@ -120,6 +120,11 @@ class Coefficients(NamedTuple):
         tail = (exact - increment).to(dtype) if transition.shape[-1] == 2 else None
         return cls(increment, b.to(dtype), c.to(dtype), tail)
 
+    def as_rotations(self) -> Self:
+        """Without the second columns of blocks `[[p, -q], [q, p]]`, as those of diagonal systems are."""
+        tail = None if self.tail is None else self.tail[..., 0].contiguous()
+        return self._replace(increment=self.increment[..., 0].contiguous(), tail=tail)
+
     def of_heads(self, heads: torch.Tensor) -> Self:
         """A part of the heads, by their numbers."""
         tail = None if self.tail is None else self.tail[heads]
@@ -127,10 +132,10 @@ class Coefficients(NamedTuple):
 
     def in_precision(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Transition, b and c in a dtype, as `ssm_scan` takes them."""
-        eye = torch.eye(self.increment.shape[-1], dtype=dtype, device=self.increment.device)
-        transition = eye + self.increment.to(dtype)
+        increment = blocks_of(self.increment).to(dtype)
+        transition = torch.eye(increment.shape[-1], dtype=dtype, device=increment.device) + increment
         if self.tail is not None:
-            transition = transition + self.tail.to(dtype)
+            transition = transition + blocks_of(self.tail).to(dtype)
         return transition, self.b.to(dtype), self.c.to(dtype)
 
 

@@ -33,8 +33,9 @@ class S4Recurrence(nn.Module):
     State spaces, one per channel of the input, as recurrences `x <- A x + b u`, `y = c x + D u` of real numbers.
 
     A state is `[batch, heads, state_size / 2, 2]`, first of the heads whose transition is pairs, in the basis of their
-    modes, then of those whose transition is dense. `kernel_error` says, for each head, how far its impulse response is
-    from the training form's, relative to the peak; it was measured when the coefficients were made.
+    modes, then of those whose transition is dense. That of a diagonal system is stored as `[heads, groups, 2]`: see
+    `blocks_of`. `kernel_error` says, for each head, how far its impulse response is from the training form's, relative
+    to the peak; it was measured when the coefficients were made.
 
     `kernels` are compiled operations, if there are any to use.
     """
@@ -102,6 +103,8 @@ class S4Recurrence(nn.Module):
         errors = kernel_errors(exact, system)
         order = torch.arange(len(b), device=b.device)
         if system.tail is not None:
+            # several blocks are those of a diagonal system; a single one may be dense
+            system = system.as_rotations() if transition.shape[1] > 1 else system
             return cls(system, None, order, skip, errors.to(dtype), bidirectional)
         modes = Coefficients.of(*to_modes(transition, b, c)[:3], dtype)
         mode_errors = kernel_errors(exact, modes)

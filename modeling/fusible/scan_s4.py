@@ -22,6 +22,14 @@ def _apply(transition: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     return transition @ vectors
 
 
+def blocks_of(parts: torch.Tensor) -> torch.Tensor:
+    """Blocks `[heads, groups, size, size]`, also of rotations `[heads, groups, 2]`: p and q of `[[p, -q], [q, p]]`."""
+    if parts.ndim == 4:
+        return parts
+    p, q = parts.unbind(-1)
+    return torch.stack([p, -q, q, p], dim=-1).unflatten(-1, (2, 2))
+
+
 def orbit(transition: torch.Tensor, vectors: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Vectors multiplied by the powers of a transition, by doubling.
@@ -147,7 +155,7 @@ def ssm_step(
 
     Args:
         inputs: u `[batch, heads]`.
-        increment: A without the identity, `[heads, groups, size, size]`.
+        increment: A without the identity, `[heads, groups, size, size]`, or what `blocks_of` makes it of.
         tail: what rounding took away from the increment.
         b: `[heads, groups, size]`.
         c: `[heads, channels, groups, size]`.
@@ -178,7 +186,7 @@ def _moved(
     change = b * inputs[..., None, None]
     for part in (tail, increment):
         if part is not None:
-            change = change + _apply(part, state.movedim(0, -1)).movedim(-1, 0)
+            change = change + _apply(blocks_of(part), state.movedim(0, -1)).movedim(-1, 0)
     return (state + change).to(dtype)
 
 
@@ -209,7 +217,7 @@ def ssm_step_(
         state: replaced: x `[batch, all heads, groups, size]`, or its numbers in another shape of as many dimensions;
             contiguous.
         inputs: u `[batch, 1, all heads]`.
-        increment: A without the identity, `[heads, groups, size, size]`; it, tail, b and c are those of `ssm_step`.
+        increment: A without the identity; it, tail, b and c are those of `ssm_step`.
         tail: what rounding took away from the increment.
         b: `[heads, groups, size]`.
         c: `[heads, channels, groups, size]`.
@@ -235,4 +243,4 @@ def ssm_step_(
     outputs.view(len(state), c.shape[1], -1)[:, :, place] = y
 
 
-__all__ = ["orbit", "ssm_scan", "ssm_step", "ssm_step_"]
+__all__ = ["blocks_of", "orbit", "ssm_scan", "ssm_step", "ssm_step_"]

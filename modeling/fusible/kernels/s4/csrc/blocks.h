@@ -116,8 +116,35 @@ inline void multiply(const Layout& n, const double* left, const double* right, d
   for (int64_t j = 0; j < n.size; ++j) apply(n, left, right + j * n.width, out + j * n.width, add);
 }
 
+// `orbit` of pairs, of some of the groups: as many as hide how long a product takes.
+template <int chains>
+inline void orbit_pairs(const Layout& n, const double* matrix, double* vectors, int64_t count) {
+  using V = Vector<double>::type;
+  constexpr int64_t lanes = Vector<double>::lanes;
+  V a[chains], b[chains], c[chains], d[chains], x[chains], y[chains];
+  for (int i = 0; i < chains; ++i) {
+    const double* m = matrix + i * lanes;
+    a[i] = load(m), b[i] = load(m + n.width), c[i] = load(m + n.lane), d[i] = load(m + n.width + n.lane);
+    x[i] = load(vectors + i * lanes), y[i] = load(vectors + n.lane + i * lanes);
+  }
+  for (int64_t l = 1; l < count; ++l)
+    for (int i = 0; i < chains; ++i) {
+      const V top = a[i] * x[i] + b[i] * y[i], bottom = c[i] * x[i] + d[i] * y[i];
+      store(vectors + l * n.width + i * lanes, x[i] = top);
+      store(vectors + l * n.width + n.lane + i * lanes, y[i] = bottom);
+    }
+}
+
 // From `vectors[0]`, `count - 1` more that follow it, `vectors[l] = matrix^l vectors[0]`.
 inline void orbit(const Layout& n, const double* matrix, double* vectors, int64_t count) {
+  if (n.size == 2 && !n.dense) {
+    constexpr int64_t lanes = Vector<double>::lanes;
+    constexpr int chains = S4_BYTES == 64 ? 4 : 2;
+    int64_t g = 0;
+    for (; g + chains * lanes <= n.lane; g += chains * lanes) orbit_pairs<chains>(n, matrix + g, vectors + g, count);
+    for (; g < n.lane; g += lanes) orbit_pairs<1>(n, matrix + g, vectors + g, count);
+    return;
+  }
   for (int64_t l = 1; l < count; ++l) apply(n, matrix, vectors + (l - 1) * n.width, vectors + l * n.width, false);
 }
 

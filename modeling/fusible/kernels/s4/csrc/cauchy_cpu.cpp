@@ -43,11 +43,7 @@ struct Sums {
 
 template <typename T, typename Run>
 void over_heads(const Cauchy<T>& cauchy, Run run) {
-  const int64_t bytes = functions<T>().cauchy.scratch(cauchy);
-  torch::stable::parallel_for(0, cauchy.heads, 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(bytes);
-    for (int64_t head = begin; head < end; ++head) run(cauchy, head, scratch.memory.get());
-  });
+  over(cauchy.heads, functions<T>().cauchy.scratch(cauchy), [&](int64_t head, void* scratch) { run(cauchy, head, scratch); });
 }
 
 }  // namespace

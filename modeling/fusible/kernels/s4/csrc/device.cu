@@ -19,6 +19,7 @@
 #endif
 
 #include "device.h"
+#include "device_poles.h"
 #include "registration.h"
 
 #define S4_FRAGMENT(name, module) STABLE_TORCH_LIBRARY_FRAGMENT(name, module)
@@ -182,10 +183,12 @@ void scan(Tensor states, Tensor added, Tensor leap, Tensor last_leap, Tensor fir
 void step(
     Tensor outputs, Tensor last, Tensor inputs, Tensor increment, std::optional<Tensor> tail, Tensor b, Tensor c,
     std::optional<Tensor> skip, Tensor state) {
-  STD_TORCH_CHECK(inputs.dim() == 2 && increment.dim() == 4 && c.dim() == 4, "an argument has the wrong dimensions");
+  STD_TORCH_CHECK(inputs.dim() == 2 && increment.dim() > 2 && c.dim() == 4, "an argument has the wrong dimensions");
+  const bool rotations = increment.dim() == 3;
   const int64_t sequences = inputs.numel(), heads = inputs.size(1), channels = c.size(1);
   const int64_t groups = increment.size(1), size = increment.size(2), count = groups * size;
-  STD_TORCH_CHECK(increment.numel() == heads * count * size && b.numel() == heads * count, "maps have other sizes");
+  STD_TORCH_CHECK(!rotations || size == 2, "rotations have 2 numbers");
+  STD_TORCH_CHECK(increment.numel() == heads * count * (rotations ? 1 : size) && b.numel() == heads * count, "maps have other sizes");
   STD_TORCH_CHECK(c.numel() == heads * channels * count && state.numel() == sequences * count, "c or state has another size");
   STD_TORCH_CHECK(outputs.numel() == sequences * channels && last.numel() == state.numel(), "results have other sizes");
   STD_TORCH_CHECK(!tail.has_value() || tail->numel() == increment.numel(), "tail has another size");
@@ -199,7 +202,8 @@ void step(
         inputs, step_kernel<T>, grid_of(sequences, 1), threads, (count + threads) * static_cast<int64_t>(sizeof(T)),
         contiguous_data<T>(outputs, inputs), contiguous_data<T>(last, inputs), of(inputs), of(increment),
         tail.has_value() ? of(*tail) : static_cast<const T*>(nullptr), of(b), of(c),
-        skip.has_value() ? of(*skip) : static_cast<const T*>(nullptr), of(state), heads, channels, groups, size);
+        skip.has_value() ? of(*skip) : static_cast<const T*>(nullptr), of(state), heads, channels, groups, size,
+        rotations);
   });
 }
 

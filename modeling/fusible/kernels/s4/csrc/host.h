@@ -29,12 +29,21 @@ const Functions<T>& functions() {
     return table().twice;
 }
 
-struct Scratch {
-  explicit Scratch(int64_t bytes) : memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64), &std::free) {
-    if (memory == nullptr) throw std::bad_alloc();
-  }
-  std::unique_ptr<void, decltype(&std::free)> memory;
-};
+// Calls `run(i, scratch)` for all i < count, on all threads. Their memory is the calling thread's, which has it from one
+// call to the next: what new threads allocate is new pages each time.
+template <typename Run>
+void over(int64_t count, int64_t bytes, Run run) {
+  if (count == 0) return;
+  const int64_t threads = torch::stable::get_num_threads(), workers = count < threads ? count : threads;
+  const int64_t each = (bytes + 63) / 64 * 64;
+  const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, workers * each), &std::free);
+  if (memory == nullptr) throw std::bad_alloc();
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t i = count * worker / workers; i < count * (worker + 1) / workers; ++i)
+        run(i, static_cast<char*>(memory.get()) + worker * each);
+  });
+}
 
 inline void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, std::initializer_list<int64_t> shape) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
@@ -55,7 +64,9 @@ inline ScalarType check_real(const Tensor& tensor, const char* name) {
   return dtype;
 }
 
+// to ask is a tenth of the time that calls take which have nothing to do
 inline Tensor as(const Tensor& tensor, ScalarType dtype) {
+  if (tensor.scalar_type() == dtype && tensor.is_contiguous()) return tensor;
   return torch::stable::contiguous(torch::stable::to(tensor, dtype));
 }
 

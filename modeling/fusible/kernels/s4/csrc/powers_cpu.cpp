@@ -30,11 +30,7 @@ struct Sums {
 
 template <typename T, typename Run>
 void over_heads(const Powers<T>& powers, Run run) {
-  const int64_t bytes = functions<T>().powers.scratch(powers);
-  torch::stable::parallel_for(0, powers.heads, 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(bytes);
-    for (int64_t head = begin; head < end; ++head) run(powers, head, scratch.memory.get());
-  });
+  over(powers.heads, functions<T>().powers.scratch(powers), [&](int64_t head, void* scratch) { run(powers, head, scratch); });
 }
 
 template <typename T>

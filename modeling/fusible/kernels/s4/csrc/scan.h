@@ -40,10 +40,12 @@ struct ScanFunctions {
 };
 
 // One step of it in place, `x <- x + (increment + tail) x + b u`, with parameters in the precision of the inputs; all
-// contiguous. It is that of `heads` of the `all` heads of a state, from `first` on.
+// contiguous. It is that of `heads` of the `all` heads of a state, from `first` on. Blocks of rotations are
+// `[[p, -q], [q, p]]`, of which there are p and q.
 template <typename T>
 struct Step {
   int64_t batch, all, first, heads, channels, groups, size;
+  bool rotations;
   int64_t tile;                                       // heads whose parameters stay in the first cache
   const T *increment, *tail, *b, *c, *skip, *inputs;  // tail and skip may be null
   const int64_t* order;                               // whose inputs, skips and outputs a head has, by default its own

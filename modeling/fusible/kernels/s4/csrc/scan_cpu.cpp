@@ -32,7 +32,7 @@ struct Arguments {
       skip = as(*d, ScalarType::Double);
     }
     transition = as(a, ScalarType::Double), b = as(b_, ScalarType::Double), c = as(c_, ScalarType::Double);
-    state = torch::stable::contiguous(x);
+    state = as(x, dtype);
   }
 
   bool heads_innermost() const { return inputs.stride(1) < inputs.stride(2); }
@@ -78,12 +78,9 @@ void run(const Arguments& arguments, bool gelu, const Tensor& outputs, const Ten
   const int64_t wanted = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
   int64_t pieces = blocks == 0 ? 0 : (wanted + blocks - 1) / blocks;
   if (pieces > scan.batch) pieces = scan.batch;
-  torch::stable::parallel_for(0, blocks * pieces, 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(bytes);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t piece = i % pieces, from = scan.batch * piece / pieces, to = scan.batch * (piece + 1) / pieces;
-      with.forward(scan, i / pieces * kHeads, from, to, scratch.memory.get());
-    }
+  over(blocks * pieces, bytes, [&](int64_t i, void* scratch) {
+    const int64_t piece = i % pieces, from = scan.batch * piece / pieces, to = scan.batch * (piece + 1) / pieces;
+    with.forward(scan, i / pieces * kHeads, from, to, scratch);
   });
 }
 
@@ -92,10 +89,7 @@ void run_backward(const Arguments& arguments, const ScanGradient<T>& gradient) {
   const Scan<T> scan = arguments.scan<T>();
   const auto& with = functions<T>().scan;
   const int64_t bytes = with.backward_scratch(scan), blocks = (scan.heads + kHeads - 1) / kHeads;
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(bytes);
-    for (int64_t block = begin; block < end; ++block) with.backward(scan, gradient, block * kHeads, scratch.memory.get());
-  });
+  over(blocks, bytes, [&](int64_t i, void* scratch) { with.backward(scan, gradient, i * kHeads, scratch); });
 }
 
 }  // namespace

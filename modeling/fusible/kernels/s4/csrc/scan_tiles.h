@@ -21,6 +21,8 @@ template <typename T>
 void pack(const T* from, int64_t head_stride, int64_t time_stride, int64_t heads, int64_t length, int64_t padded, T* to) {
   if (time_stride == 1) {
     for (int64_t h = 0; h < heads; ++h) copy(to + h * kRow<T>, from + h * head_stride, length);
+  } else if (head_stride == 1) {
+    turn(from, time_stride, length, heads, to, kRow<T>);
   } else {
     for (int64_t t = 0; t < length; ++t)
       for (int64_t h = 0; h < heads; ++h) to[h * kRow<T> + t] = from[h * head_stride + t * time_stride];
@@ -32,6 +34,10 @@ template <typename T>
 void unpack(const T* from, int64_t heads, int64_t length, T* to, int64_t head_stride, int64_t time_stride) {
   if (time_stride == 1) {
     for (int64_t h = 0; h < heads; ++h) copy(to + h * head_stride, from + h * kRow<T>, length);
+  } else if (head_stride == 1) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    for (int64_t t = 0; t < length; t += lanes)  // a cache line of heads is written at once
+      turn(from + t, kRow<T>, heads, length - t < lanes ? length - t : lanes, to + t * time_stride, time_stride);
   } else {
     for (int64_t t = 0; t < length; ++t)
       for (int64_t h = 0; h < heads; ++h) to[h * head_stride + t * time_stride] = from[h * kRow<T> + t];
@@ -69,29 +75,23 @@ struct HeadMaps {
     if (chunks > 0) copy(leap, maps.tape + (power(n, maps.matrix, n.steps, maps.tape) - 1) * n.matrix(), n.matrix());
     if (tail > 0) copy(tail_leap, maps.tape + (power(n, maps.matrix, tail, maps.tape) - 1) * n.matrix(), n.matrix());
     if (backward) {
-      turn(inputs, n.steps, n.width, inputs_t);
+      turn(inputs, n.width, n.steps, n.width, inputs_t, n.steps);
       if (chunks > 0) transpose(n, leap, leap_t);
       if (tail > 0) transpose(n, tail_leap, tail_leap_t);
     }
     for (int64_t r = 0; r < n.channels; ++r) {
       const double *rows = maps.readout(n, r) + n.width, *kernel = maps.kernel + r * n.steps;
       T* square = (backward ? toeplitz_t : toeplitz) + r * n.steps * n.steps;
-      for (int64_t j = 0; j < n.steps; ++j)
-        for (int64_t t = 0; t < n.steps; ++t) {
-          const int64_t lag = backward ? j - t : t - j;
-          square[j * n.steps + t] = lag < 0 ? T(0) : static_cast<T>(kernel[lag]);
-        }
+      // rows are pieces of one: the kernel, or its end first, beside zeros
+      T padded[2 * kSteps] = {};
+      for (int64_t l = 0; l < n.steps; ++l)
+        padded[backward ? n.steps - 1 - l : n.steps + l] = static_cast<T>(kernel[l]);
+      for (int64_t j = 0; j < n.steps; ++j) copy(square + j * n.steps, padded + n.steps - backward - j, n.steps);
       if (backward)
         copy(outputs_t + r * n.vectors(), rows, n.vectors());
       else
-        turn(rows, n.steps, n.width, outputs + r * n.vectors());
+        turn(rows, n.width, n.steps, n.width, outputs + r * n.vectors(), n.steps);
     }
-  }
-
-  template <typename U>
-  static void turn(const U* from, int64_t rows, int64_t columns, T* to) {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = static_cast<T>(from[i * columns + j]);
   }
 };
 

@@ -131,6 +131,49 @@ inline T total(typename Vector<T>::type sum) {
     return sum[0];
 }
 
+template <typename T, typename U>
+inline typename Vector<T>::type load_as(const U* from) {
+  typedef U Wide __attribute__((vector_size(Vector<T>::lanes * sizeof(U)), aligned(sizeof(U)), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Wide*>(from), typename Vector<T>::type);
+}
+
+// Swaps, bit by bit, the number of a row and the place in it.
+template <typename T, int64_t distance = 1>
+inline void transpose_rows(typename Vector<T>::type* rows) {
+  constexpr int64_t lanes = Vector<T>::lanes;
+  typename Places<T>::type first{}, second{};
+  for (int64_t i = 0; i < lanes; ++i) {
+    first[i] = i & distance ? lanes + i - distance : i;
+    second[i] = i & distance ? lanes + i : i + distance;
+  }
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < lanes; ++r) {
+    if (r & distance) continue;
+    const auto low = rows[r], high = rows[r + distance];
+    rows[r] = __builtin_shuffle(low, high, first), rows[r + distance] = __builtin_shuffle(low, high, second);
+  }
+  if constexpr (2 * distance < lanes) transpose_rows<T, 2 * distance>(rows);
+}
+
+// `to[c * to_row + r] = from[r * from_row + c]`
+template <typename T, typename U>
+void turn(const U* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
+  constexpr int64_t lanes = Vector<T>::lanes;
+  const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
+  for (int64_t r = 0; r < whole_rows; r += lanes)
+    for (int64_t c = 0; c < whole_columns; c += lanes) {
+      typename Vector<T>::type block[lanes];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < lanes; ++i) block[i] = load_as<T>(from + (r + i) * from_row + c);
+      transpose_rows<T>(block);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < lanes; ++i) store(to + (c + i) * to_row + r, block[i]);
+    }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
+      to[c * to_row + r] = static_cast<T>(from[r * from_row + c]);
+}
+
 // `count` is a multiple of the lanes
 template <typename T>
 inline T dot(const T* left, const T* right, int64_t count) {

@@ -35,16 +35,24 @@ void ssm_step_(
     const std::optional<Tensor>& tail, const Tensor& b, const Tensor& c, const std::optional<Tensor>& skip,
     const std::optional<Tensor>& order, int64_t first) {
   const ScalarType dtype = check_real(state, "state");
-  STD_TORCH_CHECK(state.dim() == 4 && increment.dim() == 4, "state and increment must have 4 dimensions");
+  STD_TORCH_CHECK(state.dim() == 4, "state must have 4 dimensions");
+  STD_TORCH_CHECK(increment.dim() == 3 || increment.dim() == 4, "increment must have 3 or 4 dimensions");
   STD_TORCH_CHECK(c.dim() == 4 && inputs.dim() > 1, "c must have 4 dimensions, and inputs at least 2");
   const int64_t batch = state.size(0), all = state.size(1), heads = increment.size(0), channels = c.size(1);
-  const int64_t groups = increment.size(1), size = increment.size(2), last = inputs.dim() - 1;
+  const bool rotations = increment.dim() == 3;
+  const int64_t groups = increment.size(1), size = rotations ? 2 : increment.size(2), last = inputs.dim() - 1;
   STD_TORCH_CHECK(groups > 0 && size > 0 && channels > 0, "groups, size and channels must be positive");
   STD_TORCH_CHECK(first >= 0 && heads <= all - first, "the state has ", all, " heads, not ", first, " and ", heads);
   STD_TORCH_CHECK(state.size(2) * state.size(3) == groups * size, "a head's state must be ", groups * size, " numbers");
   check_tensor(state, "state", dtype, {batch, all, state.size(2), state.size(3)});
-  check_tensor(increment, "increment", dtype, {heads, groups, size, size});
-  if (tail.has_value()) check_tensor(*tail, "tail", dtype, {heads, groups, size, size});
+  const auto check_map = [&](const Tensor& map, const char* name) {
+    if (rotations)
+      check_tensor(map, name, dtype, {heads, groups, 2});
+    else
+      check_tensor(map, name, dtype, {heads, groups, size, size});
+  };
+  check_map(increment, "increment");
+  if (tail.has_value()) check_map(*tail, "tail");
   check_tensor(b, "b", dtype, {heads, groups, size});
   check_tensor(c, "c", dtype, {heads, channels, groups, size});
   if (skip.has_value()) check_tensor(*skip, "skip", dtype, {channels, all});
@@ -70,7 +78,7 @@ void ssm_step_(
     const auto of = [&](const Tensor& tensor) { return static_cast<const T*>(pointer(tensor)); };
     Step<T> step{};
     step.batch = batch, step.all = all, step.first = first, step.heads = heads, step.channels = channels;
-    step.groups = groups, step.size = size;
+    step.groups = groups, step.size = size, step.rotations = rotations;
     step.increment = of(increment), step.tail = tail.has_value() ? of(*tail) : nullptr;
     step.b = of(b), step.c = of(c), step.skip = skip.has_value() ? of(*skip) : nullptr, step.inputs = of(inputs);
     step.order = order.has_value() ? static_cast<const int64_t*>(pointer(*order)) : nullptr;

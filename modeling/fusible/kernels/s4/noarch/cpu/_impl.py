@@ -12,6 +12,14 @@ def _apply(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return (matrix @ vector[..., None])[..., 0]
 
 
+def _blocks(parts: torch.Tensor) -> torch.Tensor:
+    """`[..., size, size]`, also of p and q `[..., 2]` of blocks `[[p, -q], [q, p]]`."""
+    if parts.ndim == 4:
+        return parts
+    p, q = parts.unbind(-1)
+    return torch.stack([p, -q, q, p], dim=-1).unflatten(-1, (2, 2))
+
+
 def ssm_scan(
     inputs: torch.Tensor,
     transition: torch.Tensor,
@@ -68,14 +76,15 @@ def ssm_step(
     """
     One step of `ssm_scan`: `[batch, heads]` to `[batch, channels, heads]`, and the new state.
 
-    The transition is the identity plus increment and tail, which is what rounding took away from the increment.
+    The transition is the identity plus increment and tail, which is what rounding took away from the increment; both
+    are `[heads, groups, size, size]`, or `[heads, groups, 2]`: p and q of blocks `[[p, -q], [q, p]]`.
     """
     dtype, wide = state.dtype, torch.float32 if state.device.type == "mps" else torch.float64
     exact = state.to(wide)
     change = b.to(wide) * inputs[..., None, None]
     for part in (tail, increment):
         if part is not None:
-            change = change + _apply(part.to(wide), exact)
+            change = change + _apply(_blocks(part).to(wide), exact)
     state = (exact + change).to(dtype)  # rounded once: sums in float32 would round the tail away, in all steps alike
     outputs = (c.movedim(1, 0) * state[:, None]).sum((-2, -1))
     return outputs if skip is None else outputs + skip * inputs[:, None], state

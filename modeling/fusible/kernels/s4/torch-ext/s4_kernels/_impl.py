@@ -18,6 +18,9 @@ devices = tuple(
 )
 
 
+_step_ = ops.ssm_step_.default
+
+
 def _check(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)} instead of {list(shape)}")
@@ -101,11 +104,20 @@ def ssm_scan(
     dtype = torch.promote_types(inputs.dtype, torch.float32)
     skip = None if skip is None else skip.to(transition.dtype)
     function = _operation("ssm_scan", inputs)
-    tensors = (inputs.to(dtype), transition, b, c, skip, state.to(dtype))
+    tensors = (inputs, transition, b, c, skip, state)
+    if inputs.dtype != dtype or state.dtype != dtype:
+        tensors = (inputs.to(dtype), transition, b, c, skip, state.to(dtype))
     wants_gradient = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
-    outputs, last = function(*tensors, gelu and not wants_gradient)
+    if wants_gradient or torch.compiler.is_compiling():
+        outputs, last = function(*tensors, gelu and not wants_gradient)
+    else:
+        # the gradient's part is in Python: to pass through it takes long beside a short scan
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs, last = function(*tensors, gelu)
     if gelu and wants_gradient:
         outputs = torch.nn.functional.gelu(outputs)
+    if outputs.dtype == inputs.dtype:
+        return outputs, last
     return outputs.to(inputs.dtype), last.to(inputs.dtype)
 
 
@@ -129,7 +141,8 @@ def ssm_step_(
         state: replaced: x `[batch, all heads, groups, size]`, or its numbers in another shape of as many dimensions;
             contiguous.
         inputs: u `[batch, all heads]`, or `[batch, 1, all heads]`; float32 or float64.
-        increment: the transition without the identity, `[heads, groups, size, size]`: slow modes keep more digits.
+        increment: the transition without the identity, `[heads, groups, size, size]`: slow modes keep more digits. Of
+            blocks `[[p, -q], [q, p]]`, p and q `[heads, groups, 2]` do as well, which is half as much to read.
         tail: what rounding took away from the increment, of the same shape; b and c are those of `ssm_scan`.
         b: `[heads, groups, size]`.
         c: `[heads, channels, groups, size]`.
@@ -141,7 +154,7 @@ def ssm_step_(
         RuntimeError: for dtypes, shapes, numbers and devices that do not fit.
     """
     # which checks all: the whole step takes less time than checks in Python would
-    ops.ssm_step_.default(outputs, state, inputs, increment, tail, b, c, skip, order, first)
+    _step_(outputs, state, inputs, increment, tail, b, c, skip, order, first)
 
 
 def ssm_step(

@@ -34,9 +34,10 @@ def ssm_step_(
     order: torch.Tensor | None,
     first: int,
 ) -> None:
-    if state.ndim != 4 or increment.ndim != 4 or c.ndim != 4:
-        raise RuntimeError("state, increment and c must have 4 dimensions")
+    if state.ndim != 4 or increment.ndim not in (3, 4) or c.ndim != 4:
+        raise RuntimeError("state and c must have 4 dimensions, and increment 3 or 4")
     (batch, every), (heads, groups, size), channels = state.shape[:2], increment.shape[:3], c.shape[1]
+    block = (size, size) if increment.ndim == 4 else (2,)
     if not 0 <= first <= every - heads or 0 in (groups, size, channels):
         raise RuntimeError(f"the state has {every} heads, not {first} and {heads}, or something is empty")
     given = inputs.squeeze(1) if inputs.ndim == 3 else inputs
@@ -44,8 +45,8 @@ def ssm_step_(
         "state": (state.flatten(2), (batch, every, groups * size)),
         "outputs": (outputs.flatten(), (batch * channels * every,)),
         "inputs": (given, (batch, every)),
-        "increment": (increment, (heads, groups, size, size)),
-        "tail": (tail, (heads, groups, size, size)),
+        "increment": (increment, (heads, groups, *block)),
+        "tail": (tail, (heads, groups, *block)),
         "b": (b, (heads, groups, size)),
         "c": (c, (heads, channels, groups, size)),
         "skip": (skip, (channels, every)),
