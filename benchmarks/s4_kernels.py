@@ -37,7 +37,7 @@ from fusible.kernels_s4 import load_kernels
 from fusible.layer_s4 import S4StateSpace
 
 
-SECONDS = 10  # for a row: where naive takes as long, there is one repeat
+SECONDS = 60  # for a row: where naive takes as long, there is one repeat
 STATE = 64  # N of the papers, of which half are computed
 METHODS = {
     "scan": ("naive", "two-level", "scan", "fft", "compiled"),
