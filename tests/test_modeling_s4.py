@@ -1,9 +1,12 @@
 """S4 models: the shared laws, states, padding, generation, and the authors' outputs."""
 
+import copy
+
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, DynamicCache
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, DynamicCache, Trainer, TrainingArguments
 from transformers.generation.utils import DeferredStopCheck
 
 from fusible import (
@@ -105,6 +108,7 @@ LM_OPTIONS = {
     "dplr": {"l_max": 16},
     "diag": {"mode": "diag", "prenorm": False},
     "adaptive": {"cutoffs": [4, 9], "div_val": 2, "norm": "scalar"},
+    "tied": {"mode": "diag", "tie_word_embeddings": True},
 }
 
 
@@ -219,6 +223,34 @@ class TestGeneration:
             assert torch.equal(loaded.generate(ids, max_new_tokens=5), form.generate(ids, max_new_tokens=5))
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_tied_embeddings(is_tied, tmp_path):
+    """One parameter in both forms, also where these were stored; it is trained once and resized once."""
+
+    def check(form, size=13):
+        assert (form.lm_head.weight is form.embeddings.weight) == is_tied
+        assert form.lm_head.weight.shape == form.embeddings.weight.shape == (size, 16)
+
+    model = make_lm(tie_word_embeddings=is_tied).float()
+    ids = torch.randint(13, (2, 9))
+    hidden_states = model.encode(ids)[0]
+    weight = model.embeddings.weight if is_tied else model.lm_head.weight
+    torch.testing.assert_close(model(ids).logits, hidden_states @ weight.T)
+    for form in (model, model.fuse()):
+        check(form)
+        form.save_pretrained(tmp_path)
+        with safe_open(tmp_path / "model.safetensors", "pt") as file:
+            assert len({"lm_head.weight", "embeddings.weight"} & {*file.keys()}) == (1 if is_tied else 2)
+        for loaded in (S4ForCausalLM.from_pretrained(tmp_path), S4ForCausalLM.from_pretrained(tmp_path, fused=True)):
+            check(loaded)
+            assert relative_error(loaded(ids).logits, model(ids).logits) < 1e-4
+    with pytest.raises(ValueError, match="saved with another configuration"):
+        S4ForCausalLM.from_pretrained(tmp_path, tie_word_embeddings=not is_tied)
+    model.resize_token_embeddings(15, mean_resizing=False)
+    check(model, 15)
+    check(model.fuse(), 15)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "sum", "last", "first"])
 @torch.no_grad()
 def test_pooling_ignores_padding(pooling):
@@ -231,6 +263,50 @@ def test_pooling_ignores_padding(pooling):
         mask = torch.nn.functional.pad(torch.ones_like(ids), (left, right))
         assert relative_error(model(padded, mask).logits, expected) < 1e-9
         assert relative_error(model.fuse()(padded, mask).logits, expected) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pooling_of_more_positions_than_half_precision_counts(dtype):
+    model = S4ForSequenceClassification(S4Config(**SIZES, vocab_size=7))
+    hidden_states = torch.full((1, 80_000, 2), 1.5, dtype=dtype)
+    for mask in (None, torch.ones(1, 80_000, dtype=dtype)):
+        pooled = model.pool(hidden_states, mask)
+        assert pooled.dtype == dtype and pooled.tolist() == [[1.5, 1.5]]
+
+
+@pytest.mark.parametrize("head", ["classes", "tokens", "forecasts"])
+def test_gradients_of_accumulated_batches(head, tmp_path):
+    """Trainer's, of one batch and of four micro-batches."""
+    torch.manual_seed(0)
+    ids, series = torch.randint(7, (8, 10)), torch.randn(8, 12, 1)
+    model, columns = {
+        "classes": (S4ForSequenceClassification, {"input_ids": ids, "labels": torch.arange(8) % 5}),
+        "tokens": (S4ForCausalLM, {"input_ids": ids, "labels": ids}),
+        "forecasts": (S4ForTimeSeriesPrediction, {"past_values": series[:, :8], "future_values": series[:, 8:]}),
+    }[head]
+    vocab_size = None if head == "forecasts" else 7
+    model = model(S4Config(**SIZES, vocab_size=vocab_size, num_labels=5, prediction_length=4))
+    start, results = copy.deepcopy(model.state_dict()), []
+    for steps in (1, 4):
+        model.load_state_dict(start)
+        arguments = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=8 // steps,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            max_grad_norm=0,
+            optim="sgd",
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+        )
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        trainer = Trainer(model, arguments, train_dataset=rows)
+        results.append((trainer.train().training_loss, copy.deepcopy(model.state_dict())))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(results[0][1]["embeddings.weight"], start["embeddings.weight"])
 
 
 def test_images_and_waveforms_are_sequences():
@@ -291,6 +367,8 @@ def test_scalar_norm():
         ({"channels": 2, "mixer_output": "none"}, "channels is 2; without a linear layer"),
         ({"vocab_size": 9, "cutoffs": [5, 3]}, "cutoffs are .* they must grow"),
         ({"vocab_size": 9, "cutoffs": [3, 5], "hidden_size": 6}, "div_val is 4"),
+        ({"vocab_size": 9, "cutoffs": [3], "tie_word_embeddings": True}, "tie_word_embeddings is True; with cutoffs"),
+        ({"hidden_act": "nope"}, "hidden_act is 'nope'; known are gelu"),
     ],
 )
 def test_bad_configurations(options, message):
@@ -306,6 +384,71 @@ def test_wrong_inputs():
         model()
     with pytest.raises(ValueError, match="cannot be bidirectional"):
         S4ForCausalLM(S4Config(**SIZES, vocab_size=7, bidirectional=True))
+    with pytest.raises(ValueError, match=r"clusters of config\.cutoffs, which cannot be resized"):
+        S4ForCausalLM(S4Config(**SIZES, vocab_size=7, cutoffs=[3])).resize_token_embeddings(9)
+
+
+IDS, NUMBERS = torch.zeros(2, 6, dtype=torch.int64), torch.zeros(2, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "inputs", "message"),
+    [
+        (S4Model, {"vocab_size": 7}, {"input_ids": IDS[0]}, "input_ids .* [6]; .* [batch, length]"),
+        (
+            S4Model,
+            {"input_size": 2},
+            {"input_values": NUMBERS},
+            "[2, 6, 3]; .* [batch, length, config.input_size = 2]",
+        ),
+        (S4Model, {}, {"inputs_embeds": NUMBERS}, "[2, 6, 3]; .* [batch, length, config.hidden_size = 32]"),
+        *(
+            (
+                S4ForSequenceClassification,
+                {"vocab_size": 7},
+                {"input_ids": IDS, "attention_mask": torch.ones(shape)},
+                "attention_mask has the shape .* [batch = 2, length = 6]",
+            )
+            for shape in ((2, 9), (2, 3), (1, 6), (2, 1, 6, 6))
+        ),
+        (
+            S4ForSequenceClassification,
+            {"vocab_size": 7, "document_pairs": True},
+            {"input_ids": IDS},
+            "input_ids has the shape [2, 6]; this model takes [batch, documents = 2, length]",
+        ),
+        (
+            S4ForImageClassification,
+            {"input_size": 3},
+            {"pixel_values": torch.zeros(2, 1, 4, 4)},
+            "config.input_size = 3",
+        ),
+        (S4ForAudioClassification, {"input_size": 3}, {"input_values": IDS.float()}, "config.input_size = 3"),
+        (
+            S4ForTimeSeriesPrediction,
+            {},
+            {"past_values": IDS.float()},
+            "[2, 6]; .* [batch, length, config.input_size = 1]",
+        ),
+        (
+            S4ForTimeSeriesPrediction,
+            {"prediction_length": 2},
+            {"past_values": NUMBERS[..., :1], "future_values": torch.zeros(2, 2)},
+            "future_values .* [batch = 2, config.prediction_length = 2, config.input_size = 1]",
+        ),
+    ],
+)
+def test_wrong_shapes(head, options, inputs, message):
+    model = head(S4Config(**SIZES, **options))
+    with pytest.raises(ValueError, match=message.replace("[", r"\[").replace(".i", r"\.i")):
+        model(**inputs)
+
+
+def test_empty_batches():
+    model = S4ForCausalLM(S4Config(**SIZES, vocab_size=7))
+    for form in (model, model.fuse()):
+        for shape in ((0, 6), (2, 0)):
+            assert form(IDS.new_zeros(shape)).logits.shape == (*shape, 7)
 
 
 def test_another_sampling_rate(tmp_path):

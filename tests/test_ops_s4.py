@@ -199,8 +199,10 @@ def test_kernel_of_parameters_in_single_precision_is_exact():
     """At length 16384, where nodes in single precision cost the authors' code 7e-4: the only error is the rounding."""
     heads, length = 2, 16384
     system = initial_state_space("legs", 64, heads)
-    dt = torch.tensor([1e-4, 1e-2], dtype=torch.float64)
-    c = torch.randn(heads, 1, 32, dtype=torch.complex128)
+    # in double precision, as the layer has them when it computes
+    system = type(system)(*(part.to(torch.complex64).to(torch.complex128) for part in system))
+    dt = torch.tensor([1e-4, 1e-2]).double()
+    c = torch.randn(heads, 1, 32, dtype=torch.complex64).to(torch.complex128)
     expected, truncated = dense_kernel(system, c, dt, length)
     kernel = low_rank_kernel(system.a, system.b, truncated, system.p.movedim(1, 0), dt, length).float()
     assert (kernel - expected).abs().max() < 1e-7

@@ -113,6 +113,21 @@ def test_caches_that_do_not_fit(model, cache):
     torch.testing.assert_close(training_form(IDS, cache_params=cache).logits, training_form(IDS).logits)
 
 
+@torch.no_grad()
+def test_what_does_not_go_with_states(model, cache):
+    with pytest.raises(ValueError, match="States go in as cache_params"):
+        model(IDS[:, 7:8], past_key_values=cache)
+    with pytest.raises(ValueError, match=r"attention_mask has the shape \[2, 1\]; .* length = 2"):
+        model(IDS[:, 7:9], attention_mask=torch.ones(2, 1), cache_params=cache)
+    actual = model(IDS[:, 7:8], attention_mask=torch.ones(2, 8), cache_params=cache).logits[:, 0]
+    torch.testing.assert_close(actual, model(IDS).logits[:, 7])
+    # the pass without a prompt gets no states from transformers
+    settings = {"guidance_scale": 3.0, "max_new_tokens": 3, "do_sample": False}
+    with pytest.raises(ValueError, match=r"attention_mask has the shape \[2, 2\]; .* length = 1"):
+        model.generate(IDS, **settings)
+    assert model.generate(IDS, use_cache=False, **settings).shape == (2, 15)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, {"mode": "diag"}], ids=["dplr", "diag"])
 @torch.no_grad()

@@ -18,7 +18,7 @@ from fusible import EWAForSemanticSegmentation
 from fusible.cli import app
 from fusible.training.data import load_data
 from fusible.training.recipes import Recipe
-from fusible.training.train import run
+from fusible.training.train import prepare, run
 
 
 # `datasets` leaves it open
@@ -109,6 +109,15 @@ def test_training_and_evaluation(recipe, tmp_path):
     expected = jaccard_score(wanted[wanted != 255], found[wanted != 255], average="macro")
     assert json.loads(printed.stdout)["mean_iou"] == pytest.approx(expected)
     assert "Mean IoU" in (saved / "README.md").read_text(encoding="utf-8")
+
+
+def test_losses_of_accumulated_batches(recipe):
+    losses = []
+    for steps in (1, 4):
+        sizes = [f"training.per_device_train_batch_size={8 // steps}", f"training.gradient_accumulation_steps={steps}"]
+        trainer, _ = prepare(Recipe.load(recipe, [*sizes, "training.max_steps=1"]))
+        losses.append(trainer.train().training_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)  # norms are of micro-batches
 
 
 def test_generated_maps(recipe):

@@ -84,14 +84,20 @@ class AdaptiveSoftmax(nn.Module):
         for parameter in self.parameters():
             init.zeros_(parameter)
 
-    def forward(self, hidden_states: torch.Tensor, embedding: AdaptiveEmbedding) -> torch.Tensor:
-        """`[..., hidden_size]` to log-probabilities `[..., vocab_size]`, in the order of token ids."""
-        biases, tables = cast(list[torch.Tensor], list(self.biases)), embedding.tables
+    def forward(
+        self, hidden_states: torch.Tensor, tables: list[nn.Parameter], projections: list[nn.Parameter]
+    ) -> torch.Tensor:
+        """
+        `[..., hidden_size]` to log-probabilities `[..., vocab_size]`, in the order of token ids.
+
+        Tables and projections are the embedding's: as tensors, which accelerate brings to the device of this module.
+        """
+        biases = cast(list[torch.Tensor], list(self.biases))
         weight, bias = torch.cat([tables[0], self.cluster_weight]), torch.cat([biases[0], self.cluster_bias])
         head = F.linear(hidden_states @ self.projection, weight, bias).log_softmax(-1)
         parts = [head[..., : len(biases[0])]]
         for i in range(1, len(biases)):
-            narrow = hidden_states @ embedding.projections[i]
+            narrow = hidden_states @ projections[i]
             tail = F.linear(narrow, tables[i], biases[i])
             parts.append(head[..., -i, None] + tail.log_softmax(-1))
         return torch.cat(parts, dim=-1)

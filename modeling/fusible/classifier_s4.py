@@ -8,11 +8,13 @@ from transformers.activations import ACT2FN
 
 from .configuration_s4 import S4Config
 from .outputs_s4 import S4ClassifierOutput
-from .stack_s4 import S4PreTrainedModel
+from .stack_s4 import S4PreTrainedModel, check_shape
 
 
 class S4PreTrainedClassifier(S4PreTrainedModel):
     """A linear layer on the mean, sum, first or last of the positions that are not padding."""
+
+    accepts_loss_kwargs = False  # the loss is a mean of this batch, which Trainer divides by the steps it accumulates
 
     def __init__(self, config: S4Config) -> None:
         super().__init__(config)
@@ -29,10 +31,12 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones(hidden_states.shape[:2], dtype=torch.int64, device=device)
         if self.config.pooling in ("mean", "sum"):
-            total = (hidden_states * attention_mask[..., None].to(hidden_states.dtype)).sum(1)
-            if self.config.pooling == "sum":
-                return total
-            return total / attention_mask.sum(1, keepdim=True).clamp(min=1).to(total.dtype)
+            kept = hidden_states * attention_mask[..., None].to(hidden_states.dtype)
+            # of more positions than half precision can count
+            total = kept.sum(1, dtype=torch.promote_types(kept.dtype, torch.float32))
+            if self.config.pooling == "mean":
+                total = total / attention_mask.sum(1, keepdim=True, dtype=total.dtype).clamp(min=1)
+            return total.to(kept.dtype)
         positions = torch.arange(1, length + 1, device=device) * attention_mask.ne(0)
         if self.config.pooling == "first":
             chosen = torch.where(positions > 0, positions, length).amin(1) - 1
@@ -46,10 +50,11 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
         """Logits of sequences, and the loss that `config.problem_type` names."""
         pairs = self.config.document_pairs
         if pairs:  # both documents of all pairs as one batch
-            inputs = {
-                name: x.flatten(0, 1) if isinstance(x, torch.Tensor) and x.ndim > 1 else x
-                for name, x in inputs.items()
-            }
+            sizes = {"batch": None, "documents": 2, "length": None}
+            for name in ("input_ids", "input_values", "inputs_embeds"):
+                if inputs.get(name) is not None:
+                    check_shape(name, inputs[name], sizes if name == "input_ids" else {**sizes, "width": None})
+                    inputs[name] = inputs[name].flatten(0, 1)
             attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
         outputs = self.encode(attention_mask=attention_mask, **inputs)
         feature = self.pool(cast(torch.Tensor, outputs.last_hidden_state), attention_mask)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .configuration_fusible import FusibleConfig
 from .hippo_s4 import DIAGONALS, MEASURES
@@ -79,6 +80,8 @@ class S4Config(FusibleConfig):
             First token of each rarer cluster of an adaptive embedding and softmax (paper
             1809.10853); by default, one embedding for all.
         div_val (`int`, *optional*, defaults to 4): each cluster's embedding is this many times narrower.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Language models predict with the weights of the embedding; not with `cutoffs`, which shares its own.
         use_kernels (`bool`, *optional*):
             Compiled kernels: `False` for plain torch, `True` for a warning where there are none. By default they
             are used where they are found, and torch elsewhere.
@@ -134,6 +137,7 @@ class S4Config(FusibleConfig):
     time_features: list[int] | tuple[int, ...] = ()
     cutoffs: list[int] | tuple[int, ...] | None = None
     div_val: int = 4
+    tie_word_embeddings: bool = False
     use_kernels: bool | None = None
     kernels: dict[str, Any] | None = None
     dense_heads: list[int] | tuple[int, ...] | None = None
@@ -215,8 +219,12 @@ class S4Config(FusibleConfig):
         if self.l_max is not None and round(self.l_max // joined / self.rate) < 1:
             where = f" and with pool_sizes {self.pool_sizes}" if self.pool_sizes else ""
             raise ValueError(f"l_max is {self.l_max}; at rate {self.rate}{where} it must be at least {joined}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(ACT2FN)}.")
         if self.dt_max < self.dt_min:
             raise ValueError(f"dt_max is {self.dt_max}; it must be at least dt_min, which is {self.dt_min}.")
+        if self.cutoffs is not None and self.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings is True; with cutoffs, embedding and softmax share what they can.")
         if self.cutoffs is not None:
             bounds = [0, *self.cutoffs, self.vocab_size or 0]
             if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
@@ -228,9 +236,12 @@ class S4Config(FusibleConfig):
 
     def structure_digest(self) -> str:
         """As for all models. Weights of the training form can be read at any sampling rate."""
-        digested = copy.copy(self)
+        digested, unused = copy.copy(self), set()
         if not self.pool_sizes:  # as it was when there were no pools
-            digested.__dict__["free_fields"] = self.free_fields | {"pool_sizes", "expand", "unet"}
+            unused |= {"pool_sizes", "expand", "unet"}
+        if not self.tie_word_embeddings:
+            unused |= {"tie_word_embeddings"}
+        digested.__dict__["free_fields"] = self.free_fields | unused
         if not self.fused:
             digested.__dict__["rate"] = 1.0
         return FusibleConfig.structure_digest(digested)

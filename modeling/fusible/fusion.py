@@ -135,6 +135,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
         with torch.device("meta"):
             twin = type(self)(config)
         twin.load_state_dict(state_dict, assign=True)
+        twin.tie_weights()  # which were assigned one by one
         for name, buffer in self.named_buffers():
             if name not in state_dict:  # non-persistent
                 path, _, leaf = name.rpartition(".")

@@ -228,6 +228,8 @@ class EWAForImageClassification(EWAPreTrainedModel):
 class EWAForSemanticSegmentation(EWAPreTrainedModel):
     """EWA on a model for semantic segmentation."""
 
+    accepts_loss_kwargs = False  # plain models' losses are means of a batch, whatever Trainer tells them of others
+
     def forward(
         self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:

@@ -13,7 +13,7 @@ from .adaptive_s4 import AdaptiveEmbedding, AdaptiveSoftmax
 from .classifier_s4 import S4PreTrainedClassifier
 from .configuration_s4 import S4Config
 from .outputs_s4 import S4CausalLMOutput, S4ClassifierOutput, S4Output, S4TimeSeriesOutput
-from .stack_s4 import S4PreTrainedModel
+from .stack_s4 import S4PreTrainedModel, check_shape
 
 
 class S4Model(S4PreTrainedModel):
@@ -51,6 +51,8 @@ class S4Model(S4PreTrainedModel):
 
 class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
     """S4 that predicts the next token; `generate()` costs the same for every token in the inference form."""
+
+    _tied_weights_keys: dict[str, str] = {"lm_head.weight": "embeddings.weight"}
 
     def __init__(self, config: S4Config) -> None:
         super().__init__(config)
@@ -125,7 +127,8 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = cast(torch.Tensor, outputs.last_hidden_state)[:, kept]
         if isinstance(self.lm_head, AdaptiveSoftmax):
-            logits = self.lm_head(hidden_states, cast(AdaptiveEmbedding, self.embeddings))
+            embedding = cast(AdaptiveEmbedding, self.embeddings)
+            logits = self.lm_head(hidden_states, embedding.tables, embedding.projections)
         else:
             logits = self.lm_head(hidden_states)
         loss = None
@@ -196,6 +199,8 @@ class S4ForImageClassification(S4PreTrainedClassifier):
             pixel_values: `[batch, channels, height, width]`.
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
         """
+        sizes = {"batch": None, "config.input_size": self.config.input_size, "height": None, "width": None}
+        check_shape("pixel_values", pixel_values, sizes)
         return self.classify(labels, input_values=pixel_values.flatten(2).mT, **kwargs)
 
 
@@ -263,9 +268,13 @@ class S4ForTimeSeriesPrediction(S4PreTrainedModel):
                 each below its number in `config.time_features`.
             future_values: `[batch, config.prediction_length, config.input_size]`, to learn from.
         """
-        length = past_values.shape[1]
-        total = length + self.config.prediction_length
-        padded = nn.functional.pad(past_values, (0, 0, 0, self.config.prediction_length))
+        future, width = self.config.prediction_length, {"config.input_size": self.config.input_size}
+        check_shape("past_values", past_values, {"batch": None, "length": None, **width})
+        if future_values is not None:
+            steps = {"batch": len(past_values), "config.prediction_length": future}
+            check_shape("future_values", future_values, {**steps, **width})
+        length, total = past_values.shape[1], past_values.shape[1] + future
+        padded = nn.functional.pad(past_values, (0, 0, 0, future))
         is_future = torch.arange(total, device=past_values.device).ge(length).long()
         embedded = self.embeddings(padded.to(self.dtype)) + self.future_embedding(is_future)
         if (time_features is None) != (len(self.time_embeddings) == 0):

@@ -18,6 +18,14 @@ from .pooling_s4 import S4DownPool, S4UpPool, check_padding, make_layers, skip_c
 from .recurrence_s4 import S4Recurrence
 
 
+def check_shape(name: str, tensor: torch.Tensor, accepted: dict[str, int | None]) -> None:
+    """Raises `ValueError` unless a tensor has these dimensions, of these sizes or, for `None`, of any size."""
+    sizes = [size if wanted is None else wanted for size, wanted in zip(tensor.shape, accepted.values(), strict=False)]
+    if tensor.ndim != len(accepted) or list(tensor.shape) != sizes:
+        wanted = ", ".join(key if size is None else f"{key} = {size}" for key, size in accepted.items())
+        raise ValueError(f"{name} has the shape {list(tensor.shape)}; this model takes [{wanted}].")
+
+
 class S4PreTrainedModel(S4KernelModel):
     """Embedding, layers and final norm, which all models of the family have under the same names."""
 
@@ -62,6 +70,12 @@ class S4PreTrainedModel(S4KernelModel):
             init.zeros_(module.shift)
         else:
             super()._init_weights(module)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As for all models; raises `ValueError` for an adaptive embedding."""
+        if self.config.cutoffs is not None:
+            raise ValueError("The embedding has the clusters of config.cutoffs, which cannot be resized.")
+        return super().resize_token_embeddings(*args, **kwargs)
 
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
@@ -113,25 +127,38 @@ class S4PreTrainedModel(S4KernelModel):
         cache_params: Cache | None = None,
         use_cache: bool = False,
         output_hidden_states: bool | None = None,
+        past_key_values: Any = None,
         **_: Any,
     ) -> S4Output:
-        """The stack's outputs; for the arguments see `S4Model`."""
+        """The stack's outputs; for the arguments see `S4Model`. Raises `ValueError` for those that do not fit."""
+        if past_key_values is not None:
+            raise ValueError("States go in as cache_params, also those that generate() returns as past_key_values.")
         if sum(x is not None for x in (input_ids, input_values, inputs_embeds)) != 1:
             raise ValueError("Give exactly one of input_ids, input_values and inputs_embeds.")
         if (input_ids is not None and self.config.vocab_size is None) or (
             input_values is not None and self.config.vocab_size is not None
         ):
             raise ValueError("A model with config.vocab_size takes input_ids, one without takes input_values.")
+        sizes: dict[str, int | None] = {"batch": None, "length": None}
         if inputs_embeds is not None:
+            check_shape("inputs_embeds", inputs_embeds, {**sizes, "config.hidden_size": self.config.hidden_size})
             hidden_states = inputs_embeds
+        elif input_values is not None:
+            check_shape("input_values", input_values, {**sizes, "config.input_size": self.config.input_size})
+            hidden_states = self.embeddings(input_values.to(self.dtype))
         else:
-            hidden_states = self.embeddings(input_ids if input_values is None else input_values.to(self.dtype))
+            check_shape("input_ids", cast(torch.Tensor, input_ids), sizes)
+            hidden_states = self.embeddings(input_ids)
         mask = None
-        if attention_mask is not None and self.config.pool_sizes:
-            check_padding(attention_mask)  # what comes behind is not seen by what is in front
-        elif attention_mask is not None:
-            # with a cache, that of the whole sequence may be given
-            mask = attention_mask[:, -hidden_states.shape[1] :, None].to(hidden_states.dtype)
+        if attention_mask is not None:
+            batch_size, length = hidden_states.shape[:2]
+            if cache_params is not None:  # that of the whole sequence may be given
+                length = max(length, attention_mask.shape[-1])
+            check_shape("attention_mask", attention_mask, {"batch": batch_size, "length": length})
+            if self.config.pool_sizes:
+                check_padding(attention_mask)  # what comes behind is not seen by what is in front
+            else:
+                mask = attention_mask[:, -hidden_states.shape[1] :, None].to(hidden_states.dtype)
         if use_cache and cache_params is None:
             cache_params = DynamicCache(config=self.config)
         slots = {} if cache_params is None else self._slots(cache_params, hidden_states.shape[0])
@@ -162,4 +189,4 @@ class S4PreTrainedModel(S4KernelModel):
         return S4Output(last_hidden_state=hidden_states, cache_params=cache_params, hidden_states=all_states)
 
 
-__all__ = ["S4PreTrainedModel"]
+__all__ = ["S4PreTrainedModel", "check_shape"]
