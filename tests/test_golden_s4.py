@@ -13,6 +13,7 @@ from tester.base import relative_error
 
 
 pytest_plugins = ["kernel_fixture"]
+pytestmark = pytest.mark.usefixtures("kernel_path")
 
 
 def load_block(name: str, folder: Path) -> tuple[S4Model, dict[str, torch.Tensor], dict]:
@@ -32,7 +33,6 @@ def run_block(model: S4Model, tensors: dict[str, torch.Tensor], **arguments) -> 
     return model(input_values=tensors["input"], attention_mask=mask, **arguments).last_hidden_state
 
 
-@pytest.mark.usefixtures("kernel_path")
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("block_")])
 @torch.no_grad()
 def test_blocks(name, tmp_path, monkeypatch):

@@ -95,7 +95,8 @@ def check_values_and_gradients(kernel: OnDevice) -> None:
 
 
 def check_special_values(kernel: OnDevice) -> None:
-    scan_tests.test_vandermonde_of_bases_zero_and_one(kernel)
+    scan_tests.test_vandermonde_of_extreme_steps(kernel, (0, 1, -1))
+    scan_tests.test_vandermonde_without_heads_and_with_what_is_not_a_number(kernel)
     scan_tests.test_scan_without_sequences_or_heads(kernel)
     scan_tests.test_gelu_of_any_number(kernel)
     for value in (float("nan"), float("inf")):

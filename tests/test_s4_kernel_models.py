@@ -181,10 +181,11 @@ class TestWhenKernelsRun:
         assert S4ForCausalLM.from_pretrained(tmp_path, output_loading_info=True)[0].use_kernels
 
 
-def test_without_kernels(not_installed, tmp_path, warnings):
+def test_without_kernels(not_installed, monkeypatch, tmp_path, warnings):
+    monkeypatch.setattr("fusible.kernel_model_s4.installed_repository", lambda: None)
     model = make_model()
     model.save_pretrained(tmp_path, fused=True)
-    assert not (tmp_path / "s4-kernels").exists() or PACKAGE.joinpath("kernels/s4/build").exists()
+    assert not (tmp_path / "s4-kernels").exists() and AutoConfig.from_pretrained(tmp_path).kernels is None
     assert not S4ForCausalLM.from_pretrained(tmp_path, trust_remote_code=False, use_kernels=False).use_kernels
     assert not warnings.records
     assert not make_model(use_kernels=True).use_kernels

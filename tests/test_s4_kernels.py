@@ -1,10 +1,12 @@
 """S4's compiled operations against the torch definitions in float64: values, all gradients, bad input."""
 
 import os
+import re
 import runpy
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ SIZES = [
     (2, 3, 1, 1, 7, 40),
     (1, 2, 1, 1, 33, 64),
     (2, 2, 1, 4, 3, 33),
+    (1, 2, 1, 2, 2, 16384),
 ]
 SINGLE = 2e-5  # of norms, in float32: terms of both signs are larger than their sums
 NAMES = ("inputs", "transition", "b", "c", "state", "skip")
@@ -301,8 +304,9 @@ def powers(heads, rows, state):
     return coefficients.requires_grad_(), base.requires_grad_()
 
 
-@pytest.mark.parametrize("length", [1, 2, 37, 64, 1000, 5000])
-@pytest.mark.parametrize("state", [1, 5, 32, 96])
+@pytest.mark.parametrize(
+    ("length", "state"), [*product([1, 2, 37, 64, 1000, 5000], [1, 5, 32, 96]), (16384, 4)], ids=str
+)
 def test_vandermonde(kernel, length, state):
     arguments = powers(3, 2, state)
     expected = ops_s4.vandermonde(*arguments, length)
@@ -315,13 +319,43 @@ def test_vandermonde(kernel, length, state):
         assert_near([actual, *gradients], [expected, *reference], tolerance)
 
 
-def test_vandermonde_of_bases_zero_and_one(kernel):
+@pytest.mark.parametrize(
+    "values",
+    [(0, 1, -1), (1e-30, 1e-200j, 1 - 1e-9), (1 - 1e-7 + 1e-6j, -0.9999999 + 5e-8j, 0.6 + 0.8j)],
+    ids=["0, 1", "dead", "slow, fast"],
+)
+def test_vandermonde_of_extreme_steps(kernel, values):
     coefficients, _ = powers(1, 1, 3)
-    base = torch.tensor([[0, 1, -1]], dtype=torch.complex128, requires_grad=True)
+    base = torch.tensor([values], dtype=torch.complex128, requires_grad=True)
     actual, expected = kernel.vandermonde(coefficients, base, 200), ops_s4.vandermonde(coefficients, base, 200)
     weights = torch.randn_like(actual)
     gradients, reference = (torch.autograd.grad(k, (coefficients, base), weights) for k in (actual, expected))
     assert_near([actual, *gradients], [expected, *reference], 1e-12)
+
+
+def test_vandermonde_of_any_strides(kernel):
+    coefficients, base = powers(2, 3, 6)
+    views = coefficients.mT.contiguous().mT, torch.stack([base, base], dim=1)[:, 1].conj()
+    for length in (5, 200):
+        expected = ops_s4.vandermonde(coefficients, base.conj(), length)
+        assert_near([kernel.vandermonde(*views, length)], [expected], 1e-12)
+    # of a sum, the gradient has strides 0
+    gradients = torch.autograd.grad(kernel.vandermonde(*views, 200).sum(), (coefficients, base))
+    assert_near(gradients, torch.autograd.grad(expected.sum(), (coefficients, base)), 1e-11)
+
+
+def test_vandermonde_without_heads_and_with_what_is_not_a_number(kernel):
+    arguments = powers(0, 2, 3)
+    empty = kernel.vandermonde(*arguments, 10)
+    assert empty.shape == (0, 2, 10)
+    assert [g.shape for g in torch.autograd.grad(empty.sum(), arguments)] == [a.shape for a in arguments]
+    coefficients, base = (part.detach() for part in powers(2, 2, 3))
+    clean = kernel.vandermonde(coefficients, base, 100)
+    for place in range(2):
+        changed = [coefficients.clone(), base.clone()]
+        changed[place][1, ..., 2] = float("nan")
+        actual = kernel.vandermonde(*changed, 100)
+        assert actual[1, :, 1:].isnan().all() and torch.equal(actual[0], clean[0])
 
 
 def test_operators_are_sound(kernel):
@@ -400,25 +434,27 @@ def test_scan_refuses(kernel, change, error, message):
 
 
 @pytest.mark.parametrize(
-    ("number", "change"),
+    ("number", "change", "message"),
     [
-        (0, lambda part: part[0]),
-        (1, lambda part: part[:, :1]),
-        (1, lambda part: part[..., 0]),
-        (1, lambda part: part[:, 0, 0, 0]),
-        (2, lambda part: part.double()),
-        (2, lambda part: part[..., 0]),
-        (3, lambda part: part[:1]),
-        (4, lambda part: part[:, 0]),
-        (5, lambda part: part.half()),
-        (6, lambda part: part[:, :1]),
+        (0, lambda part: part[0], "inputs must have at least 2 dimensions, not the shape [3]"),
+        (0, lambda part: part[:, :2], "inputs has shape [2, 2] instead of [2, 3]"),
+        (1, lambda part: part[:, :1], "increment [3, 1, 2, 2]: a head's state would be 2 numbers"),
+        (1, lambda part: part[..., 0], "tail has shape [3, 4, 2, 2] instead of [3, 4, 2]"),
+        (1, lambda part: part[:, 0, 0, 0], "increment must have 3 or 4 dimensions, not the shape [3]"),
+        (2, lambda part: part.double(), "tail has dtype Double instead of Float"),
+        (2, lambda part: part[..., 0], "tail has shape [3, 4, 2] instead of [3, 4, 2, 2]"),
+        (3, lambda part: part[:1], "b has shape [1, 4, 2] instead of [3, 4, 2]"),
+        (4, lambda part: part[:, 0], "c must have 4 dimensions, not the shape [3, 4, 2]"),
+        (5, lambda part: part.half(), "state must be float32 or float64, not Half"),
+        (6, lambda part: part[:, :1], "skip has shape [2, 1] instead of [2, 3]"),
+        *((n, lambda part: part.to("meta"), "must be on one device, not on cpu and meta") for n in range(7)),
     ],
 )
-def test_step_refuses(kernel, number, change):
+def test_step_refuses(kernel, number, change, message):
     inputs, *others = (part.detach() for part in make(2, 3, 2, 4, 2, 1))
     arguments = step_arguments(torch.float32, inputs[..., 0], *others)
     arguments[number] = change(arguments[number])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=re.escape(message)):
         kernel.ssm_step(*arguments)
 
 
@@ -426,6 +462,7 @@ def test_step_refuses(kernel, number, change):
     "change",
     [
         {"outputs": lambda part: part[..., :1]},
+        {"outputs": lambda part: part.to("meta")},
         {"outputs": lambda part: part.mT.contiguous().mT},
         {"outputs": lambda part: part.double()},
         {"state": lambda part: part[:, :2].clone()},
@@ -450,19 +487,23 @@ def test_step_in_place_refuses_and_writes_nothing(kernel, change):
     before = arguments["state"].clone()
     with pytest.raises(RuntimeError):
         kernel.ssm_step_(**arguments)
-    assert torch.equal(arguments["state"], before) and not arguments["outputs"].any()
+    assert torch.equal(arguments["state"], before)
+    assert arguments["outputs"].is_meta or not arguments["outputs"].any()
 
 
 def test_vandermonde_refuses(kernel):
     coefficients, base = powers(2, 1, 3)
-    for arguments, error in [
-        ((coefficients, base, 0), ValueError),
-        ((coefficients[0], base, 5), ValueError),
-        ((coefficients, base[:, :2], 5), ValueError),
-        ((coefficients.to(torch.complex64), base, 5), TypeError),
-        ((coefficients, base, 5, torch.float16), TypeError),
+    for arguments, error, message in [
+        ((coefficients, base, 0), ValueError, "length must be between 1 and 4294967296, not 0"),
+        ((coefficients, base, 2**62), ValueError, "length must be between 1 and 4294967296, not 4611"),
+        ((coefficients[0], base, 5), ValueError, r"coefficients must be \[heads, rows, state\]"),
+        ((coefficients, base[:, :2], 5), ValueError, r"base has shape \[2, 2\] instead of \[2, 3\]"),
+        ((coefficients, base.to("meta"), 5), ValueError, "base is on meta, but the first argument on cpu"),
+        ((coefficients.to("meta"), base, 5), ValueError, "base is on cpu, but the first argument on meta"),
+        ((coefficients.to(torch.complex64), base, 5), TypeError, "coefficients has dtype torch.complex64"),
+        ((coefficients, base, 5, torch.float16), TypeError, "float32 or float64, not torch.float16"),
     ]:
-        with pytest.raises(error):
+        with pytest.raises(error, match=message):
             kernel.vandermonde(*arguments)
 
 

@@ -48,8 +48,6 @@ def main() -> int:
     sys.modules["kernel_abi_check"] = None  # type: ignore[assignment]  # it would find the sanitizer
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("cpu", "torch"):
-            if kind == "cuda":
-                continue
             build.build(build.ROOT, kind, Path(folder))
         environment = {
             "FUSIBLE_KERNEL_BUILD": folder,

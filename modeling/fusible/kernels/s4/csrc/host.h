@@ -5,10 +5,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
 #include <memory>
 #include <new>
+#include <string>
 #include <type_traits>
 
 #include "scan.h"
@@ -45,22 +47,29 @@ void over(int64_t count, int64_t bytes, Run run) {
   });
 }
 
-inline void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, std::initializer_list<int64_t> shape) {
+// Of sizes, for messages.
+template <typename Sizes>
+std::string shown(const Sizes& sizes) {
+  std::string text;
+  for (const int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + text + "]";
+}
+
+inline void check_kind(const Tensor& tensor, const char* name, ScalarType dtype) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has dtype ", tensor.scalar_type(), " instead of ", dtype);
+}
+
+inline void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, std::initializer_list<int64_t> shape) {
+  check_kind(tensor, name, dtype);
   const auto sizes = tensor.sizes();
-  STD_TORCH_CHECK(sizes.size() == shape.size(), name, " has the wrong number of dimensions");
-  std::size_t dimension = 0;
-  for (int64_t size : shape) {
-    STD_TORCH_CHECK(
-        sizes[dimension] == size, name, " has size ", sizes[dimension], " instead of ", size, " in dimension ", dimension);
-    ++dimension;
-  }
+  const bool fits = std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
+  STD_TORCH_CHECK(fits, name, " has shape ", shown(sizes), " instead of ", shown(shape));
 }
 
 inline ScalarType check_real(const Tensor& tensor, const char* name) {
   const ScalarType dtype = tensor.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name, " must be float32 or float64");
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name, " must be float32 or float64, not ", dtype);
   return dtype;
 }
 

@@ -35,15 +35,20 @@ void ssm_step_(
     const std::optional<Tensor>& tail, const Tensor& b, const Tensor& c, const std::optional<Tensor>& skip,
     const std::optional<Tensor>& order, int64_t first) {
   const ScalarType dtype = check_real(state, "state");
-  STD_TORCH_CHECK(state.dim() == 4, "state must have 4 dimensions");
-  STD_TORCH_CHECK(increment.dim() == 3 || increment.dim() == 4, "increment must have 3 or 4 dimensions");
-  STD_TORCH_CHECK(c.dim() == 4 && inputs.dim() > 1, "c must have 4 dimensions, and inputs at least 2");
+  STD_TORCH_CHECK(state.dim() == 4, "state must have 4 dimensions, not the shape ", shown(state.sizes()));
+  STD_TORCH_CHECK(
+      increment.dim() == 3 || increment.dim() == 4, "increment must have 3 or 4 dimensions, not the shape ",
+      shown(increment.sizes()));
+  STD_TORCH_CHECK(c.dim() == 4, "c must have 4 dimensions, not the shape ", shown(c.sizes()));
+  STD_TORCH_CHECK(inputs.dim() > 1, "inputs must have at least 2 dimensions, not the shape ", shown(inputs.sizes()));
   const int64_t batch = state.size(0), all = state.size(1), heads = increment.size(0), channels = c.size(1);
   const bool rotations = increment.dim() == 3;
   const int64_t groups = increment.size(1), size = rotations ? 2 : increment.size(2), last = inputs.dim() - 1;
   STD_TORCH_CHECK(groups > 0 && size > 0 && channels > 0, "groups, size and channels must be positive");
-  STD_TORCH_CHECK(first >= 0 && heads <= all - first, "the state has ", all, " heads, not ", first, " and ", heads);
-  STD_TORCH_CHECK(state.size(2) * state.size(3) == groups * size, "a head's state must be ", groups * size, " numbers");
+  STD_TORCH_CHECK(first >= 0 && heads <= all - first, "the state has ", all, " heads, too few for ", heads, " from number ", first, " on");
+  STD_TORCH_CHECK(
+      state.size(2) * state.size(3) == groups * size, "state has shape ", shown(state.sizes()), ", but increment ",
+      shown(increment.sizes()), ": a head's state would be ", groups * size, " numbers");
   check_tensor(state, "state", dtype, {batch, all, state.size(2), state.size(3)});
   const auto check_map = [&](const Tensor& map, const char* name) {
     if (rotations)
@@ -57,14 +62,13 @@ void ssm_step_(
   check_tensor(c, "c", dtype, {heads, channels, groups, size});
   if (skip.has_value()) check_tensor(*skip, "skip", dtype, {channels, all});
   if (order.has_value()) check_tensor(*order, "order", ScalarType::Long, {all});
-  for (const Tensor* tensor : {&inputs, &outputs})
-    STD_TORCH_CHECK(tensor->is_cpu() && tensor->scalar_type() == dtype, "inputs and outputs must be like the state");
+  check_kind(inputs, "inputs", dtype), check_kind(outputs, "outputs", dtype);
   STD_TORCH_CHECK(
-      inputs.size(0) == batch && inputs.size(last) == all && inputs.numel() == batch * all, "inputs must be [", batch,
-      ", ", all, "]");
+      inputs.size(0) == batch && inputs.size(last) == all && inputs.numel() == batch * all, "inputs has shape ",
+      shown(inputs.sizes()), " instead of ", shown(std::initializer_list<int64_t>{batch, all}));
   STD_TORCH_CHECK(
-      outputs.dim() > 0 && outputs.size(0) == batch && outputs.numel() == batch * channels * all, "outputs must be [",
-      batch, ", ", channels, ", ", all, "]");
+      outputs.dim() > 0 && outputs.size(0) == batch && outputs.numel() == batch * channels * all, "outputs has shape ",
+      shown(outputs.sizes()), " instead of ", shown(std::initializer_list<int64_t>{batch, channels, all}));
   STD_TORCH_CHECK(state.is_contiguous() && outputs.is_contiguous(), "what is written to must be contiguous");
   std::vector<Tensor> copies;
   const auto with = [&](auto zero) {

@@ -9,6 +9,7 @@ from ._ops import add_op_namespace_prefix, ops
 
 
 REAL = (torch.float32, torch.float64)
+LONGEST = 2**32
 # which this variant has operations for
 devices = tuple(
     device
@@ -28,6 +29,11 @@ def _check(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch
         raise TypeError(f"{name} has dtype {tensor.dtype} instead of {dtype}")
     if tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device}, but the first argument on {device}")
+
+
+def _check_length(length: int) -> None:
+    if not 1 <= length <= LONGEST:
+        raise ValueError(f"length must be between 1 and {LONGEST}, not {length}")
 
 
 def _operation(name: str, tensor: torch.Tensor) -> Any:
@@ -195,7 +201,7 @@ def cauchy(
         inputs: `[heads, 1 + rank, state]`, complex128, multiplied by the step size.
         outputs: `[heads, channels + rank, state]`, complex128.
         poles: w `[heads, state]`, complex128, multiplied by the step size.
-        length: of the kernels, at least 1.
+        length: of the kernels, 1 ... 2**32.
         dtype: the sums' real one, float32 or float64; quotients are exact to their last digits in both.
 
     Returns:
@@ -204,8 +210,9 @@ def cauchy(
     Raises:
         TypeError: for dtypes, and ValueError for shapes and devices that do not fit.
     """
-    if inputs.ndim != 3 or outputs.ndim != 3 or length < 1:
-        raise ValueError("inputs and outputs must be [heads, rows, state], and length positive")
+    _check_length(length)
+    if inputs.ndim != 3 or outputs.ndim != 3:
+        raise ValueError("inputs and outputs must be [heads, rows, state]")
     if inputs.shape[1] == 0 or outputs.shape[1] < inputs.shape[1] or inputs.shape[2] == 0:
         raise ValueError("there must be inputs, at least as many outputs, and states")
     if dtype not in REAL:
@@ -226,7 +233,7 @@ def vandermonde(
     Args:
         coefficients: `[heads, rows, state]`, complex128.
         base: `[heads, state]`, complex128.
-        length: at least 1.
+        length: 1 ... 2**32.
         dtype: of the result and of the sums, float32 or float64; powers are in double precision.
 
     Returns:
@@ -235,8 +242,9 @@ def vandermonde(
     Raises:
         TypeError: for dtypes, and ValueError for shapes and devices that do not fit.
     """
-    if coefficients.ndim != 3 or length < 1 or coefficients.shape[2] == 0:
-        raise ValueError("coefficients must be [heads, rows, state], with states, and length positive")
+    _check_length(length)
+    if coefficients.ndim != 3 or coefficients.shape[2] == 0:
+        raise ValueError("coefficients must be [heads, rows, state], with states")
     if dtype not in REAL:
         raise TypeError(f"kernels are float32 or float64, not {dtype}")
     heads, rows, state = coefficients.shape

@@ -59,8 +59,11 @@ def _(
 
 
 @_register_fake("ssm_step_")
-def _(*_: Any) -> None:
-    return None
+def _(*arguments: Any) -> None:
+    # the dispatcher also comes here with a mixture of real and meta tensors, which nothing else refuses
+    devices = {str(part.device) for part in arguments if isinstance(part, torch.Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"all tensors of a step must be on one device, not on {' and '.join(sorted(devices))}")
 
 
 @_register_fake("cauchy")
