@@ -63,9 +63,9 @@ def provenance(rows: Rows) -> str:
         return sorted({row[name] for row in rows})
 
     commands = values("command")
-    if len(commands) > 3:
+    if len(commands) > 4:
         scripts = sorted({command.split()[1] for command in commands})
-        commands = [f"python {', '.join(scripts)}: {len(commands)} commands, which the results name"]
+        commands = [f"python {', '.join(scripts)}: {len(commands)} commands, listed below the table in docs"]
     return "\n".join([f"{'; '.join(values('device'))}; {', '.join(values('date'))}", *commands])
 
 

@@ -68,7 +68,7 @@ def s4(rows: Rows) -> Summary:
     plain, fused = ({"ms": 1e3 / row["tokens_per_second"], "parameters": row["parameters"]} for row in used)
     return Summary(
         "S4",
-        "time per token after 4096 others, largest batch in 2 GiB;\nplain: GPT-2 of the same size",
+        "time per token of texts of 4096, largest batch in 2 GiB;\nplain: GPT-2 of the same size",
         plain,
         {},
         fused,
