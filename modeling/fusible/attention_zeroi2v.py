@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .subclassing import mix_in_
+
 
 Range = tuple[int, int, int]  # first channel, channel after the last, offset of the frame that they come from
 
@@ -137,9 +139,7 @@ def shift_heads_(
     for name in ("k_proj", "v_proj"):
         setattr(attention, name, ShiftedLinear(cast(nn.Linear, attention.get_submodule(name)), ranges, layout))
     if windowed:
-        # a subclass of the stock block, and of its name: transformers finds blocks by class and by class name
-        stock = type(block)
-        block.__class__ = type(stock.__name__, (WindowedBlock, stock), {"__module__": stock.__module__})
+        mix_in_(block, WindowedBlock)
         cast(WindowedBlock, block).layout = layout
 
 

@@ -1,6 +1,6 @@
 """BatchNorms over tokens for training at scale: under activation checkpointing, and over several processes."""
 
-import copy
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -10,19 +10,41 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+@torch.library.custom_op("fusible::copy_in_forward", mutates_args=["tensors"])
+def copy_in_forward(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    """
+    Gives tensors new values, in place, unless a backward pass is running.
+
+    A forward pass inside a backward pass is the recomputation of a checkpointed one. Compiled code runs in both, so
+    this is asked when the operation runs and not when it is traced.
+    """
+    if torch._C._current_graph_task_id() == -1:  # the id of the running backward pass; -1 outside of one
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
+
+
 class RecomputeSafe(_BatchNorm):
     """Mixed into a BatchNorm: running statistics change once per step, also under activation checkpointing."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[tokens, channels]` to the same shape."""
-        # the id of the running backward pass; -1 outside of one, where this is not a recomputation
-        if not self.training or torch._C._current_graph_task_id() == -1:
-            return self.normalise(input)
-        thrown_away = copy.copy(self)
-        thrown_away._buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        return thrown_away.normalise(input)
+        if not self.training:
+            return self.normalize(input)
+        statistics = dict(self.named_buffers())
+        updated = {name: tensor.clone() for name, tensor in statistics.items()}
+        self._set_statistics(updated)
+        try:
+            output = self.normalize(input)
+        finally:
+            self._set_statistics(statistics)
+        copy_in_forward(list(statistics.values()), list(updated.values()))
+        return output
 
-    def normalise(self, input: torch.Tensor) -> torch.Tensor:
+    def _set_statistics(self, statistics: dict[str, torch.Tensor]) -> None:
+        for name, tensor in statistics.items():
+            setattr(self, name, tensor)
+
+    def normalize(self, input: torch.Tensor) -> torch.Tensor:
         return super().forward(input)
 
 
@@ -33,9 +55,9 @@ class RecomputeSafeBatchNorm1d(RecomputeSafe, nn.BatchNorm1d):
 class RecomputeSafeSyncBatchNorm(RecomputeSafe, nn.SyncBatchNorm):
     """Over the tokens of all processes, of which each may have another number."""
 
-    def normalise(self, input: torch.Tensor) -> torch.Tensor:
+    def normalize(self, input: torch.Tensor) -> torch.Tensor:
         if input.device.type != "cpu" or not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
-            return super().normalise(input)
+            return super().normalize(input)
         # torch's own does not run on CPUs
         buffers = self.num_batches_tracked, self.running_mean, self.running_var
         num_batches, running_mean, running_var = (cast(torch.Tensor, buffer) for buffer in buffers)
@@ -43,13 +65,13 @@ class RecomputeSafeSyncBatchNorm(RecomputeSafe, nn.SyncBatchNorm):
         sums = all_reduce(torch.cat([tokens.sum(0), tokens.new_tensor([len(tokens)])]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        centred = tokens - mean
-        var = all_reduce(centred.square().sum(0)) / count
+        centered = tokens - mean
+        var = all_reduce(centered.square().sum(0)) / count
         with torch.no_grad():
             num_batches += 1
             running_mean.lerp_(mean, cast(float, self.momentum))
             running_var.lerp_(var * (count / (count - 1)), cast(float, self.momentum))
-        return (centred * (var + self.eps).rsqrt() * self.weight + self.bias).to(input.dtype)
+        return (centered * (var + self.eps).rsqrt() * self.weight + self.bias).to(input.dtype)
 
 
 __all__ = ["RecomputeSafe", "RecomputeSafeBatchNorm1d", "RecomputeSafeSyncBatchNorm"]

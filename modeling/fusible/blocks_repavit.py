@@ -10,8 +10,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .backbones import Site
 from .batch_norm_repavit import RecomputeSafeBatchNorm1d, RecomputeSafeSyncBatchNorm
 from .configuration_repavit import RePaViTConfig
-from .ffn_repavit import DropPath, IdleFeedForward
+from .ffn_repavit import IdleFeedForward
 from .fusion import make_linear
+from .subclassing import mix_in_
 
 
 class ChannelScale(nn.Module):
@@ -104,7 +105,9 @@ def take_scale(block: nn.Module, name: str | None, channels_first: bool) -> nn.M
     return scale if isinstance(scale, nn.Module) else nn.Identity()
 
 
-def make_idle_(block: nn.Module, site: Site, config: RePaViTConfig, active_channels: int, drop_path: float) -> None:
+def make_idle_(
+    block: nn.Module, site: Site, config: RePaViTConfig, active_channels: int, drop_path: nn.Module
+) -> None:
     """Turns a backbone's block, in place, into a RePaViT block; attention and its norm stay as they are."""
     fc1, activation, fc2 = site.ffn_parts(block)
     fc1, fc2 = as_linear(fc1), as_linear(fc2)
@@ -119,7 +122,7 @@ def make_idle_(block: nn.Module, site: Site, config: RePaViTConfig, active_chann
     elif not isinstance(norms[0], nn.LayerNorm):
         raise ValueError(f"ffn_norm='layer' needs a backbone with LayerNorms; {site.block} has another norm.")
     dropout = nn.Identity() if site.dropout is None else block.get_submodule(site.dropout)
-    drop = nn.Sequential(dropout, DropPath(drop_path))
+    drop = nn.Sequential(dropout, drop_path)
     scale = take_scale(block, site.ffn_scale, channels_first=False)  # the FFN sees channels last
     block.feed_forward = IdleFeedForward(norms[0], fc1, activation, norms[1], fc2, active_channels, scale, drop)
     delattr(block, site.ffn)
@@ -129,15 +132,14 @@ def make_idle_(block: nn.Module, site: Site, config: RePaViTConfig, active_chann
         setattr(block, site.ffn_norm, nn.Identity())
         if site.ffn_scale is not None:
             setattr(block, site.ffn_scale, 1.0)
-        block.drop_path = DropPath(drop_path)
+        block.drop_path = drop_path
         mixin: type[nn.Module] = RePaStockBlock
     else:
         block.attention_branch_scale = take_scale(block, site.attention_scale, site.channels_first)
         block.drop_path = drop
         mixin = RePaBlock
-    # a subclass of the stock block, and of its name: transformers finds blocks by class and by class name
-    stock = type(block)
-    block.__class__ = type(stock.__name__, (mixin, stock), {"site": site, "__module__": stock.__module__})
+    block.site = site  # type: ignore[assignment]
+    mix_in_(block, mixin)
 
 
 __all__ = ["RePaBlock", "make_idle_"]

@@ -14,12 +14,15 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        # a tensor, as torch.compile would make another graph for each value of a float
+        self.keep = torch.tensor(1 - rate, device="cpu")
 
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
-        if self.rate == 0 or not self.training:
+        if not self.training:
             return branch
-        keep = 1 - self.rate
-        return branch * branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(keep).div_(keep)
+        keep = self.keep.to(branch.device)
+        kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) < keep
+        return branch * (kept / keep).to(branch.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"

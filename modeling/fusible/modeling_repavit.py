@@ -18,7 +18,7 @@ from .blocks_repavit import RePaBlock, make_idle_
 from .calibration_repavit import calibrate_, collect_statistics
 from .configuration_point_vit import PointViTConfig
 from .configuration_repavit import RePaViTConfig
-from .ffn_repavit import IdleFeedForward
+from .ffn_repavit import DropPath, IdleFeedForward
 from .fusion import FusiblePreTrainedModel
 from .modeling_point_vit import make_classifier
 
@@ -47,7 +47,9 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         widths = [len(self.site.ffn_parts(block)[0].get_parameter("weight")) for block in blocks]
         rates = torch.linspace(0, config.drop_path_rate, len(blocks), device="cpu").tolist()
         for block, active_channels, rate in zip(blocks, config.active_channels_of(widths), rates, strict=True):
-            make_idle_(block, self.site, config, active_channels, rate)
+            # the same module in all blocks, also where the rate is 0, so that they compile to one graph
+            drop_path = DropPath(rate) if config.drop_path_rate > 0 else nn.Identity()
+            make_idle_(block, self.site, config, active_channels, drop_path)
             cast(RePaBlock, block).is_last = block is blocks[-1]
         self.feature_size = self.site.feature_size(self.backbone.config)
         self.final_norm = nn.GroupNorm(1, self.feature_size) if self.site.needs_final_norm else nn.Identity()

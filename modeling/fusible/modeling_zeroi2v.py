@@ -21,6 +21,7 @@ from .backbones import site_of
 from .configuration_zeroi2v import Offsets, ZeroI2VConfig
 from .fusion import FusiblePreTrainedModel
 from .storage_zeroi2v import find_adapter, load_adapter_, write_adapter
+from .subclassing import mix_in_
 
 
 @dataclass
@@ -52,8 +53,7 @@ class FrameEmbeddings(nn.Module):
 
 def add_temporal_embedding_(embeddings: nn.Module, num_frames: int, channels: int) -> None:
     """Makes a backbone's embeddings, in place, tell the frames of a clip apart; at first they do not."""
-    stock = type(embeddings)
-    embeddings.__class__ = type(stock.__name__, (FrameEmbeddings, stock), {"__module__": stock.__module__})
+    mix_in_(embeddings, FrameEmbeddings)
     embeddings.temporal_embedding = nn.Parameter(torch.zeros(1, num_frames, channels))
 
 

@@ -6,6 +6,8 @@ Usage: without_fusible.py FOLDER. FOLDER has the model in its "training" and "fu
 one line for each model that gave the expected output.
 """
 
+import copy
+import pickle
 import sys
 from pathlib import Path
 
@@ -31,9 +33,10 @@ def main(folder: Path) -> None:
         for auto_class, output in expected["outputs"].items():
             load = getattr(transformers, auto_class).from_pretrained
             model = load(folder / name, trust_remote_code=True, **arguments)
-            with torch.no_grad():
-                error = (model(**expected["inputs"])[0] - output).abs().max().item()
-            assert error < 1e-4 * output.abs().max().item(), (name, auto_class, error)
+            for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+                with torch.no_grad():
+                    error = (copied(**expected["inputs"])[0] - output).abs().max().item()
+                assert error < 1e-4 * output.abs().max().item(), (name, auto_class, error)
             assert model.config.fused == ("fused" in name or "fused" in arguments), name
             assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
             print(name, arguments, type(model).__name__, f"{error:.1e}")

@@ -1,6 +1,7 @@
 """The law, that both forms are one function, and what follows from it."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -88,3 +89,14 @@ class LawTests(ModelTests):
         before = self.output(model)
         self.take_method_out(model)
         assert relative_error(self.output(model), before) > 1e-3
+
+    @pytest.mark.parametrize("fused", [False, True])
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_copies_and_pickles(self, model_class, main_case, fused, copied):
+        """As `torch.save(model)`, joblib and processes that are spawned do."""
+        model = self.make_model(model_class, main_case)
+        model = model.fuse() if fused else model
+        again = copied(model)
+        assert [type(module) for module in again.modules()] == [type(module) for module in model.modules()]
+        assert not {id(module) for module in again.modules()} & {id(module) for module in model.modules()}
+        assert torch.equal(self.output(again), self.output(model))
