@@ -19,6 +19,7 @@ from fusible import (
     Fusible,
     fuse_,
 )
+from fusible._auto import auto_class_of
 from fusible.experts_ewa import Experts
 from fusible.saving import save_model
 from tester import FusibleTesterMixin
@@ -76,7 +77,7 @@ class TestEWA(FusibleTesterMixin):
         return name.removeprefix("model.")
 
     def load(self, model_class, folder, **arguments):
-        return getattr(transformers, model_class._auto_class).from_pretrained(folder, **arguments)
+        return getattr(transformers, auto_class_of(model_class)).from_pretrained(folder, **arguments)
 
     def save_again(self, fused, folder):
         fused.save_pretrained(folder)
@@ -187,7 +188,7 @@ def test_other_heads_and_gated_ffns(model_class, backbone, key, tmp_path):
     model.train()(**inputs)[0].sum().backward()
     assert all(parameter.grad is not None for parameter in model.expert_parameters)
     model.eval().save_pretrained(tmp_path, fused=True)
-    plain = getattr(transformers, model_class._auto_class).from_pretrained(tmp_path, dtype="auto")
+    plain = getattr(transformers, auto_class_of(model_class)).from_pretrained(tmp_path, dtype="auto")
     fused = model.fuse()
     assert_same_tensors(plain, fused)
     index = 1 if key == "bool_masked_pos" else 0  # after the loss

@@ -19,6 +19,7 @@ from fusible import (
     S4Model,
     fuse_,
 )
+from fusible._auto import auto_class_of
 from fusible.blocks_s4 import ScalarNorm
 from fusible.hub import make_card
 from fusible.layer_s4 import S4StateSpace
@@ -482,7 +483,7 @@ class TestEveryClass:
         model = head(config).eval()
         perturb_(model)
         model.save_pretrained(tmp_path, fused=True)
-        loaded = getattr(transformers, head._auto_class).from_pretrained(tmp_path)
+        loaded = getattr(transformers, auto_class_of(head)).from_pretrained(tmp_path)
         assert type(loaded) is head and loaded.config.fused
         with torch.no_grad():
             outputs = [form(**form.dummy_inputs)[0] for form in (model, model.fuse(), loaded)]

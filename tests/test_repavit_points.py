@@ -5,8 +5,7 @@ import itertools
 import pytest
 import torch
 from test_hub import run_without_fusible
-from test_modeling_repavit import CHANNELS, OTHERS
-from test_modeling_repavit import TestRePaViT as RePaViTCases
+from test_modeling_repavit import CHANNELS, OTHERS, TestRePaViT as RePaViTCases
 from transformers import Trainer, TrainingArguments
 
 from fusible import (

@@ -88,6 +88,8 @@ def folded_layer(layer: nn.Module, adapter: nn.Module, fold: Callable[..., Affin
     if not isinstance(adapter, LinearAdapter):
         return layer
     weight, bias = layer.get_parameter("weight"), cast(torch.Tensor | None, layer.bias)
+    if weight.is_meta:
+        return layer  # of the same shapes, and there is nothing to compute
     new_weight, new_bias = fold(adapter, weight, bias)
     linear = make_linear(new_weight.to(weight), None if bias is None or new_bias is None else new_bias.to(bias))
     linear.requires_grad_(weight.requires_grad)

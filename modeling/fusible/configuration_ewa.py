@@ -138,6 +138,4 @@ class EWAConfig(FusibleConfig):
         return self.share_rate * (1.0 if ramp == 0 else min(1.0, progress / ramp))
 
 
-EWAConfig.register_for_auto_class()
-
 __all__ = ["EWAConfig"]

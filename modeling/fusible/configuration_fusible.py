@@ -1,9 +1,12 @@
 """What every fusible configuration has in common."""
 
+import copy
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
@@ -21,8 +24,26 @@ def _fingerprint(value: Any) -> Any:
     return [value.model_type, *(value.to_dict()[name] for name in names)] if names else value.model_type
 
 
+class PortableConfig(PreTrainedConfig):
+    """Base class of configurations that are saved with the code of their models, for `trust_remote_code=True`."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As for all configurations, with the code beside it that `auto_map` names."""
+        config = copy.copy(self)
+        try:
+            code = importlib.import_module("fusible.code")
+        except ImportError:
+            pass  # this is remote code itself, which transformers copies
+        else:
+            os.makedirs(save_directory, exist_ok=True)
+            config.auto_map = code.write_code(save_directory, self) or config.auto_map
+        PreTrainedConfig.save_pretrained(config, save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+
 @strict
-class FusibleConfig(PreTrainedConfig):
+class FusibleConfig(PortableConfig):
     r"""
     Base class of the configurations of models that have a training form and an inference form.
 

@@ -1,11 +1,12 @@
 """Configuration of a plain vision Transformer on point clouds."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .configuration_fusible import PortableConfig
 
 
 @strict
-class PointViTConfig(PreTrainedConfig):
+class PointViTConfig(PortableConfig):
     r"""
     A vision Transformer whose tokens are groups of neighbouring points, as in Point-BERT (arXiv 2111.14819) and
     Point-MAE (arXiv 2203.06604). The defaults are theirs; options that are not listed are those of `ViTConfig`.
@@ -60,10 +61,5 @@ class PointViTConfig(PreTrainedConfig):
             if not 0 <= self.__dict__[name] <= 1:
                 raise ValueError(f"{name} is {self.__dict__[name]}; it is a probability and must be in [0, 1].")
 
-
-PointViTConfig.register_for_auto_class()
-# for remote code, where a configuration that contains this one names it by its type only
-if PointViTConfig.model_type not in CONFIG_MAPPING:
-    AutoConfig.register(PointViTConfig.model_type, PointViTConfig)
 
 __all__ = ["PointViTConfig"]

@@ -119,6 +119,4 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
         return [math.ceil(h * (1 - ratio)) for h, ratio in zip(hidden_channels, ratios, strict=True)]
 
 
-RePaViTConfig.register_for_auto_class()
-
 __all__ = ["RePaViTConfig"]

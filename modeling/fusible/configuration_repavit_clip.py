@@ -56,6 +56,4 @@ class RePaViTCLIPConfig(FusibleConfig):
         )
 
 
-RePaViTCLIPConfig.register_for_auto_class()
-
 __all__ = ["RePaViTCLIPConfig"]

@@ -247,6 +247,4 @@ class S4Config(FusibleConfig):
         return FusibleConfig.structure_digest(digested)
 
 
-S4Config.register_for_auto_class()
-
 __all__ = ["S4Config"]

@@ -147,6 +147,4 @@ class ZeroI2VConfig(BackboneFusibleConfig):
             raise ValueError("temporal_offsets has a head without offset; 0 is a head that stays with its frame.")
 
 
-ZeroI2VConfig.register_for_auto_class()
-
 __all__ = ["ZeroI2VConfig", "usual_offsets"]

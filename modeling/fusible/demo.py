@@ -15,11 +15,11 @@ from rich.table import Table
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    CLIPImageProcessorPil as ImageProcessor,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
 )
-from transformers import CLIPImageProcessorPil as ImageProcessor
 from transformers.trainer_utils import EvalPrediction, set_seed
 
 from .benchmark import count_macs, count_parameters, folder_bytes, median_seconds

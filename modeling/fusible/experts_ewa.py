@@ -33,6 +33,11 @@ def mean_expert(stacked: torch.Tensor) -> torch.Tensor:
     return first + (stacked - first).mean(0)
 
 
+def _mean_in_float64(stacked: torch.Tensor) -> torch.Tensor:
+    """`mean_expert` in the dtype of the experts; on the meta device there is nothing to compute."""
+    return torch.empty_like(stacked[0]) if stacked.is_meta else mean_expert(stacked.double()).to(stacked)
+
+
 class ExpertLinear(nn.Module):
     """
     `num_experts` linears (or 1x1 convolutions) of one shape, which start as copies of one of them.
@@ -60,13 +65,12 @@ class ExpertLinear(nn.Module):
 
     def mean_layer(self) -> nn.Linear | nn.Conv2d:
         """The mean expert, computed in float64, as the kind of layer that the experts were made from."""
-        weight = mean_expert(self.weight.detach().double()).to(self.weight)
-        bias = None if self.bias is None else mean_expert(self.bias.detach().double()).to(self.bias)
-        linear = make_linear(weight, bias)
+        weight, bias = (None if x is None else _mean_in_float64(x.detach()) for x in (self.weight, self.bias))
+        linear = make_linear(cast(torch.Tensor, weight), bias)
         if not self.kernel_shape:
             return linear
         convolution = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=bias is not None, device="meta")
-        convolution.weight = nn.Parameter(weight.unflatten(1, (-1, *self.kernel_shape)))
+        convolution.weight = nn.Parameter(linear.weight.unflatten(1, (-1, *self.kernel_shape)))
         convolution.bias = linear.bias
         return convolution
 

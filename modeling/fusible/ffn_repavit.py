@@ -57,6 +57,11 @@ def _slices(start: int, stop: int, length: int = 128) -> Iterator[slice]:
     return (slice(first, min(first + length, stop)) for first in range(start, stop, length))
 
 
+def _empty_linear(in_features: int, out_features: int, like: torch.Tensor, bias: bool = True) -> nn.Linear:
+    """A linear of another tensor's dtype and device, whose weights are to be written."""
+    return make_linear(like.new_empty(out_features, in_features), like.new_empty(out_features) if bias else None)
+
+
 def activate_first(hidden: torch.Tensor, activation: nn.Module, active_channels: int) -> torch.Tensor:
     """`[..., hidden]`, of which only the first channels go through the activation."""
     if active_channels == hidden.shape[-1]:
@@ -107,13 +112,38 @@ class IdleFeedForward(Fusible):
         the merged linear is larger than what it replaces, the two linears stay, with the norms folded in.
         """
         fc1, fc2, a = self.fc1, self.fc2, self.active_channels
+        merges = fc2.out_features * fc1.in_features < (fc1.out_features - a) * (fc1.in_features + fc2.out_features)
+        kept = a if merges else fc1.out_features
+        up = _empty_linear(fc1.in_features, kept, fc1.weight)
+        down = _empty_linear(kept, fc2.out_features, fc2.weight, bias=not merges)
+        shortcut = _empty_linear(fc1.in_features, fc2.out_features, fc2.weight)
+        if not fc1.weight.is_meta:
+            bias, linear = self._fold(up, down)
+            (shortcut if merges else down).bias.copy_(bias)
+            shortcut.weight.copy_(linear)
+        fused: nn.Module = FeedForward(up, self.activation, down, a)
+        if merges:
+            fused = FusedFeedForward(shortcut, up, self.activation, down) if a > 0 else shortcut
+        if isinstance(self.input_norm, nn.LayerNorm):
+            norm: nn.Module = nn.LayerNorm(fc1.in_features, self.input_norm.eps, elementwise_affine=False)
+        elif merges:
+            return fused
+        else:
+            norm = nn.Identity()
+        return NormedResidual(norm, fused)
+
+    def _fold(self, up: nn.Linear, down: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Writes the weights of the kept channels into `up` and `down`.
+
+        Returns:
+            What the others add, in float64: bias `[out]`, and weight `[out, in]` of a linear that contains the
+            shortcut, unless a LayerNorm is in front of it.
+        """
+        fc1, fc2, kept = self.fc1, self.fc2, up.out_features
         scale1, shift1 = as_affine(self.input_norm, fc1.weight[0])
         scale2, shift2 = as_affine(self.hidden_norm, fc2.weight[0])
         gain = self.scale(fc2.weight.new_ones(fc2.out_features)).double()
-        merges = fc2.out_features * fc1.in_features < (fc1.out_features - a) * (fc1.in_features + fc2.out_features)
-        kept = a if merges else fc1.out_features
-        up, down = torch.empty_like(fc1.weight[:kept]), torch.empty_like(fc2.weight[:, :kept])
-        up_bias = torch.empty_like(fc1.weight[:kept, 0])
         linear = fc2.weight.new_zeros(fc2.out_features, fc1.in_features, dtype=torch.float64)
         bias = gain * (0 if fc2.bias is None else fc2.bias.double())
         # in slices of the hidden channels, to need no float64 copy of the layer
@@ -124,23 +154,13 @@ class IdleFeedForward(Fusible):
             bias += (w2 * shift2[rows]).sum(1)
             w2 *= scale2[rows]
             if rows.start < kept:
-                up[rows], up_bias[rows], down[:, rows] = w1, b1, w2
+                up.weight[rows], up.bias[rows], down.weight[:, rows] = w1, b1, w2
             else:
                 linear.addmm_(w2, w1)
                 bias += w2 @ b1
-        bias = bias.to(fc2.weight)
-        norm: nn.Module = nn.Identity()
-        if isinstance(self.input_norm, nn.LayerNorm):
-            norm = nn.LayerNorm(fc1.in_features, self.input_norm.eps, elementwise_affine=False)
-        if not merges:
-            first, second = make_linear(up, up_bias), make_linear(down, bias)
-            return NormedResidual(norm, FeedForward(first, self.activation, second, a))
-        if isinstance(norm, nn.Identity):
+        if not isinstance(self.input_norm, nn.LayerNorm):
             linear.diagonal().add_(1)
-        fused: nn.Module = make_linear(linear.to(fc2.weight), bias)
-        if a > 0:
-            fused = FusedFeedForward(fused, make_linear(up, up_bias), self.activation, make_linear(down))
-        return fused if isinstance(norm, nn.Identity) else NormedResidual(norm, fused)
+        return bias, linear
 
     def extra_repr(self) -> str:
         return f"active_channels={self.active_channels}/{self.fc1.out_features}"

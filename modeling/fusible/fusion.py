@@ -3,7 +3,6 @@
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -100,14 +99,6 @@ class FusiblePreTrainedModel(PreTrainedModel):
 
     config: FusibleConfig
     config_class: type[FusibleConfig]
-    _auto_maps: defaultdict[type, dict[str, str]] = defaultdict(dict)  # per config class: every class of the family
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str | type = "AutoModel") -> None:
-        """Makes saved folders name this class too for remote code, whichever class of the family is saved."""
-        super().register_for_auto_class(auto_class)
-        name = auto_class if isinstance(auto_class, str) else auto_class.__name__
-        cls._auto_maps[cls.config_class][name] = f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
 
     def post_init(self) -> None:
         super().post_init()

@@ -8,6 +8,7 @@ from typing import Any, cast
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from ._auto import auto_class_of
 from .benchmark import form_facts, max_difference
 from .fusion import FusiblePreTrainedModel
 from .publishing import CARD_MARK, CARD_NAME
@@ -118,7 +119,7 @@ def make_card(
     origin = model.name_or_path
     parent = origin if origin and origin != repo_id and not Path(origin).exists() else None
     difference = max_difference(source, model) if measure and model is not source else (None, None)
-    auto_class = str(source._auto_class)
+    auto_class = auto_class_of(type(source))
     sees = "image" in (source.input_modalities or []) or auto_class not in ("AutoModel", "AutoBackbone")
     metadata: dict[str, Any] = {
         "library_name": "transformers",

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils import ModelOutput
 
+from ._auto import auto_class_of
 from .backbones import site_of
 from .configuration_ewa import EWAConfig
 from .experts_ewa import ExpertLinear, Experts, RoutedExperts, average_, expert_spread, stacked_parameters
@@ -48,7 +49,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         inner.id2label, inner.label2id, inner.problem_type = config.id2label, config.label2id, config.problem_type
         inner.architectures = inner.architectures or []  # the Auto classes cannot choose between two of them without
         site = site_of(inner)
-        self.model = getattr(transformers, str(self._auto_class)).from_config(inner) if dense is None else dense
+        self.model = getattr(transformers, auto_class_of(type(self))).from_config(inner) if dense is None else dense
         config.backbone_config = self.model.config
         self.main_input_name = self.model.main_input_name
         for module in () if dense is None else dense.modules():
@@ -101,7 +102,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         }
         options = {name: kwargs.pop(name) for name in own & kwargs.keys()}
         if not isinstance(model, PreTrainedModel):
-            model = cast(PreTrainedModel, getattr(transformers, str(cls._auto_class)).from_pretrained(model, **kwargs))
+            model = cast(PreTrainedModel, getattr(transformers, auto_class_of(cls)).from_pretrained(model, **kwargs))
         elif kwargs:
             raise ValueError(f"Neither options of EWAConfig nor needed for a model at hand: {sorted(kwargs)}.")
         return cls(cls.config_class(backbone_config=copy.deepcopy(model.config), **options), model)
@@ -256,11 +257,6 @@ class EWAForMaskedImageModeling(EWAPreTrainedModel):
         """
         return self.run(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
 
-
-EWAModel.register_for_auto_class("AutoModel")
-EWAForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-EWAForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
-EWAForMaskedImageModeling.register_for_auto_class("AutoModelForMaskedImageModeling")
 
 __all__ = [
     "EWAForImageClassification",

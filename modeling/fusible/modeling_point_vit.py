@@ -5,8 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedModel
-from transformers import initialization as init
+from transformers import PreTrainedModel, initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 from transformers.processing_utils import Unpack
@@ -124,12 +123,5 @@ class PointViTForPointCloudClassification(PointViTPreTrainedModel):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-
-PointViTModel.register_for_auto_class("AutoModel")
-PointViTForPointCloudClassification.register_for_auto_class("AutoModelForImageClassification")
-# for remote code, where a model that contains this one builds it from the configuration that is registered, which can
-# be another copy of the class
-if CONFIG_MAPPING[PointViTConfig.model_type] not in MODEL_MAPPING:
-    AutoModel.register(CONFIG_MAPPING[PointViTConfig.model_type], PointViTModel)
 
 __all__ = ["PointViTForPointCloudClassification", "PointViTModel", "PointViTPreTrainedModel", "make_classifier"]

@@ -236,8 +236,4 @@ class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
         return BackboneOutput(feature_maps, outputs.hidden_states, outputs.get("attentions"))
 
 
-RePaViTModel.register_for_auto_class("AutoModel")
-RePaViTBackbone.register_for_auto_class("AutoBackbone")
-RePaViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-
 __all__ = ["RePaViTBackbone", "RePaViTForImageClassification", "RePaViTModel", "RePaViTPreTrainedModel"]

@@ -69,7 +69,4 @@ class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
         return self.text_model.get_input_embeddings()
 
 
-RePaViTForZeroShotImageClassification.register_for_auto_class("AutoModel")
-RePaViTForZeroShotImageClassification.register_for_auto_class("AutoModelForZeroShotImageClassification")
-
 __all__ = ["RePaViTForZeroShotImageClassification"]

@@ -288,13 +288,6 @@ class S4ForTimeSeriesPrediction(S4PreTrainedModel):
         return S4TimeSeriesOutput(loss=loss, predictions=predictions, hidden_states=outputs.hidden_states)
 
 
-S4Model.register_for_auto_class("AutoModel")
-S4ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-S4ForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
-S4ForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-S4ForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
-S4ForTimeSeriesPrediction.register_for_auto_class("AutoModelForTimeSeriesPrediction")
-
 __all__ = [
     "S4ForAudioClassification",
     "S4ForCausalLM",

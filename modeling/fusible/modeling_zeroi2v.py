@@ -8,8 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoModel, PreTrainedModel, initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -308,8 +307,5 @@ class ZeroI2VForVideoClassification(ZeroI2VPreTrainedModel):
             return logits.mean(1)
         return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
 
-
-ZeroI2VModel.register_for_auto_class("AutoModel")
-ZeroI2VForVideoClassification.register_for_auto_class("AutoModelForVideoClassification")
 
 __all__ = ["ZeroI2VForVideoClassification", "ZeroI2VModel", "ZeroI2VModelOutput", "ZeroI2VPreTrainedModel"]

@@ -15,42 +15,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from ._auto import AUTO_CLASSES
 
-# model type -> configuration class
-CONFIGS = {
-    "ewa": "EWAConfig",
-    "point_vit": "PointViTConfig",
-    "repavit": "RePaViTConfig",
-    "repavit_clip": "RePaViTCLIPConfig",
-    "s4": "S4Config",
-    "zeroi2v": "ZeroI2VConfig",
-}
-# mapping in transformers.models.auto.modeling_auto -> {configuration class: model class}
-MODELS = {
-    "MODEL_MAPPING": {
-        "EWAConfig": "EWAModel",
-        "PointViTConfig": "PointViTModel",
-        "RePaViTConfig": "RePaViTModel",
-        "RePaViTCLIPConfig": "RePaViTForZeroShotImageClassification",
-        "S4Config": "S4Model",
-        "ZeroI2VConfig": "ZeroI2VModel",
-    },
-    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": {"S4Config": "S4ForAudioClassification"},
-    "MODEL_FOR_BACKBONE_MAPPING": {"RePaViTConfig": "RePaViTBackbone"},
-    "MODEL_FOR_CAUSAL_LM_MAPPING": {"S4Config": "S4ForCausalLM"},
-    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": {
-        "EWAConfig": "EWAForImageClassification",
-        "PointViTConfig": "PointViTForPointCloudClassification",
-        "RePaViTConfig": "RePaViTForImageClassification",
-        "S4Config": "S4ForImageClassification",
-    },
-    "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING": {"EWAConfig": "EWAForMaskedImageModeling"},
-    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING": {"EWAConfig": "EWAForSemanticSegmentation"},
-    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING": {"S4Config": "S4ForSequenceClassification"},
-    "MODEL_FOR_TIME_SERIES_PREDICTION_MAPPING": {"S4Config": "S4ForTimeSeriesPrediction"},
-    "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING": {"ZeroI2VConfig": "ZeroI2VForVideoClassification"},
-    "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING": {"RePaViTCLIPConfig": "RePaViTForZeroShotImageClassification"},
-}
+
 # configuration class -> {backend: class in transformers}
 _CLIP = {"torchvision": "CLIPImageProcessor", "pil": "CLIPImageProcessorPil"}
 _VIDEO = {"torchvision": "VideoMAEImageProcessor", "pil": "VideoMAEImageProcessorPil"}
@@ -153,13 +120,18 @@ def _extend(mapping: Any, values: Mapping[str, Callable[[], Any]], keys_are_clas
 
 
 def _register_configs(module: ModuleType) -> None:
-    values = {model_type: partial(_class, name) for model_type, name in CONFIGS.items()}
+    values = {model_type: partial(_class, classes["AutoConfig"]) for model_type, classes in AUTO_CLASSES.items()}
     _extend(module.CONFIG_MAPPING, values, keys_are_classes=False)
 
 
 def _register_models(module: ModuleType) -> None:
-    for mapping, models in MODELS.items():
-        _extend(module.__dict__[mapping], {config: partial(_class, name) for config, name in models.items()})
+    mappings: dict[str, dict[str, Callable[[], Any]]] = {}
+    for classes in AUTO_CLASSES.values():
+        for auto_class, name in classes.items():
+            if auto_class != "AutoConfig":
+                mappings.setdefault(auto_class, {})[classes["AutoConfig"]] = partial(_class, name)
+    for auto_class, values in mappings.items():
+        _extend(getattr(module, auto_class)._model_mapping, values)
 
 
 def _register_image_processors(module: ModuleType) -> None:

@@ -49,8 +49,6 @@ def save_model(
     is_stale = partial(goes_with_weights, variant=kwargs.get("variant"))
     with replaced_folder(folder, is_stale, CONFIG_NAME) if writes else TemporaryDirectory() as stage:
         if has_forms(model):
-            # of the class that this code knows; remote code can have another one of the same name
-            model.config.auto_map = dict(cast(Any, model)._auto_maps[type(model).config_class])
             # Trainer reloads checkpoints by the names in memory, which the original format would change
             kwargs["save_original_format"] = False
         state_dict = None if state_dict is None else dict(state_dict)  # it gets emptied

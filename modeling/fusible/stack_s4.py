@@ -4,8 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache
-from transformers import initialization as init
+from transformers import Cache, DynamicCache, initialization as init
 from transformers.cache_utils import LinearAttentionLayer
 
 from .adaptive_s4 import AdaptiveEmbedding, AdaptiveSoftmax

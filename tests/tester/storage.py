@@ -7,6 +7,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel
 
+from fusible._auto import auto_class_of
+
 from .base import ModelTests
 from .scripts import run_script
 
@@ -180,7 +182,7 @@ class StorageTests(ModelTests):
         for model_class in self.model_classes:
             loaded = model_class.from_pretrained(tmp_path / "training")
             with torch.no_grad():
-                outputs[model_class._auto_class] = loaded(**inputs)[0]
+                outputs[auto_class_of(model_class)] = loaded(**inputs)[0]
         torch.save({"inputs": inputs, "outputs": outputs}, tmp_path / "expected.pt")
         assert len(run_script("without_fusible.py", tmp_path)) == 5 * len(self.model_classes)
 

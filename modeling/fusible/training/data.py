@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import torch
 
+from .._auto import auto_class_of
 from . import video_lists
 from .image_data import IMAGE_REPOSITORIES, digits, image_data, images
 from .point_clouds import SHAPES, PointClouds, generate_shapes, load_modelnet40, scale_and_translate
@@ -137,7 +138,7 @@ def generated(recipe: Recipe, processor: Any, *, num_examples: int = 64, seed: i
     """
     generator = np.random.default_rng(seed)
     config, model_class = cast(Any, recipe.config), recipe.model_class
-    if processor is not None and model_class._auto_class == "AutoModelForImageClassification":
+    if processor is not None and auto_class_of(model_class) == "AutoModelForImageClassification":
         size = processor.crop_size["height"] if processor.do_center_crop else processor.size["height"]
         pictures = list(generator.integers(256, size=(num_examples, size + 8, size + 4, 3), dtype=np.uint8))
         classes = datasets.ClassLabel(names=[config.id2label[i] for i in range(config.num_labels)])
@@ -153,12 +154,12 @@ def generated(recipe: Recipe, processor: Any, *, num_examples: int = 64, seed: i
             columns[name] = torch.from_numpy(generator.standard_normal((num_examples, *example.shape[1:]), np.float32))
         else:
             columns[name] = example[torch.from_numpy(generator.integers(len(example), size=num_examples))]
-    if model_class._auto_class == "AutoModelForCausalLM":
+    if auto_class_of(model_class) == "AutoModelForCausalLM":
         columns["labels"] = columns["input_ids"]
-    elif model_class._auto_class == "AutoModelForTimeSeriesPrediction":
+    elif auto_class_of(model_class) == "AutoModelForTimeSeriesPrediction":
         shape = (num_examples, config.prediction_length, config.input_size)
         columns["future_values"] = torch.from_numpy(generator.standard_normal(shape, np.float32))
-    elif model_class._auto_class == "AutoModelForSemanticSegmentation":
+    elif auto_class_of(model_class) == "AutoModelForSemanticSegmentation":
         shape = (num_examples, *columns["pixel_values"].shape[-2:])
         columns["labels"] = torch.from_numpy(generator.integers(config.num_labels, size=shape))
     else:
@@ -198,7 +199,7 @@ def load_data(recipe: Recipe, processor: Any) -> Data:
     """
     function: Callable[..., Data] | None = DATASETS.get(recipe.dataset)
     if function is None and (Path(recipe.dataset).exists() or "/" in recipe.dataset):
-        function = _BY_TASK.get(str(recipe.model_class._auto_class))
+        function = _BY_TASK.get(auto_class_of(recipe.model_class))
     if function is None:
         raise ValueError(f"There is no dataset {recipe.dataset!r}, nor a folder of that name. "
                          f"{nearest(recipe.dataset, DATASETS)}")  # fmt: skip

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
-from PIL import Image as PILImage
-from PIL import ImageDraw
+from PIL import Image as PILImage, ImageDraw
 
 from .generated import Row, generate_once
 

@@ -8,6 +8,7 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from .._auto import auto_class_of
 from ..commands import PROCESSOR_CONFIG
 from ..hub import METHODS
 from ..modeling_ewa import EWAPreTrainedModel
@@ -79,7 +80,7 @@ def build_model(recipe: Recipe, data: Data) -> PreTrainedModel:
 
 def load_teacher(name: str, student: PreTrainedModel) -> PreTrainedModel:
     """A classifier for the same task, in its inference form if it has two."""
-    auto_class = getattr(transformers, str(student._auto_class))
+    auto_class = getattr(transformers, auto_class_of(type(student)))
     teacher = auto_class.from_pretrained(name)
     return teacher.fuse() if getattr(teacher.config, "fused", None) is False else teacher
 

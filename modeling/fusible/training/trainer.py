@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+from .._auto import auto_class_of
 from ..modeling_ewa import EWAPreTrainedModel
 from .augmentation import MixupCutmix, RepeatedAugmentationSampler
 from .callbacks import EWACallback
@@ -108,7 +109,7 @@ def make_trainer(recipe: Recipe, arguments: TrainingArguments, model: PreTrained
         trainer_class, distill = DistillingTrainer, recipe.distill
         options |= {name: getattr(distill, name) for name in ("alpha", "kind", "temperature")}
         options["teacher"] = load_teacher(str(distill.teacher), model)
-    if str(model._auto_class) == "AutoModelForTimeSeriesPrediction":
+    if auto_class_of(type(model)) == "AutoModelForTimeSeriesPrediction":
         arguments.label_names = ["future_values"]
     return trainer_class(
         model=model,
