@@ -1,20 +1,82 @@
-"""What weight files say of themselves: which names they have, and the form and structure in their headers."""
+"""Weight-file names, form and structure in their headers, and what a model with two forms has."""
 
 import json
 import os
 import re
 import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol, TypeGuard
 
+import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
-
-from .configuration_fusible import FusibleConfig
 
 
 DIGEST_KEY, FORM_KEY = "fusible_digest", "fusible_form"
 KERNEL_FOLDER = "s4-kernels"  # beside the weights of a model that takes its kernels along
+
+
+class FormConfig(Protocol):
+    """Configuration of a model with two forms."""
+
+    fused: bool
+    auto_map: Any
+
+    @property
+    def model_type(self) -> str: ...
+
+    def structure_digest(self) -> str:
+        """Fingerprint of the form and of the options that tensor shapes do not show."""
+
+
+class FusibleModel(Protocol):
+    """
+    A `PreTrainedModel` with two forms. What is saved and published may also be a plain one.
+
+    It is told by `is_fusible_model` and not by its class: remote code brings a class of its own.
+    """
+
+    training: bool
+    model_tags: list[str] | None
+    input_modalities: str | list[str]
+    _auto_class: Any
+
+    def __init__(self, config: Any) -> None: ...
+
+    @property
+    def config(self) -> FormConfig: ...
+
+    @property
+    def config_class(self) -> type: ...
+
+    @property
+    def _auto_maps(self) -> Mapping[type, Mapping[str, str]]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Random inputs by name, whose first axis is the batch."""
+
+    @property
+    def has_fused_form(self) -> bool:
+        """Whether the options of the configuration leave an inference form."""
+
+    def fuse(self) -> PreTrainedModel:
+        """The inference form, in eval mode."""
+
+    def eval(self) -> PreTrainedModel: ...
+
+    def _finish_save(self, folder: Path) -> None: ...
+
+
+def is_fusible_model(model: PreTrainedModel) -> TypeGuard[FusibleModel]:
+    """Whether a model has two forms."""
+    return "fused" in model.config.__dict__
 
 
 def is_weight_file(name: str, variant: str | None = None) -> bool:
@@ -42,7 +104,7 @@ def no_way_back(path: str | os.PathLike) -> str:
     )
 
 
-def sign(file: Path, config: FusibleConfig) -> None:
+def sign(file: Path, config: FormConfig) -> None:
     """Writes form and structure digest into the header of a weight file; transformers has no argument for them."""
     metadata = {FORM_KEY: "fused" if config.fused else "training", DIGEST_KEY: config.structure_digest()}
     copy_file = file.with_suffix(".tmp")
@@ -56,7 +118,7 @@ def sign(file: Path, config: FusibleConfig) -> None:
     os.replace(copy_file, file)
 
 
-def check_signature(file: str | os.PathLike, config: FusibleConfig) -> None:
+def check_signature(file: str | os.PathLike, config: FormConfig) -> None:
     """
     Compares a weight file with the configuration that it is to be read with.
 
@@ -83,9 +145,12 @@ def check_signature(file: str | os.PathLike, config: FusibleConfig) -> None:
 
 __all__ = [
     "KERNEL_FOLDER",
+    "FormConfig",
+    "FusibleModel",
     "check_signature",
     "files_in",
     "goes_with_weights",
+    "is_fusible_model",
     "is_weight_file",
     "no_way_back",
     "sign",

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoints import check_signature, no_way_back
 from .configuration_fusible import FusibleConfig
-from .saving import push_model, save_model
+from .publishing import push_model
+from .saving import save_model
 
 
 HUB_ARGUMENTS = (

@@ -8,11 +8,11 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from ..commands import PROCESSOR_CONFIG
 from ..hub import METHODS
 from ..modeling_ewa import EWAPreTrainedModel
 from ..modeling_repavit import RePaViTPreTrainedModel
 from ..modeling_zeroi2v import ZeroI2VPreTrainedModel
+from ..saved_models import PROCESSOR_CONFIG
 from .recipes import Recipe
 from .rows import Data
 
