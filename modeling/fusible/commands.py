@@ -7,12 +7,12 @@ from typing import Any
 
 from PIL import Image
 from rich.table import Table
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from .form_facts import form_facts, max_difference
 from .fusion import FusiblePreTrainedModel
 from .hub import METHODS
-from .saved_models import PROCESSOR_CONFIG, find_dtype, load, load_processor, publish
+from .saved_models import find_dtype, load, load_processor, publish
 
 
 logger = logging.get_logger(__name__)
@@ -33,7 +33,7 @@ def difference(
     if not images:
         return max_difference(training_form, fused_form)
     if processor is None:
-        raise ValueError(f"Images need an image processor, but the model's folder has no {PROCESSOR_CONFIG}.")
+        raise ValueError(f"Images need an image processor, but the model's folder has no {IMAGE_PROCESSOR_NAME}.")
     pictures = [Image.open(file).convert("RGB") for file in images]
     results = [
         max_difference(training_form, fused_form),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import fusible
 
@@ -14,9 +14,6 @@ from .checkpoints import FusibleModel
 from .hub import METHODS, write_card
 from .publishing import open_repository
 from .saving import save_model
-
-
-PROCESSOR_CONFIG = "preprocessor_config.json"
 
 
 def load(source: str, revision: str | None, plain: bool = False) -> Any:
@@ -45,7 +42,7 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
 def load_processor(source: str, revision: str | None) -> Any | None:
     """The image processor saved with a model, if there is one."""
     file = cached_file(
-        source, PROCESSOR_CONFIG, revision=revision or "main", _raise_exceptions_for_missing_entries=False
+        source, IMAGE_PROCESSOR_NAME, revision=revision or "main", _raise_exceptions_for_missing_entries=False
     )
     return None if file is None else AutoImageProcessor.from_pretrained(source, revision=revision or "main")
 
@@ -105,4 +102,4 @@ def publish(
     repository.commit(destination, names)
 
 
-__all__ = ["PROCESSOR_CONFIG", "find_dtype", "load", "load_processor", "publish"]
+__all__ = ["find_dtype", "load", "load_processor", "publish"]
