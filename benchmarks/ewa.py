@@ -26,8 +26,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from fusible import EWAForImageClassification
-from fusible.benchmark import count_macs, count_parameters, median_seconds
+from fusible.benchmark import median_seconds
 from fusible.experts_ewa import Experts
+from fusible.form_facts import count_macs, count_parameters
 from fusible.training.point_clouds import generate_shapes
 
 

@@ -22,7 +22,8 @@ from rich.table import Table
 from transformers import AutoModelForImageClassification
 
 from fusible import RePaViTConfig, RePaViTForImageClassification
-from fusible.benchmark import count_macs, count_parameters, median_seconds
+from fusible.benchmark import median_seconds
+from fusible.form_facts import count_macs, count_parameters
 
 
 SIZES = {

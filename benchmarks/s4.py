@@ -31,9 +31,10 @@ from s4_generation import compare_generation
 from transformers import PreTrainedModel
 
 from fusible import S4Config, S4ForImageClassification, S4ForSequenceClassification
-from fusible.benchmark import count_parameters
+from fusible.form_facts import count_parameters
+from fusible.training.digits import digit_pixels
 from fusible.training.listops import OPERATORS, VOCABULARY, write_listops
-from fusible.training.long_range import load_digits, load_listops, load_pixels, pad_tokens
+from fusible.training.long_range import load_listops, load_pixels, pad_tokens
 from fusible.training.optim import param_groups
 from fusible.training.pathfinder import write_pathfinder
 
@@ -83,7 +84,7 @@ def load_task(mode: str, folder: Path, size: int, sizes: dict[str, int]) -> dict
     """Model, data for training and test, and what can be had without reading the sequences, in per cent."""
     if mode == "digits":
         model: PreTrainedModel = S4ForImageClassification(S4Config.from_pretrained(HUB_CONFIGS / "s4-digits"))
-        train, test = (stacked(load_digits(split)) for split in ("train", "test"))
+        train, test = (stacked(digit_pixels(split)) for split in ("train", "test"))
         hints: list[Any] = [[0] * train[0], [0] * test[0]]
     elif mode == "listops":
         model = S4ForSequenceClassification(S4Config(**SETTINGS[mode]["config"], num_labels=10, l_max=64))

@@ -19,7 +19,8 @@ from plot import draw
 from transformers import Cache, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel, StaticCache
 
 from fusible import S4Config, S4ForCausalLM
-from fusible.benchmark import count_parameters, median_seconds
+from fusible.benchmark import median_seconds
+from fusible.form_facts import count_parameters
 from fusible.kernels_s4 import load_kernels
 from fusible.layer_s4 import S4StateSpace
 

@@ -24,7 +24,8 @@ from rich.progress import track
 from transformers import AutoModel, AutoModelForImageClassification, CLIPVisionConfig, ViTConfig
 
 from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification, ZeroI2VModel
-from fusible.benchmark import count_macs, count_parameters, median_seconds
+from fusible.benchmark import median_seconds
+from fusible.form_facts import count_macs, count_parameters
 from fusible.training.moving_digits import still_digits, write_moving_digits
 from fusible.training.video import TrainingVideos
 from fusible.training.video_lists import folder_of_classes

@@ -17,8 +17,8 @@ from transformers import CLIPImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from conversion_scripts.torchscript import is_torchscript, read_torchscript
-from fusible.commands import publish
 from fusible.fusion import FusiblePreTrainedModel
+from fusible.saved_models import publish
 
 
 T = TypeVar("T")

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
-from fusible.benchmark import count_macs, form_facts, median_seconds
+from fusible.benchmark import median_seconds
+from fusible.form_facts import count_macs, form_facts
 
 
 def authors_vit(width: int, depth: int, heads: int, idle_ratio: float, model_class=RePaViTForImageClassification):

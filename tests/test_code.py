@@ -15,7 +15,7 @@ VIT = {
     "model_type": "vit",
     "hidden_size": 8,
     "intermediate_size": 16,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,
     "num_attention_heads": 1,
     "image_size": 8,
     "patch_size": 4,

@@ -10,16 +10,16 @@ from typer.testing import CliRunner
 
 from fusible import RePaViTForImageClassification
 from fusible.cli import app
-from fusible.demo import load_digits
+from fusible.training.digits import digits_dataset
 
 
 def test_digits_are_split_by_class():
-    data = load_digits()
+    data = digits_dataset()
     assert (len(data["train"]), len(data["test"])) == (1437, 360)
     assert data["train"][0]["image"].size == (8, 8)
     counts = [data["test"]["label"].count(digit) for digit in range(10)]
     assert min(counts) >= 34 and max(counts) <= 37
-    assert data["test"]["label"] != load_digits(seed=1)["test"]["label"]
+    assert data["test"]["label"] != digits_dataset(seed=1)["test"]["label"]
 
 
 def test_demo_trains_fuses_and_compares(tmp_path):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fusible import EWAConfig, EWAForImageClassification
 from fusible.cli import app
-from fusible.demo import load_digits
+from fusible.training.digits import digits_dataset
 from tester.base import perturb_
 from tester.storage import assert_same_tensors
 
@@ -96,7 +96,7 @@ def test_the_command_line_pushes_and_evaluates_a_plain_folder(hub, model, tmp_pa
     result = CliRunner().invoke(app, ["evaluate", str(plain), *digits])
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
-    rows = load_digits()["test"][:20]
+    rows = digits_dataset()["test"][:20]
     pixels = processor([image.convert("RGB") for image in rows["image"]], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         right = loaded.eval()(pixels).logits.argmax(-1) == torch.tensor(rows["label"])

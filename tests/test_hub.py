@@ -331,6 +331,22 @@ def test_custom_code(hub, model, tmp_path):
     assert pinned.stdout.split()[:2] == ["transformers_modules", "True"]
 
 
+def test_push_without_the_package(hub, model):
+    """From remote code, with a plain card; superseded weights go as well."""
+    model.push_to_hub("alice/training")
+    make_model(num_labels=5).push_to_hub(REPO, max_shard_size="20KB")
+    HfApi().delete_file("README.md", REPO)
+    result = run_without_fusible(
+        "m = Auto.from_pretrained('alice/training', trust_remote_code=True)",
+        f"m.push_to_hub({REPO!r}, fused=True, card_data={{'license': 'mit'}})",
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_same_tensors(AutoModelForImageClassification.from_pretrained(REPO), model.fuse())
+    assert [name for name in hub.files(REPO) if "safetensors" in name] == ["model.safetensors"]
+    card = ModelCard.load(REPO)
+    assert card.data.license == "mit" and {"fusible", "repavit"} <= set(card.data.tags)
+
+
 def test_trainer_pushes_both_forms(hub, model, tmp_path):
     """The training form at the root, the fused form of the final weights in `fused`."""
     from test_modeling_repavit import TestRePaViT as Cases

@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig
 
 from fusible import RePaViTConfig, RePaViTForImageClassification
-from fusible.benchmark import FormFacts, form_facts
 from fusible.ffn_repavit import DropPath
+from fusible.form_facts import FormFacts, form_facts
 from fusible.hub import METHODS
 
 

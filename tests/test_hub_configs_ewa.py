@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from fusible import EWAConfig, EWAForImageClassification
-from fusible.benchmark import count_parameters
+from fusible.form_facts import count_parameters
 from fusible.hub import METHODS
 
 

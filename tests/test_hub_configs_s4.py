@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 import fusible
 from fusible import S4Config
-from fusible.benchmark import count_parameters
+from fusible.form_facts import count_parameters
 from fusible.hub import METHODS
 from fusible.training.listops import VOCABULARY
 from fusible.training.optim import param_groups

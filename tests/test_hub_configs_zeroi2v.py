@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, CLIPVisionConfig
 
 from conversion_scripts.zeroi2v_config import PRESETS
 from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification
-from fusible.benchmark import FormFacts, form_facts
+from fusible.form_facts import FormFacts, form_facts
 from fusible.hub import METHODS
 from fusible.training.video_sampling import make_sampling
 

@@ -1,7 +1,6 @@
 """Where S4's kernels are taken from, in which order, on whose word; and the builder that makes them."""
 
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from fusible import kernels_s4
 from fusible.kernels import build

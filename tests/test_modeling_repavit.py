@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from fusible import SITES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
-from fusible.benchmark import form_facts, max_difference
+from fusible.form_facts import form_facts, max_difference
 from tester import FusibleTesterMixin
 from tester.base import perturb_, relative_error
 from tester.scripts import run_script

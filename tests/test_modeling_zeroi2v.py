@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForVideoClassification, CLIPConfig,
 
 from fusible import SITES, ZeroI2VConfig, ZeroI2VForVideoClassification, ZeroI2VModel
 from fusible.attention_zeroi2v import ShiftedLinear
-from fusible.benchmark import count_parameters, form_facts, max_difference
+from fusible.form_facts import count_parameters, form_facts, max_difference
 from tester import FusibleTesterMixin
 from tester.base import perturb_, relative_error
 from tester.storage import assert_same_tensors

@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from fusible.training.digits import digit_images
 from fusible.training.moving_digits import (
     DIRECTIONS,
-    digit_images,
     moving_digit,
     place_digit,
     still_digits,

@@ -17,7 +17,7 @@ from fusible import (
     RePaViTForImageClassification,
     RePaViTModel,
 )
-from fusible.benchmark import form_facts, max_difference
+from fusible.form_facts import form_facts, max_difference
 from fusible.training.point_clouds import PointClouds, generate_shapes
 from tester import FusibleTesterMixin
 from tester.base import perturb_, relative_error

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import pickle
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 import fusible
 from fusible import S4Config, S4ForCausalLM, kernels_s4

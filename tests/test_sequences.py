@@ -19,10 +19,10 @@ from fusible import (
     S4ForSequenceClassification,
     S4ForTimeSeriesPrediction,
 )
+from fusible.training.digits import digit_pixels
 from fusible.training.long_range import (
     byte_tokenizer,
     load_aan,
-    load_digits,
     load_imdb,
     load_pixel_tokens,
     load_pixels,
@@ -160,7 +160,7 @@ def test_permuted_pixels(tmp_path):
 
 
 def test_digits():
-    train, test = load_digits("train"), load_digits("test")
+    train, test = digit_pixels("train"), digit_pixels("test")
     assert len(train) + len(test) == 1797 and 0.19 < len(test) / 1797 < 0.21
     assert train[0]["pixel_values"].shape == (1, 8, 8)
     stacked = torch.stack([row["pixel_values"] for row in (train[i] for i in range(50))])

@@ -1,46 +1,36 @@
-"""Where the sub-layers of transformers' vision backbones are: the only file that knows names inside them."""
-
-from __future__ import annotations
+"""Names of the sub-layers of vision backbones, which no other file knows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from transformers import PreTrainedConfig
-
-from .configuration_point_vit import PointViTConfig
-
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-    from transformers import PreTrainedModel
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 def class_token(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
     """Image feature `[batch, hidden_size]` of backbones whose last norm covers all tokens."""
-    return cast("torch.Tensor", outputs.last_hidden_state)[:, 0]
+    return cast(torch.Tensor, outputs.last_hidden_state)[:, 0]
 
 
 def pooler_output(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
     """Image feature `[batch, hidden_size]` of backbones that norm or pool it themselves."""
     if outputs.pooler_output is None:
         raise ValueError("The backbone has no pooled feature, such as SigLIP's with vision_use_head=False.")
-    return cast("torch.Tensor", outputs.pooler_output)
+    return cast(torch.Tensor, outputs.pooler_output)
 
 
 def class_token_and_maximum(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
     """Feature `[batch, 2 * hidden_size]` of point clouds: the class token, and the largest values of the others."""
-    import torch
-
-    tokens = cast("torch.Tensor", outputs.last_hidden_state)
+    tokens = cast(torch.Tensor, outputs.last_hidden_state)
     return torch.cat([tokens[:, 0], tokens[:, 1:].amax(1)], dim=-1)
 
 
 def spatial_mean(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
     """Image feature `[batch, channels]` of backbones that end in a feature map."""
-    return cast("torch.Tensor", outputs.last_hidden_state).mean((2, 3))
+    return cast(torch.Tensor, outputs.last_hidden_state).mean((2, 3))
 
 
 @dataclass(frozen=True)
@@ -70,6 +60,7 @@ class Site:
     width: str = "hidden_size"  # option of the configuration with the image feature's width, or a list ending in it
     pool: Callable[[BaseModelOutputWithPooling], torch.Tensor] = class_token
     pooled: int = 1  # how many vectors of that width `pool` puts side by side
+    classifier: str | None = None  # the backbone's method that makes a head of its own for so many classes
     reads_class_token: bool = False  # `pool` needs the first token of the last block, and no other
     needs_final_norm: bool = False  # the model ends without one
     patch_grid: bool = True  # one token per patch in all blocks, after tokens of other kinds
@@ -114,10 +105,8 @@ class Site:
 
     def dummy_inputs(self, backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
         """Two random images (or what else the backbone takes) of the configured size, always the same ones."""
-        import torch
-
         if backbone.main_input_name != "pixel_values":
-            return cast("dict[str, torch.Tensor]", backbone.dummy_inputs)
+            return cast(dict[str, torch.Tensor], backbone.dummy_inputs)
         values = _vision_values(backbone.config)
         size = values.get("image_size", 224)  # PoolFormer takes any
         size = size if isinstance(size, list | tuple) else [size] * 2
@@ -167,13 +156,14 @@ _DINOV2 = Site(
 SITES: dict[str, Site] = {
     "vit": _VIT,
     "deit": replace(_VIT, block="DeiTLayer"),
-    PointViTConfig.model_type: replace(
+    "point_vit": replace(
         _VIT,
         pool=class_token_and_maximum,
         pooled=2,
         reads_class_token=False,
         resizes_on_request=False,
         takes_frames=False,
+        classifier="make_classifier",
         structure_fields=("num_groups", "group_size"),
         model_kwargs={},
     ),

@@ -1,86 +1,16 @@
-"""Measures what fusing a model gains: parameters, multiply-adds, bytes, latency, and that nothing else changes."""
+"""Latency of both forms of a model, side by side."""
 
-import copy
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
 
+from .form_facts import moved
 from .fusion import FusiblePreTrainedModel
-
-
-@dataclass(frozen=True)
-class FormFacts:
-    """Size of one form of a model."""
-
-    parameters: int  # without buffers, such as the running statistics of BatchNorm
-    macs: int  # multiply-adds for one input
-    num_bytes: int  # of all saved tensors
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters; buffers, such as the running statistics of BatchNorm, do not count."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@torch.no_grad()
-def count_macs(model: nn.Module, **inputs: torch.Tensor) -> int:
-    """Multiply-adds of one forward pass: all matrix products, those of the attention included, and convolutions."""
-    # the CPU's fused attention kernels are not counted, so attention runs as plain products
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(**inputs)
-    return counter.get_total_flops() // 2
-
-
-def form_facts(model: FusiblePreTrainedModel, fused: bool) -> FormFacts:
-    """Facts of either form of a model, from a copy without weights."""
-    config = copy.deepcopy(model.config)
-    config.fused = False
-    with torch.device("meta"):
-        training_form = type(model)(config).eval()
-        twin: Any = training_form.fuse() if fused else training_form
-    twin.to(dtype=model.dtype)
-    inputs = {name: tensor[:1].to("meta") for name, tensor in model.dummy_inputs.items()}
-    num_bytes = sum(tensor.nbytes for tensor in twin.state_dict().values())
-    return FormFacts(count_parameters(twin), count_macs(twin, **_as(inputs, twin)), num_bytes)
-
-
-@torch.no_grad()
-def max_difference(
-    training_form: FusiblePreTrainedModel,
-    fused_form: PreTrainedModel,
-    inputs: Mapping[str, torch.Tensor] | None = None,
-) -> tuple[float, float]:
-    """
-    Largest absolute difference of the two forms' first outputs in eval mode, and the largest output.
-
-    Args:
-        training_form: any mode; it is left in that mode.
-        fused_form: of the same dtype.
-        inputs: defaults to the model's `dummy_inputs`, which are random.
-    """
-    was_training = training_form.training
-    inputs = training_form.dummy_inputs if inputs is None else inputs
-    try:
-        expected, actual = (model.eval()(**_as(inputs, model))[0] for model in (training_form, fused_form))
-    finally:
-        training_form.train(was_training)
-    return (actual - expected).abs().max().item(), expected.abs().max().item()
-
-
-def _as(inputs: Mapping[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Inputs on the model's device, floating-point ones in its dtype."""
-    moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    return {name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor for name, tensor in moved.items()}
 
 
 def folder_bytes(folder: str | Path) -> int:
@@ -146,7 +76,7 @@ def compare_forms(
     for form in forms.values():
         form.to(device=torch.device(device), dtype=dtype or model.dtype)
         function: Any = torch.compile(form) if compiled else form
-        functions.append(partial(function, **_as(inputs, form)))
+        functions.append(partial(function, **moved(inputs, form.device, form.dtype)))
     seconds = median_seconds(functions, repeats)
     results = {
         name: {"latency_ms": 1e3 * value, "inputs_per_second": batch_size / value}
@@ -168,14 +98,4 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-__all__ = [
-    "FormFacts",
-    "compare_forms",
-    "count_macs",
-    "count_parameters",
-    "device_name",
-    "folder_bytes",
-    "form_facts",
-    "max_difference",
-    "median_seconds",
-]
+__all__ = ["compare_forms", "device_name", "folder_bytes", "median_seconds"]

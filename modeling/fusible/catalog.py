@@ -56,7 +56,7 @@ def describe_setting(name: str) -> dict[str, Any]:
 
     import fusible
 
-    from .benchmark import count_parameters
+    from .form_facts import count_parameters
     from .hub import METHODS
 
     folder = catalog_folder() / name

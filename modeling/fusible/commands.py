@@ -1,72 +1,21 @@
-"""What the commands `fusible fuse` and `fusible inspect` do."""
+"""Work of the commands `fusible fuse` and `fusible inspect`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from PIL import Image
 from rich.table import Table
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
-from transformers.utils import cached_file, logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
-import fusible
-
-from .benchmark import form_facts, max_difference
+from .form_facts import form_facts, max_difference
 from .fusion import FusiblePreTrainedModel
-from .hub import METHODS, write_card
-from .publishing import push_folder
-from .saving import save_model
+from .hub import METHODS
+from .saved_models import find_dtype, load, load_processor, publish
 
 
 logger = logging.get_logger(__name__)
-PROCESSOR_CONFIG = "preprocessor_config.json"
-
-
-def load(source: str, revision: str | None, plain: bool = False) -> Any:
-    """
-    A saved model in its own form and class.
-
-    Args:
-        source: folder or Hub repository.
-        revision: of the repository.
-        plain: also take models without two forms, such as what EWA's are fused to.
-
-    Raises:
-        ValueError: if it is not one of fusible's, nor a plain one that may be taken.
-        OSError: if it is not there.
-    """
-    config = AutoConfig.from_pretrained(source, revision=revision or "main")
-    if not plain and config.model_type not in METHODS:
-        raise ValueError(f"{source} is a {config.model_type!r} model; fusible has {', '.join(sorted(METHODS))}.")
-    name = (config.architectures or ["none"])[0]
-    model_class = getattr(fusible, name, None) or (getattr(transformers, name, None) if plain else None)
-    if model_class is None:
-        raise ValueError(f"{source} names the class {name}, which is unknown.")
-    return model_class.from_pretrained(source, revision=revision or "main")
-
-
-def load_processor(source: str, revision: str | None) -> Any | None:
-    """The image processor saved with a model, if there is one."""
-    file = cached_file(
-        source, PROCESSOR_CONFIG, revision=revision or "main", _raise_exceptions_for_missing_entries=False
-    )
-    return None if file is None else AutoImageProcessor.from_pretrained(source, revision=revision or "main")
-
-
-def find_dtype(name: str) -> torch.dtype:
-    """
-    A floating-point dtype by its name.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    dtype = getattr(torch, name, None)
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"{name!r} is no dtype of torch; take float32, bfloat16 or float16.")
-    return dtype
 
 
 def difference(
@@ -84,7 +33,7 @@ def difference(
     if not images:
         return max_difference(training_form, fused_form)
     if processor is None:
-        raise ValueError(f"Images need an image processor, but the model's folder has no {PROCESSOR_CONFIG}.")
+        raise ValueError(f"Images need an image processor, but the model's folder has no {IMAGE_PROCESSOR_NAME}.")
     pictures = [Image.open(file).convert("RGB") for file in images]
     results = [
         max_difference(training_form, fused_form),
@@ -154,48 +103,6 @@ def fuse_and_publish(
     return facts
 
 
-def publish(
-    model: PreTrainedModel,
-    destination: Path,
-    processor: Any | None = None,
-    source: FusiblePreTrainedModel | None = None,
-    *,
-    measure: bool = True,
-    repo_id: str | None = None,
-    revision: str | None = None,
-    private: bool | None = None,
-    card_data: dict[str, Any] | None = None,
-) -> None:
-    """
-    Saves a model into a folder, with processor and model card, and pushes that folder.
-
-    Args:
-        model: one of ours in either form, or a plain one that one was fused to.
-        destination: folder; files that are there already stay, except older weights and the card.
-        processor: image processor or tokenizer, if there is one.
-        source: what a fused model was made from.
-        measure: also measure the difference of the two for the card.
-        repo_id: where to push, if anywhere.
-        revision: branch to push to.
-        private: visibility of a new repository.
-        card_data: more metadata for the card.
-
-    Raises:
-        OSError: if the folder or the push cannot be completed.
-    """
-    names = save_model(model, destination)
-    if processor is not None:
-        names += [Path(file).name for file in processor.save_pretrained(destination)]
-
-    def card(name: str) -> None:
-        write_card(destination, model, name, source, card_data, measure=measure)
-
-    if repo_id is None:
-        card(destination.name)
-    else:
-        push_folder(destination, names, repo_id, card, revision=revision, private=private)
-
-
 def describe(source: str, revision: str | None, check: bool, images: Sequence[Path] = ()) -> dict[str, Any]:
     """
     What a saved model is.
@@ -239,13 +146,4 @@ def description_table(description: dict[str, Any]) -> Table:
     return table
 
 
-__all__ = [
-    "describe",
-    "description_table",
-    "difference",
-    "find_dtype",
-    "fuse_and_publish",
-    "load",
-    "load_processor",
-    "publish",
-]
+__all__ = ["describe", "description_table", "difference", "fuse_and_publish"]

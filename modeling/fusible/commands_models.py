@@ -11,12 +11,11 @@ import fusible
 
 from .benchmark import compare_forms
 from .catalog import catalog_folder, names
-from .checkpoints import files_in, goes_with_weights, is_weight_file
-from .commands import find_dtype, load
+from .checkpoints import files_in, goes_with_weights, is_fusible_model, is_weight_file
 from .exporting import Format, check_format, example_inputs, export_fused
 from .hub import readdress, write_card
-from .publishing import CARD_MARK, CARD_NAME, push_folder
-from .saving import has_forms
+from .publishing import CARD_NAME, open_repository
+from .saved_models import find_dtype, load
 
 
 # what training and checkpoints leave behind
@@ -96,7 +95,7 @@ def push_saved(
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     model, card = load(str(folder), None, plain=True), folder / CARD_NAME
-    if not has_forms(model) and not card.is_file():
+    if not is_fusible_model(model) and not card.is_file():
         raise ValueError(
             f"{folder} holds a plain {model.config.model_type!r} model without a {CARD_NAME}, which `fusible fuse` "
             f"writes. To push a model that was not fused, say `hf upload {repo_id} {folder}`."
@@ -109,14 +108,13 @@ def push_saved(
     if dry_run:
         return result
 
-    def write(name: str) -> None:
-        if not card.is_file():
-            write_card(folder, model, name)
-        elif CARD_MARK in card.read_text(encoding="utf-8"):  # with its measurements, and results if there are any
-            card.write_text(readdress(card.read_text(encoding="utf-8"), name), encoding="utf-8")
-
-    names = [name for name in files if name != CARD_NAME]
-    commit = push_folder(folder, names, repo_id, write, revision=revision, private=private)
+    repository = open_repository(repo_id, revision=revision, private=private)
+    if repository.takes_card_from(folder):
+        if card.is_file():  # with its measurements, and results if there are any
+            card.write_text(readdress(card.read_text(encoding="utf-8"), repository.repo_id), encoding="utf-8")
+        else:
+            write_card(folder, model, repository.repo_id)
+    commit = repository.commit(folder, [name for name in files if name != CARD_NAME])
     return result | {"commit": commit.commit_url}
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from .benchmark import form_facts
-from .commands import load, load_processor
+from .checkpoints import is_fusible_model
+from .form_facts import form_facts
 from .hub import METHODS
-from .saving import has_forms
+from .saved_models import load, load_processor
 from .training.data import load_data
 from .training.evaluate import evaluate_model, task_of, write_results
 from .training.recipes import Recipe
@@ -79,7 +79,7 @@ def evaluate_saved(
         load(source, revision, plain=True),
         load_processor(source, revision),
     )
-    if fused and not has_forms(model):
+    if fused and not is_fusible_model(model):
         raise ValueError(f"{source} is a plain {model.config.model_type!r} model, which has one form only.")
     recipe.config = model.config
     data = load_data(recipe, processor)
@@ -89,7 +89,7 @@ def evaluate_saved(
     results = evaluate_model(form, data, batch_size=batch_size, limit=limit)
     if card is not None:
         write_results(card, task_of(model), recipe.dataset, results)
-    name = "plain" if not has_forms(model) else "fused" if fused or model.config.fused else "training"
+    name = "plain" if not is_fusible_model(model) else "fused" if fused or model.config.fused else "training"
     return {"source": source, "form": name, "dataset": recipe.dataset, **results}
 
 

@@ -7,12 +7,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .backbone_configuration import BackboneFusibleConfig
 from .backbones import site_of
-from .configuration_fusible import FusibleConfig
 
 
 @strict
-class EWAConfig(FusibleConfig):
+class EWAConfig(BackboneFusibleConfig):
     r"""
     A vision model some of whose FFNs are several experts while it trains; afterwards it is the plain model again.
 
@@ -63,7 +63,6 @@ class EWAConfig(FusibleConfig):
         }
     )
 
-    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     num_experts: int = 4
     expert_layers: str | list[int] | tuple[int, ...] = "every2"
     expert_init: Literal["same", "independent", "independent_rescaled"] = "same"

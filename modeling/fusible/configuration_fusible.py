@@ -1,4 +1,4 @@
-"""What every fusible configuration has in common."""
+"""Base class of the configurations of models with two forms."""
 
 import copy
 import dataclasses
@@ -7,21 +7,10 @@ import importlib
 import json
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
-
-from .backbones import SITES
-
-
-def _fingerprint(value: Any) -> Any:
-    if isinstance(value, FusibleConfig):
-        return value.structure_digest()
-    if not isinstance(value, PreTrainedConfig):
-        return value
-    names = SITES[value.model_type].structure_fields if value.model_type in SITES else ()
-    return [value.model_type, *(value.to_dict()[name] for name in names)] if names else value.model_type
+from transformers import PreTrainedConfig
 
 
 class PortableConfig(PreTrainedConfig):
@@ -76,42 +65,16 @@ class FusibleConfig(PortableConfig):
         inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
         own = {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
         structure = {
-            name: _fingerprint(value) for name, value in own.items() if name not in inherited | self.free_fields
+            name: self._fingerprint(value) for name, value in own.items() if name not in inherited | self.free_fields
         }
         text = json.dumps({"model_type": self.model_type, **structure}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-
-@strict
-class BackboneFusibleConfig(FusibleConfig):
-    r"""
-    Base class of the configurations of models on a backbone of transformers, in their field `backbone_config`.
-    """
-
-    keeps_labels: ClassVar[bool] = True  # those of a classifier on the backbone
-
-    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
-
-    @classmethod
-    def from_backbone(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """
-        The configuration of a model on the backbone of any checkpoint that is supported.
-
-        Args:
-            pretrained_model_name_or_path: folder or Hub repository, of the backbone, of a model with a head on it, or
-                of a CLIP-like model, whose vision tower is taken.
-            **kwargs: options of this class, and `revision`, `token` and `cache_dir` for the download.
-
-        Raises:
-            ValueError: if the backbone is not supported, or an option is wrong.
-        """
-        hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
-        dense = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        if "vision_config" in dense.sub_configs:
-            dense = dense.vision_config
-        if cls.keeps_labels and "num_labels" not in kwargs:
-            kwargs = {"id2label": dense.id2label, "label2id": dense.label2id, **kwargs}
-        return cls(backbone_config=dense, **kwargs)
+    def _fingerprint(self, value: Any) -> Any:
+        """What of a field's value goes into the digest: of a configuration without forms, its type."""
+        if isinstance(value, FusibleConfig):
+            return value.structure_digest()
+        return value.model_type if isinstance(value, PreTrainedConfig) else value
 
 
-__all__ = ["BackboneFusibleConfig", "FusibleConfig"]
+__all__ = ["FusibleConfig"]

@@ -8,8 +8,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
+from .backbone_configuration import BackboneFusibleConfig
 from .backbones import site_of
-from .configuration_fusible import BackboneFusibleConfig
 
 
 @strict

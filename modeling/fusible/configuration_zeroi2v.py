@@ -6,8 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .backbone_configuration import BackboneFusibleConfig
 from .backbones import site_of
-from .configuration_fusible import BackboneFusibleConfig
 
 
 Offsets = list[int | list[int]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import DatasetDict
 from rich.console import Console
 from rich.table import Table
 from transformers import (
@@ -22,22 +22,11 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalPrediction, set_seed
 
-from .benchmark import count_macs, count_parameters, folder_bytes, median_seconds
+from .benchmark import folder_bytes, median_seconds
 from .configuration_repavit import RePaViTConfig
+from .form_facts import count_macs, count_parameters
 from .modeling_repavit import RePaViTForImageClassification
-
-
-def load_digits(seed: int = 0) -> DatasetDict:
-    """The 1,797 images of scikit-learn's digits (8x8, grey, 10 classes), split 80/20 with equal class shares."""
-    try:
-        from sklearn.datasets import load_digits as load
-    except ImportError as error:
-        raise ImportError("The demo's images come with scikit-learn: pip install scikit-learn") from error
-    digits = load()
-    images = (digits.images * 255 / 16).round().astype(np.uint8)
-    features = Features({"image": Image(), "label": ClassLabel(names=[str(name) for name in digits.target_names])})
-    dataset = Dataset.from_dict({"image": list(images), "label": digits.target.tolist()}, features=features)
-    return dataset.train_test_split(test_size=0.2, seed=seed, stratify_by_column="label")
+from .training.digits import digits_dataset
 
 
 def digits_config(labels: list[str]) -> RePaViTConfig:
@@ -186,7 +175,7 @@ def run(folder: Path = Path("out"), epochs: int = 24, seed: int = 0) -> dict[str
         raise ImportError("The demo draws a figure with matplotlib: pip install 'fusible[plots]'")
     console = Console()
     set_seed(seed)
-    data = load_digits(seed)
+    data = digits_dataset(seed)
     labels = data["train"].features["label"].names
     processor = ImageProcessor(
         do_resize=True, size={"height": 8, "width": 8}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3

@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoints import check_signature, no_way_back
 from .configuration_fusible import FusibleConfig
-from .saving import push_model, save_model
+from .publishing import push_model
+from .saving import save_model
 
 
 HUB_ARGUMENTS = (
@@ -45,7 +46,8 @@ class Fusible(nn.Module, ABC):
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
     """An `nn.Linear` of this weight `[out, in]` and bias `[out]`, made without drawing random numbers."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear = nn.Linear(1, 1, bias=bias is not None, device="meta")
+    linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight)
     if bias is not None:
         linear.bias = nn.Parameter(bias)

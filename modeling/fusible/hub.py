@@ -3,16 +3,15 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from ._auto import auto_class_of
-from .benchmark import form_facts, max_difference
-from .fusion import FusiblePreTrainedModel
+from .checkpoints import FusibleModel, is_fusible_model
+from .form_facts import form_facts, max_difference
 from .publishing import CARD_MARK, CARD_NAME
-from .saving import has_forms
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ PIPELINE_TAGS = {
 def make_card(
     model: PreTrainedModel,
     repo_id: str,
-    source: FusiblePreTrainedModel | None = None,
+    source: FusibleModel | None = None,
     card_data: dict[str, Any] | None = None,
     measure: bool = True,
 ) -> ModelCard:
@@ -104,18 +103,21 @@ def make_card(
     The model card of a repository.
 
     Args:
-        model: what the repository holds: one of ours in either form, or the plain model that one was fused to.
+        model: what the repository holds: one with two forms in either of them, or the plain one that one was fused to.
         repo_id: its full name.
-        source: what a fused model was made from; not needed for one of ours.
+        source: what a fused model was made from; needed for a plain one.
         card_data: more metadata, such as `license`, `datasets`, `metrics` and `base_model`.
         measure: also measure how much the outputs of source and model differ.
 
     Raises:
-        ValueError: if the metadata is not what the Hub takes.
+        ValueError: if the metadata is not what the Hub takes, or a plain model comes without its source.
     """
-    source = cast(FusiblePreTrainedModel, model) if source is None else source
-    method, is_plain = METHODS[source.config.model_type], not has_forms(model)
-    fused = is_plain or cast(FusiblePreTrainedModel, model).config.fused
+    if source is None and is_fusible_model(model):
+        source = model
+    if source is None:
+        raise ValueError(f"The card of a plain {model.config.model_type!r} model needs the source it was fused from.")
+    method, is_plain = METHODS[source.config.model_type], not is_fusible_model(model)
+    fused = not is_fusible_model(model) or model.config.fused
     origin = model.name_or_path
     parent = origin if origin and origin != repo_id and not Path(origin).exists() else None
     difference = max_difference(source, model) if measure and model is not source else (None, None)
@@ -152,7 +154,7 @@ def write_card(
     folder: Path,
     model: PreTrainedModel,
     repo_id: str,
-    source: FusiblePreTrainedModel | None = None,
+    source: FusibleModel | None = None,
     card_data: dict[str, Any] | None = None,
     measure: bool = True,
 ) -> None:

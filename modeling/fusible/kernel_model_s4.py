@@ -13,6 +13,7 @@ from transformers.utils import CONFIG_NAME
 from .checkpoints import KERNEL_FOLDER
 from .configuration_s4 import S4Config
 from .fusion import DOWNLOAD_ARGUMENTS, FusiblePreTrainedModel
+from .kernel_repository import push_kernels
 from .kernels_s4 import (
     VERSION,
     Kernels,
@@ -24,7 +25,6 @@ from .kernels_s4 import (
     verify,
 )
 from .layer_s4 import S4StateSpace
-from .publishing import push_kernels
 from .recurrence_s4 import S4Recurrence
 
 

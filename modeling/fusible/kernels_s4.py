@@ -12,7 +12,6 @@ import base64
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from transformers.utils import logging
 
 
 try:  # a model's code runs without it
@@ -35,7 +35,7 @@ except ImportError:
     kernels = None
 
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 VERSION = 1  # of what the operations take and give
 CONTENTS = ("cauchy", "devices", "ssm_scan", "ssm_step", "ssm_step_", "vandermonde")

@@ -73,27 +73,27 @@ class PointViTModel(PointViTPreTrainedModel):
             hidden_states = layer(hidden_states, None, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=self.layernorm(hidden_states))
 
+    def make_classifier(self, num_labels: int) -> nn.Sequential:
+        """
+        Point-BERT's head, `[batch, 2 * hidden_size]` to `[batch, num_labels]`.
 
-def make_classifier(config: PointViTConfig, num_labels: int) -> nn.Sequential:
-    """
-    Point-BERT's head, `[batch, 2 * hidden_size]` to `[batch, num_labels]`.
-
-    It keeps the BatchNorms. Most of its input is the same for all clouds, which they take away and LayerNorm would
-    not. So a batch to train on needs two clouds.
-    """
-    width = config.classifier_hidden_size
-    hidden_layers = [
-        nn.Sequential(
-            OrderedDict(
-                dense=nn.Linear(size, width),
-                norm=nn.BatchNorm1d(width),
-                activation=nn.ReLU(),
-                dropout=nn.Dropout(config.classifier_dropout),
+        It keeps the BatchNorms. Most of its input is the same for all clouds, which they take away and LayerNorm would
+        not. So a batch to train on needs two clouds.
+        """
+        config = self.config
+        width = config.classifier_hidden_size
+        hidden_layers = [
+            nn.Sequential(
+                OrderedDict(
+                    dense=nn.Linear(size, width),
+                    norm=nn.BatchNorm1d(width),
+                    activation=nn.ReLU(),
+                    dropout=nn.Dropout(config.classifier_dropout),
+                )
             )
-        )
-        for size in (2 * config.hidden_size, width)
-    ]
-    return nn.Sequential(*hidden_layers, nn.Linear(width, num_labels))
+            for size in (2 * config.hidden_size, width)
+        ]
+        return nn.Sequential(*hidden_layers, nn.Linear(width, num_labels))
 
 
 class PointViTForPointCloudClassification(PointViTPreTrainedModel):
@@ -103,7 +103,7 @@ class PointViTForPointCloudClassification(PointViTPreTrainedModel):
         super().__init__(config)
         self.num_labels, self.loss_type = config.num_labels or 0, "ForImageClassification"
         self.point_vit = PointViTModel(config)
-        self.classifier = make_classifier(config, self.num_labels)
+        self.classifier = self.point_vit.make_classifier(self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -124,4 +124,4 @@ class PointViTForPointCloudClassification(PointViTPreTrainedModel):
         )
 
 
-__all__ = ["PointViTForPointCloudClassification", "PointViTModel", "PointViTPreTrainedModel", "make_classifier"]
+__all__ = ["PointViTForPointCloudClassification", "PointViTModel", "PointViTPreTrainedModel"]

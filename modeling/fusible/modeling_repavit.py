@@ -16,11 +16,9 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import site_of
 from .blocks_repavit import RePaBlock, make_idle_
 from .calibration_repavit import calibrate_, collect_statistics
-from .configuration_point_vit import PointViTConfig
 from .configuration_repavit import RePaViTConfig
 from .ffn_repavit import DropPath, IdleFeedForward
 from .fusion import FusiblePreTrainedModel
-from .modeling_point_vit import make_classifier
 
 
 class RePaViTPreTrainedModel(FusiblePreTrainedModel):
@@ -153,8 +151,8 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
         super().__init__(config, dense_backbone)
         self.num_labels = config.num_labels or 0
         self.classifier: nn.Module = nn.Identity()
-        if self.main_input_name == "points":
-            self.classifier = make_classifier(cast(PointViTConfig, self.backbone.config), self.num_labels)
+        if self.site.classifier is not None:
+            self.classifier = getattr(self.backbone, self.site.classifier)(self.num_labels)
         elif self.num_labels > 0:
             self.classifier = nn.Linear(self.feature_size, self.num_labels)
         self.post_init()

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..saving import has_forms
+from ..checkpoints import is_fusible_model
 
 
 FILE_NAME = "ema.safetensors"
@@ -104,10 +105,10 @@ class EMACallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         model, output = cast(PreTrainedModel, model), Path(str(args.output_dir))
-        options: dict[str, Any] = {"is_main_process": args.should_save}
-        model.save_pretrained(output / "ema", state_dict=self._whole(), **options)
-        if has_forms(model):
-            model.save_pretrained(output / "ema-fused", state_dict=self._whole(), fused=True, **options)
+        save: Callable[..., None] = partial(model.save_pretrained, is_main_process=args.should_save)
+        save(output / "ema", state_dict=self._whole())
+        if is_fusible_model(model):
+            save(output / "ema-fused", state_dict=self._whole(), fused=True)
 
     def _whole(self) -> dict[str, torch.Tensor]:
         """The average, gathered from its shards if it has some."""

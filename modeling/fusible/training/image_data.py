@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from .augmentation import image_transform
+from .digits import digits_dataset
 from .recipes import Recipe
 from .rows import Data, Mapped
 
@@ -161,9 +162,7 @@ def images(
 
 def digits(recipe: Recipe, processor: Any, *, seed: int = 0) -> Data:
     """The 1,797 images of scikit-learn's digits, of which a fifth is for evaluation; `seed` is the split's."""
-    from ..demo import load_digits
-
-    splits = load_digits(seed)
+    splits = digits_dataset(seed)
     data = image_data(recipe, processor, splits)
     data.train.rows, data.eval.rows = list(splits["train"]), list(splits["test"])  # small, so decoded once
     return data

@@ -8,17 +8,15 @@ Tokens are padded by `pad_tokens`, token 0 being the padding. Images stay images
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import StackDataset
 from transformers import ByT5Tokenizer
 
 from .listops import FILES, listops_tokenizer
-from .moving_digits import digit_images
 from .pictures import normalize
 
 
@@ -193,19 +191,11 @@ def load_pixel_tokens(path: str, split: str, *, image: str = "image") -> dataset
     return rows.with_transform(pixel_tokens)
 
 
-def load_digits(split: str, seed: int = 0) -> StackDataset:
-    """scikit-learn's digits, 64 grey pixels from -1 to 1; a fifth of each digit's images is the split `"test"`."""
-    images, labels = digit_images(cast(Any, split), seed=seed)
-    pixels = normalize(torch.from_numpy(images)[:, None], [0.5], [0.5])
-    return StackDataset(pixel_values=pixels, labels=torch.from_numpy(labels))  # type: ignore[arg-type]
-
-
 __all__ = [
     "CIFAR_COLOR",
     "CIFAR_GREY",
     "byte_tokenizer",
     "load_aan",
-    "load_digits",
     "load_imdb",
     "load_listops",
     "load_pixel_tokens",

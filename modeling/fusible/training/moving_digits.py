@@ -8,50 +8,17 @@ lossless; a lossy codec would leave traces of a frame in the next one.
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.data import StackDataset
 
-from .video import normalize
+from .digits import Split, digit_images
+from .pictures import normalize
 from .video_decoding import write_video
 
 
 DIRECTIONS = {"down": (1, 0), "left": (0, -1), "right": (0, 1), "up": (-1, 0)}  # rows, columns
-Split = Literal["train", "test"]
-
-
-def digit_images(split: Split, *, seed: int = 0, images_per_digit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Images `[images, 8, 8]` (uint8, 0 is the background) and their digits `[images]` (int64).
-
-    Args:
-        split: a fifth of each digit's images is for testing, the rest for training.
-        seed: of the split.
-        images_per_digit: take so many of each, instead of all.
-
-    Raises:
-        ImportError: if scikit-learn is not installed.
-        ValueError: for another split, or if there are not so many images.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("The digits come with scikit-learn: pip install scikit-learn") from error
-    if split not in ("train", "test"):
-        raise ValueError(f"split is {split!r}; it must be 'train' or 'test'.")
-    digits, generator = load_digits(), np.random.default_rng(seed)
-    chosen = []
-    for digit in range(10):
-        members = generator.permutation(np.flatnonzero(digits.target == digit))
-        first = len(members) // 5
-        members = members[:first] if split == "test" else members[first:]
-        if images_per_digit is not None and not 1 <= images_per_digit <= len(members):
-            raise ValueError(f"images_per_digit is {images_per_digit}; the split has {len(members)} of digit {digit}.")
-        chosen.append(members[:images_per_digit])
-    rows = np.sort(np.concatenate(chosen))
-    return (digits.images[rows] * (255 / 16)).round().astype(np.uint8), digits.target[rows].astype(np.int64)
 
 
 def place_digit(image: np.ndarray, row: int, column: int, size: int = 24) -> np.ndarray:
@@ -134,8 +101,6 @@ def still_digits(
 
 __all__ = [
     "DIRECTIONS",
-    "Split",
-    "digit_images",
     "moving_digit",
     "place_digit",
     "still_digits",

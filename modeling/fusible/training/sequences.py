@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+from .digits import digit_pixels
 from .listops import listops_tokenizer, write_listops
 from .long_range import (
     CIFAR_COLOR,
     CIFAR_GREY,
     byte_tokenizer,
     load_aan,
-    load_digits,
     load_imdb,
     load_listops,
     load_pixel_tokens,
@@ -133,7 +133,7 @@ def sequential_mnist(
 
 def sequential_digits(recipe: Recipe, processor: Any, *, seed: int = 0) -> Data:
     """scikit-learn's digits, 64 steps each."""
-    train, test = (load_digits(split, seed) for split in ("train", "test"))
+    train, test = digit_pixels("train", seed), digit_pixels("test", seed)
     return Data(train, test, classes=[str(digit) for digit in range(10)])
 
 

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from .._auto import auto_class_of
-from ..commands import PROCESSOR_CONFIG
 from ..hub import METHODS
 from ..modeling_ewa import EWAPreTrainedModel
 from ..modeling_repavit import RePaViTPreTrainedModel
@@ -24,7 +23,7 @@ CALIBRATION_BATCHES = 4
 
 def load_processor(recipe: Recipe) -> Any:
     """The image processor or tokenizer beside a recipe, for images of the size that the model takes, or `None`."""
-    if (recipe.folder / PROCESSOR_CONFIG).is_file():
+    if (recipe.folder / IMAGE_PROCESSOR_NAME).is_file():
         processor = AutoImageProcessor.from_pretrained(recipe.folder, backend="pil")
         size = getattr(getattr(recipe.config, "backbone_config", None), "image_size", None)
         old = (processor.crop_size if processor.do_center_crop else processor.size).get("height")

@@ -19,7 +19,7 @@ from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
 from ..catalog import CARD_DATA_NAME, find_recipe
-from ..commands import publish
+from ..saved_models import publish
 from .data import load_data
 from .evaluate import model_index, task_of, trainer_metrics
 from .recipes import Recipe
