@@ -1,4 +1,4 @@
-"""What the commands `fusible bench`, `fusible push` and `fusible export` do."""
+"""Work of the commands `fusible bench`, `fusible push` and `fusible export`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the commands `fusible evaluate` and `fusible train --dry-run` do."""
+"""Work of the commands `fusible evaluate` and `fusible train --dry-run`."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
