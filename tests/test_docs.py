@@ -26,7 +26,7 @@ import fusible
 from fusible import Fusible, RePaViTConfig, RePaViTForImageClassification
 from fusible.catalog import find_recipe
 from fusible.cli import app
-from fusible.hub import METHODS
+from fusible.methods import METHODS
 from fusible.training.recipes import Recipe
 from tester.base import perturb_
 

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 from fusible import RePaViTConfig, RePaViTForImageClassification
 from fusible.benchmark import FormFacts, form_facts
 from fusible.ffn_repavit import DropPath
-from fusible.hub import METHODS
+from fusible.methods import METHODS
 from fusible.training.recipe_files import read_recipe
 
 
@@ -62,6 +62,7 @@ RECIPE = {
 }
 CARD = {
     "metadata": {"license?": str, "datasets": [str], "metrics": [str]},
+    "parameters_m": float,
     "paper": {
         "arxiv": str,
         "source": str,
@@ -268,6 +269,7 @@ def test_numbers_of_the_paper(folder):
     config, paper, recipe = build(folder).config, read(folder, "card.yaml")["paper"], read(folder, "recipe.yaml")
     agrees(paper["vanilla"], None, vanilla=True)
     agrees(paper["training"], None)
+    assert read(folder, "card.yaml")["parameters_m"] == paper["training"]["parameters_m"]
     agrees(paper["fused"], config.idle_ratio)
     assert paper["arxiv"] == METHODS[config.model_type].paper
     assert recipe["expected"]["value"] == paper["fused"]["top1"]

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 
 from fusible import EWAConfig, EWAForImageClassification
 from fusible.benchmark import count_parameters
-from fusible.hub import METHODS
+from fusible.methods import METHODS
 from fusible.training.recipe_files import read_layers
 
 

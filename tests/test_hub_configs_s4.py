@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 import fusible
 from fusible import S4Config
 from fusible.benchmark import count_parameters
-from fusible.hub import METHODS
+from fusible.methods import METHODS
 from fusible.training.listops import VOCABULARY
 from fusible.training.optim import param_groups
 from fusible.training.recipes import Recipe
@@ -45,6 +45,7 @@ RECIPE = {
 }
 CARD = {
     "metadata": {"datasets": [str], "metrics": [str]},
+    "parameters_m": float,
     "paper": {"arxiv": str, "source": str, "fused?": dict},
 }
 # length, layers, width, N, number of A and B, both directions, norm, norm in front, classes,

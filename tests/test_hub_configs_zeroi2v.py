@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, CLIPVisionConfig
 from conversion_scripts.zeroi2v_config import PRESETS
 from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification
 from fusible.benchmark import FormFacts, form_facts
-from fusible.hub import METHODS
+from fusible.methods import METHODS
 from fusible.training.video_sampling import make_sampling
 
 
@@ -51,6 +51,7 @@ RECIPE = {
 }
 CARD = {
     "metadata": {"datasets": [str], "metrics": [str], "base_model": str},
+    "parameters_m": float,
     "paper": {
         "arxiv": str,
         "source": str,

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_recipes import FOLDERS
 
 from fusible import catalog
+from fusible.benchmark import count_parameters
 from fusible.training.recipe_files import read_layers, read_recipe
 from fusible.training.recipes import Recipe
 
@@ -73,3 +75,12 @@ def test_bases_are_in_use_and_not_listed():
     used = {file for folder in FOLDERS for file, _ in read_layers(folder / "recipe.yaml")[:-1]}
     assert used == set((HUB_CONFIGS / "_base").iterdir())
     assert catalog.names() == [folder.name for folder in FOLDERS]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
+def test_cards_have_the_number_of_parameters(folder):
+    recipe = Recipe.load(folder)
+    with torch.device("meta"):
+        parameters = count_parameters(recipe.model_class(recipe.config))
+    stated = catalog.describe_recipe(folder.name)["parameters_m"]
+    assert stated == round(parameters / 1e6, 1 if parameters >= 1e6 else 3)

@@ -16,7 +16,8 @@ import fusible
 
 from .benchmark import form_facts, max_difference
 from .fusion import FusiblePreTrainedModel
-from .hub import METHODS, write_card
+from .hub import write_card
+from .methods import METHODS
 from .publishing import push_folder
 from .saving import save_model
 

@@ -9,7 +9,7 @@ import torch
 
 from .benchmark import form_facts
 from .commands import load, load_processor
-from .hub import METHODS
+from .methods import METHODS
 from .saving import has_forms
 from .training.data import load_data
 from .training.evaluate import evaluate_model, task_of, write_results
