@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fusible import RePaViTForImageClassification, catalog
 from fusible.cli import app
+from fusible.training.recipe_files import read_layers
 from tester.base import perturb_
 from tester.storage import assert_same_tensors
 
@@ -207,6 +208,9 @@ def test_push(hub, source, tmp_path):
         (tmp_path / "fused" / name).write_text("{}", encoding="utf-8")
     (tmp_path / "fused" / "checkpoint-3").mkdir()
     (tmp_path / "fused" / "checkpoint-3" / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "base.yaml").write_text("dataset: digits\ntraining: {seed: 3, save_strategy: no}", encoding="utf-8")
+    recipe = "base: ../base.yaml\ntraining: {learning_rate: 1.0e-3}"
+    (tmp_path / "fused" / "recipe.yaml").write_text(recipe, encoding="utf-8")
     planned = output_of("push", tmp_path / "fused", "alice/pushed", "--dry-run")
     assert not hub.requests("POST")
     pushed = output_of("push", tmp_path / "fused", "alice/pushed", "--private")
@@ -218,6 +222,12 @@ def test_push(hub, source, tmp_path):
     assert 'from_pretrained("alice/pushed"' in card and "# pushed" in card and "Largest absolute difference" in card
     loaded = RePaViTForImageClassification.from_pretrained("alice/pushed")
     assert_same_tensors(loaded, load(source).fuse())
+    (tmp_path / "alone.yaml").write_bytes(hub.read("alice/pushed", "recipe.yaml"))
+    training = {"seed": 3, "save_strategy": "no", "learning_rate": 1e-3}
+    assert read_layers(tmp_path / "alone.yaml") == [
+        (tmp_path / "alone.yaml", {"dataset": "digits", "training": training})
+    ], "the base does not travel"
+    assert (tmp_path / "fused" / "recipe.yaml").read_text(encoding="utf-8") == recipe
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec.*:FutureWarning")

@@ -17,6 +17,7 @@ from .exporting import Format, check_format, example_inputs, export_fused
 from .hub import readdress, write_card
 from .publishing import CARD_MARK, CARD_NAME, push_folder
 from .saving import has_forms
+from .training.recipe_files import RECIPE_NAME, whole_recipe
 
 
 # what training and checkpoints leave behind
@@ -77,7 +78,7 @@ def push_saved(
 ) -> dict[str, Any]:
     """
     Pushes a saved model's folder as one commit. What training leaves beside the model stays: checkpoints, its state
-    and subfolders but those of kernels.
+    and subfolders but those of kernels. A recipe is pushed as a whole, as its base stays.
 
     Args:
         folder: of a model of fusible's, in either form, or of a plain model that one was fused to, with its card.
@@ -116,7 +117,9 @@ def push_saved(
             card.write_text(readdress(card.read_text(encoding="utf-8"), name), encoding="utf-8")
 
     names = [name for name in files if name != CARD_NAME]
-    commit = push_folder(folder, names, repo_id, write, revision=revision, private=private)
+    recipe = whole_recipe(folder / RECIPE_NAME) if RECIPE_NAME in names else None
+    contents = {} if recipe is None else {RECIPE_NAME: recipe.encode()}
+    commit = push_folder(folder, names, repo_id, write, contents=contents, revision=revision, private=private)
     return result | {"commit": commit.commit_url}
 
 

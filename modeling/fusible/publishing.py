@@ -1,6 +1,6 @@
 """Pushing a saved model's folder to the Hub: one commit, whole or not there, and a clear word if it fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -22,6 +22,7 @@ def push_folder(
     repo_id: str,
     write_card: Callable[[str], None],
     *,
+    contents: Mapping[str, bytes] | None = None,
     variant: str | None = None,
     commit_message: str | None = None,
     commit_description: str | None = None,
@@ -38,6 +39,7 @@ def push_folder(
         names: the files to upload.
         repo_id: created if missing.
         write_card: called with the repository's full name; writes the model card into the folder, unless it has one.
+        contents: what to upload in place of files in the folder.
         variant: of the weight files, as for `save_pretrained`; other variants stay.
         commit_message: title of the commit.
         commit_description: text below it.
@@ -67,7 +69,7 @@ def push_folder(
         old = {name for name in present if has_weights and goes_with_weights(name, variant)}
         return api.create_commit(
             repo_id,
-            [CommitOperationAdd(name, folder / name) for name in sorted(set(names))]
+            [CommitOperationAdd(name, (contents or {}).get(name, folder / name)) for name in sorted(set(names))]
             + [CommitOperationDelete(name) for name in sorted(old.difference(names))],
             commit_message=commit_message or "Upload model",
             commit_description=commit_description,

@@ -66,6 +66,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return reduce(merge, (values for _, values in read_layers(path)))
 
 
+def whole_recipe(path: Path) -> str:
+    """A recipe as text that needs no other file: what is written or, if that has a base, what `read_recipe` reads."""
+    if len(read_layers(path)) == 1:
+        return path.read_text(encoding="utf-8")
+    return yaml.safe_dump(read_recipe(path), sort_keys=False, allow_unicode=True)
+
+
 def nearest(key: str, known: Iterable[str]) -> str:
     """A hint that names what was meant, or else all there is."""
     known = sorted(known)
@@ -118,4 +125,14 @@ def merge(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-__all__ = ["RECIPE_NAME", "Loader", "check_keys", "merge", "nearest", "override", "read_layers", "read_recipe"]
+__all__ = [
+    "RECIPE_NAME",
+    "Loader",
+    "check_keys",
+    "merge",
+    "nearest",
+    "override",
+    "read_layers",
+    "read_recipe",
+    "whole_recipe",
+]
