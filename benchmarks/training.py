@@ -110,7 +110,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in options.data:
         with TemporaryDirectory() as place:
-            changes, folder = [f"output_dir={place}/out"], "digits-repavit"
+            changes, folder = [f"output_dir={place}/out"], "repavit-digits"
             if name == "images":
                 write_images(Path(place) / "images")
                 folder = "repavit-vit-tiny-0.5"

@@ -1,7 +1,7 @@
 """
 Trains any recipe without Trainer: a plain Accelerate loop with the method's own parts.
 
-    accelerate launch examples/accelerate_loop.py hub_configs/digits-repavit/recipe.yaml [key=value ...]
+    accelerate launch examples/accelerate_loop.py hub_configs/repavit-digits/recipe.yaml [key=value ...]
 
 It is for reading and changing. Unlike `fusible.training.train` it neither resumes nor distills, and it evaluates once,
 at the end.

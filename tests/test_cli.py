@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fusible import RePaViTForImageClassification, catalog
 from fusible.cli import app
+from fusible.training.recipe_files import read_layers
 from tester.base import perturb_
 from tester.storage import assert_same_tensors
 
@@ -139,22 +140,25 @@ def recipe(source):
 
 
 def test_list():
-    settings = {setting["name"]: setting for setting in output_of("list")}
+    recipes = {recipe["name"]: recipe for recipe in output_of("list")}
     folders = {file.parent.name for file in (Path(__file__).parents[1] / "hub_configs").glob("*/recipe.yaml")}
-    assert settings.keys() == folders
-    base = settings["repavit-vit-base-0.75"]
+    assert recipes.keys() == folders
+    base = recipes["repavit-vit-base-0.75"]
     assert (base["method"], base["dataset"], base["parameters_m"]) == ("RePaViT", "imagenet-1k", 86.6)
     assert base["paper"]["fused"]["top1"] == 81.3 and "table 1" in base["paper"]["source"]
-    assert {setting["model_type"] for setting in output_of("list", "--method", "ewa")} == {"ewa"}
+    assert all(name.startswith(f"{recipe['model_type']}-") for name, recipe in recipes.items())
+    chosen = [recipe["name"] for recipe in output_of("list", "--method", "repavit")]
+    assert chosen == [name for name in sorted(folders) if recipes[name]["model_type"] == "repavit"]
+    assert "repavit-digits" in chosen and "repavit-vit-base-0.75" in chosen
     result = run("list", "--method", "zeroi2v")
     assert "zeroi2v-base-k400-8f" in result.stdout and "83.0" in result.stdout
 
 
-def test_settings_come_with_an_installed_package(tmp_path, monkeypatch):
+def test_recipes_come_with_an_installed_package(tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "fusible"
     monkeypatch.setattr(catalog, "__file__", str(package / "catalog.py"))
     result = run("train", "mine", "--dry-run")
-    assert result.exit_code == 1 and "fusible's settings are not there" in result.output
+    assert result.exit_code == 1 and "fusible's recipes are not there" in result.output
     (package / "hub_configs" / "mine").mkdir(parents=True)
     (package / "hub_configs" / "mine" / "recipe.yaml").touch()
     assert catalog.names() == ["mine"] and catalog.find_recipe("mine").parent == package / "hub_configs" / "mine"
@@ -204,6 +208,9 @@ def test_push(hub, source, tmp_path):
         (tmp_path / "fused" / name).write_text("{}", encoding="utf-8")
     (tmp_path / "fused" / "checkpoint-3").mkdir()
     (tmp_path / "fused" / "checkpoint-3" / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "base.yaml").write_text("dataset: digits\ntraining: {seed: 3, save_strategy: no}", encoding="utf-8")
+    recipe = "base: ../base.yaml\ntraining: {learning_rate: 1.0e-3}"
+    (tmp_path / "fused" / "recipe.yaml").write_text(recipe, encoding="utf-8")
     planned = output_of("push", tmp_path / "fused", "alice/pushed", "--dry-run")
     assert not hub.requests("POST")
     pushed = output_of("push", tmp_path / "fused", "alice/pushed", "--private")
@@ -215,6 +222,12 @@ def test_push(hub, source, tmp_path):
     assert 'from_pretrained("alice/pushed"' in card and "# pushed" in card and "Largest absolute difference" in card
     loaded = RePaViTForImageClassification.from_pretrained("alice/pushed")
     assert_same_tensors(loaded, load(source).fuse())
+    (tmp_path / "alone.yaml").write_bytes(hub.read("alice/pushed", "recipe.yaml"))
+    training = {"seed": 3, "save_strategy": "no", "learning_rate": 1e-3}
+    assert read_layers(tmp_path / "alone.yaml") == [
+        (tmp_path / "alone.yaml", {"dataset": "digits", "training": training})
+    ], "the base does not travel"
+    assert (tmp_path / "fused" / "recipe.yaml").read_text(encoding="utf-8") == recipe
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec.*:FutureWarning")
@@ -261,7 +274,7 @@ def test_completion_is_offered():
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate out/mine", "bench"])
-def test_shells_complete_names_of_settings(command):
+def test_shells_complete_names_of_recipes(command):
     def complete(typed: str) -> list[str]:
         words = f"fusible {command} {typed}"
         variables = {"_FUSIBLE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
@@ -273,7 +286,15 @@ def test_shells_complete_names_of_settings(command):
     assert complete("repavit-vit-t") == ["repavit-vit-tiny-0.5"] and complete("./mine") == []
 
 
-def test_completion_does_not_wait_for_torch():
-    code = "import sys; import fusible.cli_common as c; assert c.settings_names(''); print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "--json"], ["list"]])
+def test_listing_and_help_do_not_wait_for_torch(arguments):
+    """Nor does completion, which needs the names only."""
+    code = """if True:
+        import sys
+        from typer.testing import CliRunner
+        from fusible.cli import app
+        from fusible.cli_common import recipe_names
+        assert recipe_names("s4-") and CliRunner().invoke(app, sys.argv[1:]).exit_code == 0
+        print({"torch", "transformers"} & sys.modules.keys())"""
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

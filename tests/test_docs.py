@@ -26,7 +26,7 @@ import fusible
 from fusible import Fusible, RePaViTConfig, RePaViTForImageClassification
 from fusible.catalog import find_recipe
 from fusible.cli import app
-from fusible.hub import METHODS
+from fusible.methods import METHODS
 from fusible.training.recipes import Recipe
 from tester.base import perturb_
 
@@ -276,8 +276,8 @@ def test_commands_exist(page):
         "python benchmarks/nothing.py",
         "python benchmarks/repavit.py --mode fast",
         "python -m fusibel",
-        "accelerate launch --num_proceses 2 -m fusible.training.train hub_configs/digits-repavit/recipe.yaml",
-        "accelerate launch -m fusible.training.train hub_configs/digits-repavit/recipe.yaml training.learning_rat=1",
+        "accelerate launch --num_proceses 2 -m fusible.training.train hub_configs/repavit-digits/recipe.yaml",
+        "accelerate launch -m fusible.training.train hub_configs/repavit-digits/recipe.yaml training.learning_rat=1",
         "pip install fusible[vidoe]",
         "frobnicate",
     ],

@@ -13,7 +13,7 @@ from test_saving import make_model
 from transformers import AutoModel, AutoModelForImageClassification, CLIPImageProcessorPil, pipeline
 
 from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
-from fusible.hub import METHODS
+from fusible.methods import METHODS
 from tester.base import perturb_
 from tester.storage import assert_same_tensors
 

@@ -18,16 +18,16 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 from fusible import RePaViTConfig, RePaViTForImageClassification
 from fusible.ffn_repavit import DropPath
 from fusible.form_facts import FormFacts, form_facts
-from fusible.hub import METHODS
+from fusible.methods import METHODS
+from fusible.training.recipe_files import read_recipe
 
 
-FOLDERS = sorted(folder for folder in (Path(__file__).parents[1] / "hub_configs").glob("repavit-*"))
+FOLDERS = sorted(folder for folder in (Path(__file__).parents[1] / "hub_configs").glob("repavit-*-*"))
 NAMES = [folder.name for folder in FOLDERS]
 
 # a key with "?" may be missing; a list has any number of entries of its one schema
 VARIANT = {"parameters_m": float, "gmacs": float, "images_per_second": float, "top1": float}
 RECIPE = {
-    "command": str,
     "hardware": {"accelerator": str, "devices?": int},
     "dataset": str,
     "training": {
@@ -62,6 +62,7 @@ RECIPE = {
 }
 CARD = {
     "metadata": {"license?": str, "datasets": [str], "metrics": [str]},
+    "parameters_m": float,
     "paper": {
         "arxiv": str,
         "source": str,
@@ -123,6 +124,8 @@ def check(value: Any, schema: Any, where: str) -> None:
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
+    if name == "recipe.yaml":
+        return read_recipe(folder / name)
     return yaml.safe_load((folder / name).read_text(encoding="utf-8"))
 
 
@@ -266,6 +269,7 @@ def test_numbers_of_the_paper(folder):
     config, paper, recipe = build(folder).config, read(folder, "card.yaml")["paper"], read(folder, "recipe.yaml")
     agrees(paper["vanilla"], None, vanilla=True)
     agrees(paper["training"], None)
+    assert read(folder, "card.yaml")["parameters_m"] == paper["training"]["parameters_m"]
     agrees(paper["fused"], config.idle_ratio)
     assert paper["arxiv"] == METHODS[config.model_type].paper
     assert recipe["expected"]["value"] == paper["fused"]["top1"]
@@ -287,7 +291,6 @@ def test_recipe(folder):
     assert (training["learning_rate"], model.config.drop_path_rate) == ((1e-3, 0.3) if large else (4e-3, 0.1))
     same = {"learning_rate": None}
     assert training | same == first["training"] | same and recipe["augmentation"] == first["augmentation"]
-    assert recipe["command"] == (f"accelerate launch -m fusible.training.train hub_configs/{folder.name}/recipe.yaml")
     assert training["global_batch_size"] % recipe["hardware"].get("devices", 1) == 0
     drops = [module for module in model.modules() if "DropPath" in type(module).__name__]
     assert all(type(module) is DropPath for module in drops), "the backbone's own must be replaced"

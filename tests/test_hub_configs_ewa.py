@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCardData
 from PIL import Image
+from test_hub_configs import read
 from transformers import AutoImageProcessor
 
 from fusible import EWAConfig, EWAForImageClassification
 from fusible.form_facts import count_parameters
-from fusible.hub import METHODS
+from fusible.methods import METHODS
+from fusible.training.recipe_files import read_layers
 
 
 FOLDERS = sorted((Path(__file__).parents[1] / "hub_configs").glob("ewa-*"))
@@ -25,10 +26,6 @@ PLAIN = {
     "ewa-vit-small": (22_050_664, [384] * 6),
 }
 folders = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
-
-
-def read(folder: Path, name: str) -> dict:
-    return yaml.safe_load((folder / name).read_text(encoding="utf-8"))
 
 
 def build(config: EWAConfig) -> EWAForImageClassification:
@@ -60,12 +57,11 @@ def test_files(folder):
         "card.yaml",
     }
     recipe, card = read(folder, "recipe.yaml"), read(folder, "card.yaml")
-    assert "chosen by us" in (folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert "chosen by us" in read_layers(folder / "recipe.yaml")[0][0].read_text(encoding="utf-8")
     assert card["paper"]["arxiv"] == METHODS["ewa"].paper and not any(
         isinstance(value, int | float) for value in card["paper"].values()
     )
     ModelCardData(**card["metadata"]).to_yaml()
-    assert recipe["command"].endswith(f"hub_configs/{folder.name}/recipe.yaml")
     assert all(isinstance(recipe["training"][name], float) for name in ("learning_rate", "weight_decay"))
     fine_tuned = folder.name.endswith("finetune")
     assert ("base_model" in recipe) == fine_tuned

@@ -2,11 +2,9 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from huggingface_hub import ModelCard
 from tiny_recipes import FOLDERS, overrides
@@ -257,10 +255,3 @@ def test_a_teacher(tmp_path):
     assert taught.teacher.config.fused and (taught.alpha, taught.kind) == (0.7, "hard")
     losses = [trainer.train().metrics["train_loss"] for trainer in (plain, taught)]
     assert all(map(math.isfinite, losses)) and losses[0] != losses[1]
-
-
-def test_recipes_name_their_command():
-    for folder in FOLDERS:
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-        path = Path("hub_configs") / folder.name / "recipe.yaml"
-        assert recipe["command"] == f"accelerate launch -m fusible.training.train {path}"

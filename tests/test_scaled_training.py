@@ -13,9 +13,9 @@ from transformers.trainer_utils import set_seed
 
 from fusible import S4Config
 from fusible.training.data import load_data
+from fusible.training.recipe_files import merge, override, read_recipe
 from fusible.training.recipes import Recipe
 from fusible.training.resuming import last_checkpoint
-from fusible.training.settings import merge, override
 from fusible.training.starting import build_model, load_processor
 from fusible.training.train import prepare
 from tester.scripts import SCRIPTS, run_script
@@ -54,10 +54,10 @@ def write_recipes(folder: Path) -> None:
         source, destination = HUB_CONFIGS / name, folder / method
         destination.mkdir(parents=True)
         recipe = override(
-            yaml.safe_load((source / "recipe.yaml").read_text(encoding="utf-8")),
+            read_recipe(source / "recipe.yaml"),
             overrides(source, folder, **TRAINING),
         )
-        config = merge(json.loads((source / "config.json").read_text(encoding="utf-8")), recipe.pop("model"), "model")
+        config = merge(json.loads((source / "config.json").read_text(encoding="utf-8")), recipe.pop("model"))
         (destination / "config.json").write_text(json.dumps({**config, **OPTIONS[method]}), encoding="utf-8")
         processor = (source / "preprocessor_config.json").read_text(encoding="utf-8")
         (destination / "preprocessor_config.json").write_text(processor, encoding="utf-8")

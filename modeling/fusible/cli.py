@@ -106,7 +106,7 @@ def inspect(
         show(description, json, description_table(description))
 
 
-app.command("list")(cli_training.list_settings)
+app.command("list")(cli_training.list_recipes)
 app.command()(cli_training.train)
 app.command()(cli_training.evaluate)
 app.command()(cli_models.bench)

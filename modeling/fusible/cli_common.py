@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 
-def settings_names(incomplete: str) -> list[str]:
+def recipe_names(incomplete: str) -> list[str]:
     """Names of `fusible list`, for shells to complete; where none fits, they go on with files."""
     from .catalog import names
 

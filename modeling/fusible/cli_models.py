@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_common import DryRun, Json, Revision, Source, clear_errors, settings_names, show
+from .cli_common import DryRun, Json, Revision, Source, clear_errors, recipe_names, show
 
 
 class ExportFormat(StrEnum):
@@ -20,7 +20,7 @@ def bench(
         typer.Argument(
             help="Folder or Hub repository of a saved model, or a name of fusible list.",
             show_default=False,
-            autocompletion=settings_names,
+            autocompletion=recipe_names,
         ),
     ],
     revision: Revision = None,

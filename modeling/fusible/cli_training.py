@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_common import DryRun, Json, Revision, Source, clear_errors, settings_names, show
+from .cli_common import DryRun, Json, Revision, Source, clear_errors, recipe_names, show
 
 
 RecipeName = Annotated[
@@ -15,7 +15,7 @@ RecipeName = Annotated[
     typer.Argument(
         metavar="RECIPE",
         help="A recipe's file or folder, or a name of fusible list.",
-        autocompletion=settings_names,
+        autocompletion=recipe_names,
     ),
 ]
 Overrides = Annotated[
@@ -24,12 +24,12 @@ Overrides = Annotated[
 ]
 
 
-def list_settings(
+def list_recipes(
     method: Annotated[str | None, typer.Option(help="Only those of repavit, ewa, zeroi2v or s4.")] = None,
     json: Json = False,
 ) -> None:
     """
-    The models whose settings come with fusible, with the papers' numbers.
+    The recipes that come with fusible, with the papers' numbers.
 
     Examples:
 
@@ -37,14 +37,16 @@ def list_settings(
 
         fusible list --json
     """
-    from .catalog import catalog_table, describe_setting, names
-    from .hub import METHODS
+    from .catalog import catalog_table, describe_recipe, names
+    from .methods import METHODS
 
     with clear_errors():
         if method is not None and method not in METHODS:
             raise ValueError(f"There is no method {method!r}; fusible has {', '.join(sorted(METHODS))}.")
-        settings = [describe_setting(name) for name in names() if method is None or name.startswith(f"{method}-")]
-        show(settings, json, catalog_table(settings))
+        recipes = [describe_recipe(name) for name in names()]
+        if method is not None:
+            recipes = [recipe for recipe in recipes if recipe["method"] == METHODS[method].name]
+        show(recipes, json, catalog_table(recipes))
 
 
 def train(recipe: RecipeName, overrides: Overrides = None, dry_run: DryRun = False, json: Json = False) -> None:
@@ -114,4 +116,4 @@ def evaluate(
         show(results, json)
 
 
-__all__ = ["evaluate", "list_settings", "train"]
+__all__ = ["evaluate", "list_recipes", "train"]

@@ -11,7 +11,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from .form_facts import form_facts, max_difference
 from .fusion import FusiblePreTrainedModel
-from .hub import METHODS
+from .methods import METHODS
 from .saved_models import find_dtype, load, load_processor, publish
 
 

@@ -16,6 +16,7 @@ from .exporting import Format, check_format, example_inputs, export_fused
 from .hub import readdress, write_card
 from .publishing import CARD_NAME, open_repository
 from .saved_models import find_dtype, load
+from .training.recipe_files import RECIPE_NAME, whole_recipe
 
 
 # what training and checkpoints leave behind
@@ -76,7 +77,7 @@ def push_saved(
 ) -> dict[str, Any]:
     """
     Pushes a saved model's folder as one commit. What training leaves beside the model stays: checkpoints, its state
-    and subfolders but those of kernels.
+    and subfolders but those of kernels. A recipe is pushed as a whole, as its base stays.
 
     Args:
         folder: of a model of fusible's, in either form, or of a plain model that one was fused to, with its card.
@@ -114,7 +115,10 @@ def push_saved(
             card.write_text(readdress(card.read_text(encoding="utf-8"), repository.repo_id), encoding="utf-8")
         else:
             write_card(folder, model, repository.repo_id)
-    commit = repository.commit(folder, [name for name in files if name != CARD_NAME])
+    names = [name for name in files if name != CARD_NAME]
+    recipe = whole_recipe(folder / RECIPE_NAME) if RECIPE_NAME in names else None
+    contents = {} if recipe is None else {RECIPE_NAME: recipe.encode()}
+    commit = repository.commit(folder, names, contents=contents)
     return result | {"commit": commit.commit_url}
 
 

@@ -9,7 +9,7 @@ import torch
 
 from .checkpoints import is_fusible_model
 from .form_facts import form_facts
-from .hub import METHODS
+from .methods import METHODS
 from .saved_models import load, load_processor
 from .training.data import load_data
 from .training.evaluate import evaluate_model, task_of, write_results

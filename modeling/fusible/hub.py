@@ -1,7 +1,6 @@
 """Model cards: what a repository holds, what fusing changed, how to load it, whom to cite."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,72 +10,10 @@ from transformers import PreTrainedModel
 from ._auto import auto_class_of
 from .checkpoints import FusibleModel, is_fusible_model
 from .form_facts import form_facts, max_difference
+from .methods import METHODS
 from .publishing import CARD_MARK, CARD_NAME
 
 
-@dataclass(frozen=True)
-class Method:
-    """A published method."""
-
-    name: str
-    summary: str
-    paper: str  # arXiv id
-    citation: str
-
-
-METHODS = {
-    "repavit": Method(
-        "RePaViT",
-        "a vision Transformer whose FFNs let most hidden channels skip the activation, so that after training they "
-        "and the BatchNorms fold into one small FFN and one linear per block.",
-        "2505.21847",
-        """@inproceedings{xu2025repavit,
-  title     = {{RePaViT}: Scalable Vision Transformer Acceleration via Structural Reparameterization on Feedforward
-               Network Layers},
-  author    = {Xu, Xuwei and Li, Yang and Chen, Yudong and Liu, Jiajun and Wang, Sen},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2025}
-}""",
-    ),
-    "ewa": Method(
-        "EWA (Experts Weights Averaging)",
-        "a vision Transformer some of whose FFNs are several experts while it trains, which get tokens at random and "
-        "are pulled together in each step; afterwards their mean makes it the plain model again.",
-        "2308.06093",
-        """@article{huang2023experts,
-  title   = {Experts Weights Averaging: A New General Training Scheme for Vision Transformers},
-  author  = {Huang, Yongqi and Ye, Peng and Huang, Xiaoshui and Li, Sheng and Chen, Tao and He, Tong and
-             Ouyang, Wanli},
-  journal = {arXiv preprint arXiv:2308.06093},
-  year    = {2023}
-}""",
-    ),
-    "s4": Method(
-        "S4 (Structured State Spaces)",
-        "a sequence model of state spaces, which are long convolutions while it trains; afterwards they are "
-        "recurrences, whose steps all cost the same.",
-        "2111.00396",
-        """@inproceedings{gu2022efficiently,
-  title     = {Efficiently Modeling Long Sequences with Structured State Spaces},
-  author    = {Gu, Albert and Goel, Karan and R{\\'e}, Christopher},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2022}
-}""",
-    ),
-    "zeroi2v": Method(
-        "ZeroI2V",
-        "an image Transformer that takes videos: some of its heads attend to other frames, and linear adapters, which "
-        "fold into its own weights after training, are all that is trained.",
-        "2310.01324",
-        """@inproceedings{li2024zeroi2v,
-  title     = {{ZeroI2V}: Zero-Cost Adaptation of Pre-trained Transformers from Image to Video},
-  author    = {Li, Xinhao and Zhu, Yuhan and Wang, Limin},
-  booktitle = {European Conference on Computer Vision},
-  year      = {2024}
-}""",
-    ),
-}
-METHODS["repavit_clip"] = METHODS["repavit"]
 PIPELINE_TAGS = {
     "AutoBackbone": "image-feature-extraction",
     "AutoModel": "image-feature-extraction",

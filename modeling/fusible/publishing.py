@@ -1,7 +1,7 @@
 """Pushing a saved model's folder to the Hub: one commit, whole or not there, and a clear word if it fails."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ class Repository:
         folder: Path,
         names: list[str],
         *,
+        contents: Mapping[str, bytes] | None = None,
         variant: str | None = None,
         commit_message: str | None = None,
         commit_description: str | None = None,
@@ -51,6 +52,7 @@ class Repository:
         Args:
             folder: where the files are, and the model card.
             names: the files to upload beside the card.
+            contents: what to upload in place of files in the folder.
             variant: of the weight files, as for `save_pretrained`; other variants stay.
             commit_message: title of the commit.
             commit_description: text below it.
@@ -69,7 +71,7 @@ class Repository:
         with _outages_explained(self.repo_id):
             return self.api.create_commit(
                 self.repo_id,
-                [CommitOperationAdd(name, folder / name) for name in sorted(set(names))]
+                [CommitOperationAdd(name, (contents or {}).get(name, folder / name)) for name in sorted(set(names))]
                 + [CommitOperationDelete(name) for name in sorted(old.difference(names))],
                 commit_message=commit_message or "Upload model",
                 commit_description=commit_description,

@@ -17,11 +17,11 @@ from .._auto import auto_class_of
 from . import video_lists
 from .image_data import IMAGE_REPOSITORIES, digits, image_data, images
 from .point_clouds import SHAPES, PointClouds, generate_shapes, load_modelnet40, scale_and_translate
+from .recipe_files import check_keys, nearest
 from .recipes import Recipe
 from .rows import Data
 from .segmentation_data import segmentation
 from .sequences import SEQUENCES
-from .settings import check_keys, nearest
 from .video import TestVideos, TrainingVideos
 from .video_lists import VideoList
 from .video_sampling import make_sampling

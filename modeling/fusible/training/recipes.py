@@ -1,31 +1,31 @@
 """
 Recipes: what a `recipe.yaml` may say, read strictly, and what it means on the machine at hand.
 
-A recipe lies beside the `config.json` of the model that it trains. Keys are checked and unknown ones refused; values
-may be overridden by `key=value`, where dots lead into sections: `training.learning_rate=1e-4`.
+A recipe lies beside the `config.json` of the model that it trains. It may be based on another file (`base: FILE`) and
+then says what differs. Keys are checked and unknown ones refused; values may be overridden by `key=value`, where dots
+lead into sections: `training.learning_rate=1e-4`.
 """
 
 import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME, logging
 
 import fusible
 
 from .machine import batch_sizes, default_workers, precision, schedule, uses_deepspeed
-from .settings import Augmentation, Distillation, Loader, Settings, check_keys, merge, nearest, override, parse
+from .recipe_files import RECIPE_NAME, check_keys, merge, nearest, override, read_layers
+from .settings import Augmentation, Distillation, Settings, parse
 
 
 logger = logging.get_logger(__name__)
-RECIPE_NAME = "recipe.yaml"
 DEFAULTS: dict[str, Any] = {  # of TrainingArguments, where a recipe says nothing
     "dataloader_drop_last": True,
     "eval_strategy": "epoch",
@@ -55,10 +55,9 @@ class Recipe:
         resume: "auto" goes on from the last checkpoint, if there is one; "none" starts anew; or a checkpoint's folder.
         push_to_hub: repository for the training form; the inference form goes to the same name and `-fused`.
         private: whether repositories that are made are private.
-        command: how to run it, for readers.
         hardware: what it was meant for, for readers.
         expected: the published result, for readers.
-        variants: other settings and their results, for readers.
+        variants: what differs in other models, and their results, for readers.
         folder: where `config.json` and processors are.
     """
 
@@ -73,7 +72,6 @@ class Recipe:
     resume: str = "auto"
     push_to_hub: str | None = None
     private: bool = False
-    command: str | None = None
     hardware: dict = field(default_factory=dict)
     expected: dict = field(default_factory=dict)
     variants: list = field(default_factory=list)
@@ -90,31 +88,43 @@ class Recipe:
                 has the options of its own.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: for an unknown key, a missing one or a value of the wrong kind.
+            FileNotFoundError: if there is no such file, or not the file that it is based on.
+            ValueError: for an unknown key, a missing one or a value of the wrong kind, with the name of the file.
         """
-        path = Path(path)
+        path, overrides = Path(path), list(overrides)
         path = path / RECIPE_NAME if path.is_dir() else path
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no recipe {path}.")
-        written, overrides = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}, list(overrides)
+        layers = read_layers(path)
+        for file, layer in layers:
+            cls._checked(layer, path.parent, str(file))
+        written = reduce(merge, (layer for _, layer in layers))
         values = override(written, overrides)
         if values.get("dataset") != written.get("dataset"):
             values = override({key: value for key, value in written.items() if key != "data"}, overrides)
-        entries = {entry.name: entry for entry in fields(cls) if entry.name != "folder"}
-        known = [*entries, *(f"training.{key.name}" for t in (Settings, TrainingArguments) for key in fields(t))]
-        for key in values:
-            if key not in entries:
-                raise ValueError(f"{path} has no key {key!r}. {nearest(key, known)}")
-            if isinstance(values[key], dict) != (entries[key].type is dict) and values[key] is not None:
-                kind = "a section" if entries[key].type is dict else "no section"
-                raise ValueError(f"{key} of {path} is {values[key]!r}; it must be {kind}.")
-        if not values.get("dataset"):
+        recipe = cls._checked(values, path.parent, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+        if not recipe.dataset:
             raise ValueError(f"{path} names no dataset.")
-        values = {key: value for key, value in values.items() if value is not None}
-        recipe = cls(folder=path.parent, **values)
-        recipe.settings, recipe.augment, recipe.distill, recipe.config  # noqa: B018  (errors come early)
-        check_keys(recipe.training, [key.name for t in (Settings, TrainingArguments) for key in fields(t)], "training")
+        recipe.config  # noqa: B018  (errors come early)
+        return recipe
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], folder: Path, where: str) -> "Recipe":
+        """A recipe with these values, all or some of them; errors say where they are from."""
+        entries = {entry.name: entry for entry in fields(cls) if entry.name != "folder"}
+        training = [entry.name for type_ in (Settings, TrainingArguments) for entry in fields(type_)]
+        for key, value in values.items():
+            if key not in entries:
+                hint = nearest(key, [*entries, *(f"training.{name}" for name in training)])
+                raise ValueError(f"{where} has no key {key!r}. {hint}")
+            if isinstance(value, dict) != (entries[key].type is dict) and value is not None:
+                kind = "a section" if entries[key].type is dict else "no section"
+                raise ValueError(f"{key} of {where} is {value!r}; it must be {kind}.")
+        given = {key: value for key, value in values.items() if value is not None}
+        recipe = cls(folder=folder, **({"dataset": ""} | given))
+        try:
+            check_keys(recipe.training, training, "training")
+            recipe.settings, recipe.augment, recipe.distill  # noqa: B018  (errors come early)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         return recipe
 
     @cached_property
@@ -137,7 +147,7 @@ class Recipe:
     def raw_config(self) -> dict[str, Any]:
         """`config.json` with the changes of `model`."""
         text = (self.folder / CONFIG_NAME).read_text(encoding="utf-8")
-        return merge(json.loads(text), self.model, "model")
+        return merge(json.loads(text), self.model)
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -215,4 +225,4 @@ class Recipe:
         return ratio if self.settings.learning_rate_scaling == "linear" else ratio**0.5
 
 
-__all__ = ["DEFAULTS", "RECIPE_NAME", "Recipe"]
+__all__ = ["DEFAULTS", "Recipe"]

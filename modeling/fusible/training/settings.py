@@ -1,15 +1,13 @@
-"""The sections of recipes, and how they are read: strictly, with hints and overrides."""
+"""The sections of recipes, whose types are checked."""
 
-import copy
-import difflib
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, cast
 
-import yaml
 from transformers import HfArgumentParser
+
+from .recipe_files import check_keys
 
 
 @dataclass
@@ -65,38 +63,11 @@ class Distillation:
     kind: Literal["soft", "hard"] = "soft"
 
 
-class Loader(yaml.SafeLoader):
-    """YAML in which `no` and `off` are words, as in `save_strategy: no`; only true and false are booleans."""
-
-
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
-
-
 class _Parser(HfArgumentParser):
     """Raises instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """A hint that names what was meant, or else all there is."""
-    known = sorted(known)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    close = close or [name for name in known if name.rpartition(".")[2] == key][:1]
-    return f"Did you mean {close[0]}?" if close else f"Known are {', '.join(known)}."
-
-
-def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raises `ValueError` for the first key that is not known."""
-    known = list(known)
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{where} has no {key!r}. {nearest(key, known)}")
 
 
 def parse(types: Sequence[type], values: Mapping[str, Any], where: str) -> Any:
@@ -124,50 +95,4 @@ def parse(types: Sequence[type], values: Mapping[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """
-    A copy of nested values in which `a.b=value` sets `b` in the section `a`; the value is read as YAML.
-
-    Raises:
-        ValueError: for an override without `=`, or one that leads into what is no section.
-    """
-    values = copy.deepcopy(values)
-    for text in overrides:
-        path, equals, value = text.partition("=")
-        if not equals or not path:
-            raise ValueError(f"{text!r} is no override; write key=value, such as training.learning_rate=1e-4.")
-        *sections, key = path.split(".")
-        place = values
-        for section in sections:
-            if place.get(section) is None:
-                place[section] = {}
-            place = place[section]
-            if not isinstance(place, dict):
-                raise ValueError(f"{text!r}: {section} is {place!r} and has no entries.")
-        place[key] = yaml.load(value, Loader)
-    return values
-
-
-def merge(values: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Nested values with some of them changed; sections are merged, and everything else is replaced."""
-    result = dict(values)
-    for key, value in changes.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, Mapping):
-            result[key] = merge(old, value, f"{where}.{key}")
-        else:
-            result[key] = value
-    return result
-
-
-__all__ = [
-    "Augmentation",
-    "Distillation",
-    "Loader",
-    "Settings",
-    "check_keys",
-    "merge",
-    "nearest",
-    "override",
-    "parse",
-]
+__all__ = ["Augmentation", "Distillation", "Settings", "parse"]

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from .._auto import auto_class_of
-from ..hub import METHODS
+from ..methods import METHODS
 from ..modeling_ewa import EWAPreTrainedModel
 from ..modeling_repavit import RePaViTPreTrainedModel
 from ..modeling_zeroi2v import ZeroI2VPreTrainedModel
