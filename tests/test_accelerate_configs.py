@@ -1,7 +1,5 @@
 """The files of `hub_configs/_accelerate`, as accelerate itself reads them."""
 
-from pathlib import Path
-
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -11,9 +9,9 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from fusible.training.recipes import Recipe
+from support.paths import HUB_CONFIGS
 
 
-HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
 FILES = sorted((HUB_CONFIGS / "_accelerate").iterdir())
 # kind, machines and processes
 KINDS = {

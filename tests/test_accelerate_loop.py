@@ -1,20 +1,20 @@
 """`examples/accelerate_loop.py` trains as `fusible.training.train` does, and stays short."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
-from tiny_recipes import FOLDERS, fix_partition, overrides
 from torch.utils.data import RandomSampler
 
 from fusible.training.recipes import Recipe
 from fusible.training.train import prepare
-from tester.storage import assert_same_tensors
+from support.model_tests.storage import assert_same_tensors
+from support.paths import ROOT
+from support.tiny_recipes import FOLDERS, fix_partition, overrides
 
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "accelerate_loop.py"
+EXAMPLE = ROOT / "examples" / "accelerate_loop.py"
 PLAIN = "augmentation={resized_crop_area: [1.0, 1.0], resized_crop_ratio: [1.0, 1.0], horizontal_flip: 0.0}"
 
 

@@ -10,7 +10,7 @@ from fusible import ZeroI2VConfig, ZeroI2VModel
 from fusible.adapters_zeroi2v import LinearAdapter, fold_after, fold_before
 from fusible.attention_zeroi2v import FrameLayout, ShiftedLinear, channel_offsets, shift_frames_
 from fusible.configuration_zeroi2v import usual_offsets
-from tester.base import perturb_, relative_error
+from support.model_tests.base import perturb_, relative_error
 
 
 CLIP = {

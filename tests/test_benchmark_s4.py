@@ -2,15 +2,15 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from fusible import S4ForCausalLM
+from support.paths import ROOT
 
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture

@@ -3,21 +3,21 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_saving import make_model
 from transformers import AutoImageProcessor, CLIPImageProcessorPil, ViTConfig, ViTModel
 from typer.testing import CliRunner
 
 from fusible import RePaViTForImageClassification, catalog
 from fusible.cli import app
-from tester.base import perturb_
-from tester.storage import assert_same_tensors
+from support.model_tests.base import perturb_
+from support.model_tests.storage import assert_same_tensors
+from support.paths import HUB_CONFIGS
+from support.small_models import make_model
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def recipe(source):
 
 def test_list():
     settings = {setting["name"]: setting for setting in output_of("list")}
-    folders = {file.parent.name for file in (Path(__file__).parents[1] / "hub_configs").glob("*/recipe.yaml")}
+    folders = {file.parent.name for file in HUB_CONFIGS.glob("*/recipe.yaml")}
     assert settings.keys() == folders
     base = settings["repavit-vit-base-0.75"]
     assert (base["method"], base["dataset"], base["parameters_m"]) == ("RePaViT", "imagenet-1k", 86.6)

@@ -11,16 +11,17 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
-from test_conversion_repavit import read
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from conversion_scripts.common import image_processor, read_checkpoint
 from conversion_scripts.convert_repavit import main
 from fusible import RePaViTForImageClassification
-from tester.base import relative_error
+from support.golden_repavit import read
+from support.model_tests.base import relative_error
+from support.paths import ROOT
 
 
-SCRIPT = Path(__file__).parents[1] / "conversion_scripts" / "convert_repavit.py"
+SCRIPT = ROOT / "conversion_scripts" / "convert_repavit.py"
 VIT, SWIN = "vit_idle0.75_linear", "swin_idle0.75"
 TRAINED_WITH = {
     "model": "RePaViT_Tiny",

@@ -1,33 +1,19 @@
 """The authors' own outputs, in both forms, from their checkpoints."""
 
-import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from conversion_scripts.common import rename
 from conversion_scripts.repavit_config import config_for
 from conversion_scripts.repavit_names import convert_state_dict
 from fusible import RePaViTForImageClassification
-from tester.base import relative_error
+from support.golden_repavit import CASES, read
+from support.model_tests.base import relative_error
 
 
-DATA = Path(__file__).parent / "data" / "repavit"
-CASES = sorted(file.stem for file in DATA.glob("*.safetensors"))
 FUSED_CASES = [case for case in CASES if "baseline" not in case]
-
-
-def read(case: str) -> tuple[dict, dict, dict, dict]:
-    """Their training form, fused form (empty for the baseline), inputs and outputs, and the configuration."""
-    tensors = load_file(DATA / f"{case}.safetensors")
-    forms = [
-        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        for prefix in ("state_dict.", "fused_state_dict.")
-    ]
-    return *forms, tensors, json.loads((DATA / f"{case}.json").read_text())
 
 
 def heads_of(facts: dict) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
@@ -18,40 +18,17 @@ from transformers import (
     AutoTokenizer,
 )
 
-from conversion_scripts.convert_s4 import convert_state_dict, main, model_class
+from conversion_scripts.convert_s4 import convert_state_dict, model_class
 from conversion_scripts.s4_layouts import convert_state_space, of_one_size
 from fusible import S4Config, S4ForCausalLM, S4ForSequenceClassification
 from fusible.layer_s4 import S4StateSpace
-from tester.base import relative_error
+from support.golden_s4 import convert, read, run
+from support.model_tests.base import relative_error
+from support.paths import ROOT
 
 
-DATA = Path(__file__).parent / "data" / "s4"
-SCRIPT = Path(__file__).parents[1] / "conversion_scripts" / "convert_s4.py"
-CASES = sorted(file.stem for file in DATA.glob("*.json"))
+SCRIPT = ROOT / "conversion_scripts" / "convert_s4.py"
 LRA = "stack_lra_like_prenorm_batch_bi"
-
-
-def read(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict]:
-    """The authors' weights, the other tensors, and the facts, with their configuration."""
-    tensors = load_file(DATA / f"{name}.safetensors")
-    names = [key for key in tensors if key.startswith("state_dict.")]
-    weights = {key.removeprefix("state_dict."): tensors.pop(key) for key in names}
-    return weights, tensors, json.loads((DATA / f"{name}.json").read_text())
-
-
-def run(checkpoint: Path, theirs: dict, *arguments: str) -> Path:
-    """Runs the command; returns the folder that it wrote."""
-    config, folder = checkpoint.with_name("config.json"), checkpoint.with_name("converted")
-    config.write_text(json.dumps(theirs))
-    main(["--checkpoint", str(checkpoint), "--config", str(config), "--output", str(folder), *arguments])
-    return folder
-
-
-def convert(name: str, folder: Path, *arguments: str) -> Path:
-    """Of a case."""
-    weights, _, facts = read(name)
-    torch.save(weights, folder / "checkpoint.pt")
-    return run(folder / "checkpoint.pt", facts["config"], *arguments)
 
 
 def refusal(checkpoint: Path, theirs: dict, *arguments: str) -> str:

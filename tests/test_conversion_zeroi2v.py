@@ -21,11 +21,12 @@ from conversion_scripts.convert_zeroi2v import main
 from conversion_scripts.zeroi2v_config import PRESETS, backbone_in, config_for, offsets_of
 from conversion_scripts.zeroi2v_names import bare, convert_state_dict, kind_of
 from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification, ZeroI2VModel
-from tester.base import relative_error
+from support.model_tests.base import relative_error
+from support.paths import GOLDEN, ROOT
 
 
-DATA = Path(__file__).parent / "data" / "zeroi2v"
-SCRIPT = Path(__file__).parents[1] / "conversion_scripts" / "convert_zeroi2v.py"
+DATA = GOLDEN / "zeroi2v"
+SCRIPT = ROOT / "conversion_scripts" / "convert_zeroi2v.py"
 CASES = sorted(file.stem for file in DATA.glob("*.safetensors"))
 
 

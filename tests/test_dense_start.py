@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from test_modeling_repavit import BACKBONES, SIZES
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -14,7 +13,8 @@ from transformers import (
 )
 
 from fusible import SITES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
-from tester.base import perturb_, relative_error
+from support.model_tests.base import perturb_, relative_error
+from support.small_models import BACKBONES, SIZES
 
 
 def save_dense(backbone: str, folder) -> torch.nn.Module:

@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from test_ema import make_trainer
-from test_saving import make_model
 from transformers import Trainer
 
 from fusible.training.augmentation import MixupCutmix
 from fusible.training.distillation import DistillationTrainer, distillation_loss, soft_cross_entropy
+from support.small_models import make_model, make_trainer
 
 
 def test_soft_cross_entropy():

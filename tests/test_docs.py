@@ -10,7 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -28,40 +28,19 @@ from fusible.catalog import find_recipe
 from fusible.cli import app
 from fusible.hub import METHODS
 from fusible.training.recipes import Recipe
-from tester.base import perturb_
+from support.model_tests.base import perturb_
+from support.pages import BLOCK, MORE_PAGES, PAGES, PICTURE, TINY, TINY_VIT, Block, blocks
+from support.paths import ROOT
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MORE_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-BLOCK = re.compile(r"(?P<comment><!--[^\n]*-->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`((?:python|fusible|make|accelerate) [^`]+)`")
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
-PICTURE = 224
-TINY = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-TINY_VIT = {"model_type": "vit", **TINY, "image_size": PICTURE, "patch_size": 56}
 # what would take minutes, and what takes its place
 STAND_INS = {
     'backbone_config={"model_type": "vit"}': f"backbone_config={TINY_VIT}",
     "num_labels=400": "num_labels=4",
 }
-
-
-class Block(NamedTuple):
-    language: str
-    text: str
-    line: int  # of the page, on which the text begins
-    comment: str
-
-
-def blocks(page: Path, *languages: str) -> list[Block]:
-    text = page.read_text()
-    found = [
-        Block(m["language"], m["text"], text.count("\n", 0, m.start("text")), m["comment"] or "")
-        for m in BLOCK.finditer(text)
-    ]
-    return [block for block in found if block.language in languages]
 
 
 def is_run(block: Block) -> bool:
@@ -153,7 +132,7 @@ def your_own_module() -> tuple[type[Fusible], str]:
 
 @pytest.mark.parametrize("branches", [1, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-def test_the_law_of_your_own_module(branches, dtype, tolerance):
+def test_equivalence_of_your_own_module(branches, dtype, tolerance):
     module_class, _ = your_own_module()
     module = module_class(6, branches)
     perturb_(module)

@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
-from test_saving import make_model
-from transformers import AutoModelForImageClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForImageClassification, TrainerCallback
 
 from fusible import RePaViTForImageClassification
 from fusible.training.ema import EMACallback
-from tester.scripts import run_script
-from tester.storage import assert_same_tensors
-from tester.training import Rows
+from support.model_tests.storage import assert_same_tensors
+from support.processes import run_script
+from support.small_models import make_model, make_trainer
 
 
 class Recorder(TrainerCallback):
@@ -22,25 +21,6 @@ class Recorder(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         self.weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-
-
-def make_trainer(model, folder, *callbacks, **arguments) -> Trainer:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(16, 3, 16, 16, generator=generator)
-    rows = Rows({"pixel_values": pixels, "labels": torch.arange(16) % 3})
-    settings = TrainingArguments(
-        str(folder),
-        per_device_train_batch_size=4,
-        max_steps=6,
-        learning_rate=1e-2,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        save_steps=3,
-        **arguments,
-    )
-    return Trainer(model, settings, train_dataset=rows, eval_dataset=rows, callbacks=list(callbacks))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score, top_k_accuracy_score
-from test_ema import make_trainer
-from test_saving import make_model
 from transformers import Trainer, VideoMAEImageProcessorPil
 from typer.testing import CliRunner
 
@@ -38,8 +36,9 @@ from fusible.training.rows import Data
 from fusible.training.video import TestVideos
 from fusible.training.video_lists import VideoList
 from fusible.training.video_sampling import UniformSampling
-from tester.base import perturb_
-from tester.training import Rows
+from support.model_tests.base import perturb_
+from support.model_tests.training import Rows
+from support.small_models import make_model, make_trainer
 
 
 BACKBONE = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from test_modeling_ewa import backbone_of
 from transformers import AutoModelForImageClassification, CLIPImageProcessorPil, ViTForImageClassification
 from typer.testing import CliRunner
 
 from fusible import EWAConfig, EWAForImageClassification
 from fusible.cli import app
 from fusible.demo import load_digits
-from tester.base import perturb_
-from tester.storage import assert_same_tensors
+from support.model_tests.base import perturb_
+from support.model_tests.storage import assert_same_tensors
+from support.small_models import backbone_of
 
 
 REPO = "alice/plain-vit"

@@ -3,13 +3,10 @@
 import copy
 import re
 import types
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from test_modeling_repavit import SIZES
-from tiny_recipes import FOLDERS, overrides
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, ViTConfig
 from transformers.trainer_callback import TrainerState
 
@@ -18,9 +15,12 @@ from fusible.experts_ewa import RoutedExperts, average_
 from fusible.training.callbacks import EWACallback, FusedExportCallback
 from fusible.training.recipes import Recipe
 from fusible.training.train import prepare
-from tester.scripts import run_script
-from tester.storage import assert_same_tensors
-from tester.training import Rows
+from support.model_tests.storage import assert_same_tensors
+from support.model_tests.training import Rows
+from support.paths import ROOT
+from support.processes import run_script
+from support.small_models import SIZES
+from support.tiny_recipes import FOLDERS, overrides
 
 
 BACKBONE = {"model_type": "vit", **SIZES, "num_labels": 5, "hidden_dropout_prob": 0.1}
@@ -248,7 +248,7 @@ def test_two_processes(tmp_path):
 
 
 def test_the_example_of_the_readme(tmp_path, monkeypatch):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "EWACallback" in block)
     monkeypatch.chdir(tmp_path)
     AutoModelForImageClassification.from_config(ViTConfig(**BACKBONE)).save_pretrained("dense")

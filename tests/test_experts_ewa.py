@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fusible.experts_ewa import Experts, RoutedExperts, average_, expert_spread, stacked_parameters
-from tester.base import perturb_, relative_error
+from support.model_tests.base import perturb_, relative_error
 
 
 PARTITIONS = ("tokens", "strided", "samples")

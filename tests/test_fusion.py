@@ -7,7 +7,7 @@ from torch import nn
 from fusible import Fusible, fuse_
 from fusible.ffn_repavit import as_affine
 from fusible.fusion import make_linear
-from tester.base import perturb_, relative_error
+from support.model_tests.base import perturb_, relative_error
 
 
 class Doubled(Fusible):

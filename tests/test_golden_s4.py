@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_conversion_s4 import CASES, convert, read
 from torch.nn.functional import pad
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache
 
 from fusible import S4Model
-from tester.base import relative_error
+from support.golden_s4 import CASES, convert, read
+from support.model_tests.base import relative_error
 
 
-pytest_plugins = ["kernel_fixture"]
+pytest_plugins = ["support.kernel_fixture"]
 pytestmark = pytest.mark.usefixtures("kernel_path")
 
 

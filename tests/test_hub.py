@@ -1,4 +1,4 @@
-"""Publishing and loading over HTTP with the real client, against the hub of `tests/hub`."""
+"""Publishing and loading over HTTP with the real client, against the hub of `tests/support/hub`."""
 
 import os
 import subprocess
@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import Hub
 from huggingface_hub import HfApi, ModelCard
-from test_saving import make_model
 from transformers import AutoModel, AutoModelForImageClassification, CLIPImageProcessorPil, pipeline
 
 from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 from fusible.hub import METHODS
-from tester.base import perturb_
-from tester.storage import assert_same_tensors
+from support.hub import Hub
+from support.model_tests.base import perturb_
+from support.model_tests.storage import assert_same_tensors
+from support.processes import run_without_fusible
+from support.repavit_cases import RePaViTCases
+from support.small_models import make_model
 
 
 REPO = "alice/repavit"
@@ -290,12 +292,6 @@ def test_failed_push_keeps_the_local_folder(hub, model, tmp_path):
     assert_same_tensors(RePaViTForImageClassification.from_pretrained(tmp_path / "mine"), model.fuse())
 
 
-def run_without_fusible(*lines: str) -> subprocess.CompletedProcess[str]:
-    block = "import sys\nsys.modules['fusible'] = None\n"
-    code = block + "from transformers import AutoConfig, AutoModelForImageClassification as Auto\n" + "\n".join(lines)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-
 def test_custom_code(hub, model, tmp_path):
     """Where fusible is not installed: with trust only, and pinned to a commit if asked."""
     model.push_to_hub(REPO, fused=True)
@@ -333,11 +329,9 @@ def test_custom_code(hub, model, tmp_path):
 
 def test_trainer_pushes_both_forms(hub, model, tmp_path):
     """The training form at the root, the fused form of the final weights in `fused`."""
-    from test_modeling_repavit import TestRePaViT as Cases
-
     from fusible.training.callbacks import FusedExportCallback
 
-    cases = Cases()
+    cases = RePaViTCases()
     trainer = cases.make_trainer(
         RePaViTForImageClassification(cases.make_config("vit-0.75-batch")),
         tmp_path / "run",

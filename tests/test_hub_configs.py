@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCardData
 from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig
@@ -19,9 +18,11 @@ from fusible import RePaViTConfig, RePaViTForImageClassification
 from fusible.benchmark import FormFacts, form_facts
 from fusible.ffn_repavit import DropPath
 from fusible.hub import METHODS
+from support.hub_config_checks import check, read
+from support.paths import HUB_CONFIGS
 
 
-FOLDERS = sorted(folder for folder in (Path(__file__).parents[1] / "hub_configs").glob("repavit-*"))
+FOLDERS = sorted(folder for folder in HUB_CONFIGS.glob("repavit-*"))
 NAMES = [folder.name for folder in FOLDERS]
 
 # a key with "?" may be missing; a list has any number of entries of its one schema
@@ -102,28 +103,6 @@ GMACS: dict[str, dict[float | None, tuple[float, float]]] = {
     "repavit-vit-large-0.75": {None: (59.65, 61.55), 0.75: (34.86, 36.77)},
     "repavit-vit-huge-0.75": {None: (124.14, 127.31), 0.75: (72.49, 75.67)},
 }
-
-
-def check(value: Any, schema: Any, where: str) -> None:
-    """Types are exact: YAML reads `1e-3`, without a point, as a string."""
-    if isinstance(schema, dict):
-        assert isinstance(value, dict), where
-        known = {key.removesuffix("?"): key for key in schema}
-        assert value.keys() <= known.keys(), f"{where}: unknown {value.keys() - known.keys()}"
-        required = {key for key in schema if not key.endswith("?")}
-        assert value.keys() >= required, f"{where}: missing {required - value.keys()}"
-        for key, entry in value.items():
-            check(entry, schema[known[key]], f"{where}.{key}")
-    elif isinstance(schema, list):
-        assert isinstance(value, list) and value, where
-        for entry in value:
-            check(entry, schema[0], f"{where}[]")
-    else:
-        assert type(value) is schema, f"{where}: {value!r} is no {schema.__name__}"
-
-
-def read(folder: Path, name: str) -> dict[str, Any]:
-    return yaml.safe_load((folder / name).read_text(encoding="utf-8"))
 
 
 @cache

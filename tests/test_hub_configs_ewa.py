@@ -2,11 +2,9 @@
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCardData
 from PIL import Image
 from transformers import AutoImageProcessor
@@ -14,9 +12,11 @@ from transformers import AutoImageProcessor
 from fusible import EWAConfig, EWAForImageClassification
 from fusible.benchmark import count_parameters
 from fusible.hub import METHODS
+from support.hub_config_checks import read
+from support.paths import HUB_CONFIGS
 
 
-FOLDERS = sorted((Path(__file__).parents[1] / "hub_configs").glob("ewa-*"))
+FOLDERS = sorted(HUB_CONFIGS.glob("ewa-*"))
 # of the plain model with 1000 classes (100 for fine-tuning), and width of the FFNs that have experts
 PLAIN = {
     "ewa-deit-small": (22_050_664 + 2 * 384, [384] * 6),  # a distillation token and its position
@@ -25,10 +25,6 @@ PLAIN = {
     "ewa-vit-small": (22_050_664, [384] * 6),
 }
 folders = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
-
-
-def read(folder: Path, name: str) -> dict:
-    return yaml.safe_load((folder / name).read_text(encoding="utf-8"))
 
 
 def build(config: EWAConfig) -> EWAForImageClassification:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCardData
-from test_hub_configs import check, read
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 import fusible
@@ -19,9 +18,11 @@ from fusible.training.listops import VOCABULARY
 from fusible.training.optim import param_groups
 from fusible.training.recipes import Recipe
 from fusible.training.sequences import SEQUENCES
+from support.hub_config_checks import check, read
+from support.paths import HUB_CONFIGS
 
 
-FOLDERS = sorted((Path(__file__).parents[1] / "hub_configs").glob("s4-*"))
+FOLDERS = sorted(HUB_CONFIGS.glob("s4-*"))
 RECIPE = {
     "command": str,
     "dataset": str,

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCardData
-from test_hub_configs import check, read
 from transformers import AutoImageProcessor, CLIPVisionConfig
 
 from conversion_scripts.zeroi2v_config import PRESETS
@@ -16,9 +15,11 @@ from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification
 from fusible.benchmark import FormFacts, form_facts
 from fusible.hub import METHODS
 from fusible.training.video_sampling import make_sampling
+from support.hub_config_checks import check, read
+from support.paths import HUB_CONFIGS
 
 
-FOLDERS = sorted((Path(__file__).parents[1] / "hub_configs").glob("zeroi2v-*"))
+FOLDERS = sorted(HUB_CONFIGS.glob("zeroi2v-*"))
 RECIPE = {
     "command": str,
     "base_model": str,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from hub import Hub
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationCopy,
@@ -32,6 +31,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from support.hub import Hub
 
 
 MODEL = "alice/model"

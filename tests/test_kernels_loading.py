@@ -13,11 +13,10 @@ import torch
 from fusible import kernels_s4
 from fusible.kernels import build
 from fusible.kernels_s4 import KernelError, KernelSource, digest_of, find_variant, import_variant, load_kernels, verify
+from support.paths import ROOT
 
 
-pytest_plugins = ["kernel_fixture"]
-
-ROOT = Path(__file__).parents[1]
+pytest_plugins = ["support.kernel_fixture"]
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from fusible.modes_s4 import to_modes
 from fusible.recurrence_s4 import S4Recurrence
 
 
-pytest_plugins = ["kernel_fixture"]
+pytest_plugins = ["support.kernel_fixture"]
 pytestmark = pytest.mark.usefixtures("kernel_path")
 
 HEADS = 4
@@ -201,7 +201,7 @@ def test_a_state_of_the_training_form_in_the_modes_of_the_inference_form():
 )
 @pytest.mark.parametrize("noise", [0, 0.03])
 @torch.no_grad()
-def test_law_in_float32_at_length_4096(options, noise):
+def test_equivalence_in_float32_at_length_4096(options, noise):
     options = {"hidden_size": 4, "state_size": 64, "dt_min": 0.001, **options}
     layer = make_layer(torch.float32, noise, **options)
     inputs = torch.randn(1, 4096, 4)

@@ -1,4 +1,4 @@
-"""EWA on every backbone: the shared laws, and that its fused form is transformers' own model."""
+"""EWA on every backbone: the shared tests, and that its fused form is transformers' own model."""
 
 import copy
 import itertools
@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 import transformers
-from test_modeling_repavit import BACKBONES, SIZES
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from fusible import (
@@ -21,10 +20,11 @@ from fusible import (
 )
 from fusible.experts_ewa import Experts
 from fusible.saving import save_model
-from tester import FusibleTesterMixin
-from tester.base import perturb_, relative_error
-from tester.scripts import run_script
-from tester.storage import assert_same_tensors
+from support.model_tests import FusibleTesterMixin
+from support.model_tests.base import perturb_, relative_error
+from support.model_tests.storage import assert_same_tensors
+from support.processes import run_script
+from support.small_models import SIZES, backbone_of
 
 
 POINTS = {
@@ -43,10 +43,6 @@ OPTIONS = {
     "strided": {"num_experts": 3, "partition": "strided", "expert_layers": "last_1", "expert_init": "independent"},
     "samples": {"partition": "samples", "expert_layers": [0, 2], "expert_init": "independent_rescaled"},
 }
-
-
-def backbone_of(name: str) -> dict:
-    return {"model_type": name, **BACKBONES[name], "num_labels": 5}
 
 
 class TestEWA(FusibleTesterMixin):
@@ -147,7 +143,7 @@ class TestEWA(FusibleTesterMixin):
 
 @pytest.mark.parametrize("backbone", TOWERS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_law_on_towers(backbone, options):
+def test_equivalence_on_towers(backbone, options):
     model = EWAModel(EWAConfig(backbone_config=backbone_of(backbone), **options)).double().eval()
     perturb_(model)
     pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)

@@ -1,85 +1,19 @@
 """RePaViT on every supported backbone, with every option."""
 
-import itertools
-
 import pytest
 import torch
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from fusible import SITES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 from fusible.benchmark import form_facts, max_difference
-from tester import FusibleTesterMixin
-from tester.base import perturb_, relative_error
-from tester.scripts import run_script
+from support.model_tests.base import perturb_, relative_error
+from support.processes import run_script
+from support.repavit_cases import RePaViTCases
+from support.small_models import BACKBONES, SIZES
 
 
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 16,
-    "patch_size": 8,
-}
-BACKBONES = {name: SIZES for name in SITES if name != "point_vit"} | {  # that one has tests of its own
-    "dinov2": SIZES | {"mlp_ratio": 4, "layerscale_value": 0.7},
-    "dinov2_with_registers": SIZES | {"mlp_ratio": 4, "layerscale_value": 0.7, "num_register_tokens": 2},
-    "dinov3_vit": SIZES | {"layerscale_value": 0.7, "mlp_bias": False, "num_register_tokens": 1},
-    "beit": SIZES | {"use_relative_position_bias": True, "layer_scale_init_value": 0.5},
-    "swin": {
-        "embed_dim": 16,
-        "depths": [2, 1],
-        "num_heads": [1, 2],
-        "window_size": 2,
-        "image_size": 16,
-        "patch_size": 4,
-    },
-    "poolformer": {
-        "hidden_sizes": [16, 32],
-        "depths": [2, 1],
-        "patch_sizes": [7, 3],
-        "strides": [4, 2],
-        "padding": [2, 1],
-        "num_encoder_blocks": 2,
-        "layer_scale_init_value": 0.5,
-    },
-}
-CHANNELS = {
-    "0.75": {"idle_ratio": 0.75},
-    "0": {"idle_ratio": 0},
-    "1": {"idle_ratio": 1},
-    "0.7": {"idle_ratio": 0.7},
-    "linear": {"idle_ratio": 0.75, "idle_schedule": "linear"},
-    "list": {"active_channels": [3, 0, 64]},
-}
-OTHERS = {
-    "batch": {"drop_path_rate": 0.3},
-    "layer": {"ffn_norm": "layer", "block_norm_eps": 1e-3},
-    "eps": {"batch_norm_eps": 1e-2, "batch_norm_momentum": 0.5, "block_norm_eps": 1e-2, "sync_batch_norm": True},
-}
-
-
-class TestRePaViT(FusibleTesterMixin):
-    model_classes = (RePaViTModel, RePaViTForImageClassification)
-    cases = tuple(
-        "-".join(parts)
-        for parts in itertools.product(BACKBONES, CHANNELS, OTHERS)
-        if parts[0] != "poolformer" or "layer" not in parts  # it has no LayerNorm
-    )
-    main_cases = (*(f"{backbone}-0.75-batch" for backbone in BACKBONES), "clip_vision_model-linear-layer", "vit-1-eps")
-
-    def make_config(self, case):
-        backbone, channels, other = case.split("-")
-        backbone_config = {"model_type": backbone, **BACKBONES[backbone]}
-        return RePaViTConfig(backbone_config=backbone_config, num_labels=5, **CHANNELS[channels], **OTHERS[other])
-
-    def make_inputs(self, config, batch_size=3):
-        return {"pixel_values": torch.randn(batch_size, 3, 16, 16), "labels": torch.arange(batch_size) % 5}
-
-    def take_method_out(self, model):
-        for module in model.modules():
-            if type(module).__name__ == "IdleFeedForward":
-                module.active_channels = module.fc1.out_features - module.active_channels
+class TestRePaViT(RePaViTCases):
+    """The shared tests."""
 
 
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "poolformer"])  # it has no LayerNorm

@@ -1,4 +1,4 @@
-"""S4 models: the shared laws, states, padding, generation, and the authors' outputs."""
+"""S4 models: the shared tests, states, padding, generation, and the authors' outputs."""
 
 import copy
 
@@ -23,11 +23,11 @@ from fusible.blocks_s4 import ScalarNorm
 from fusible.hub import make_card
 from fusible.layer_s4 import S4StateSpace
 from fusible.recurrence_s4 import S4Recurrence
-from tester import FusibleTesterMixin
-from tester.base import perturb_, relative_error
+from support.model_tests import FusibleTesterMixin
+from support.model_tests.base import perturb_, relative_error
 
 
-pytest_plugins = ["kernel_fixture"]
+pytest_plugins = ["support.kernel_fixture"]
 pytestmark = pytest.mark.usefixtures("kernel_path")
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
@@ -477,7 +477,7 @@ HEADS = {
 
 @pytest.mark.parametrize(("head", "options"), HEADS.values(), ids=HEADS)
 class TestEveryClass:
-    def test_law_storage_and_card(self, head, options, tmp_path):
+    def test_equivalence_storage_and_card(self, head, options, tmp_path):
         config = S4Config(**SIZES, **options, num_labels=4)
         model = head(config).eval()
         perturb_(model)

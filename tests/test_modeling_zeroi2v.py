@@ -1,21 +1,21 @@
-"""ZeroI2V on every supported backbone: the shared laws, and the model as a whole against transformers' own."""
+"""ZeroI2V on every supported backbone: the shared tests, and the model as a whole against transformers' own."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_modeling_repavit import SIZES as REPAVIT_SIZES
 from torch import nn
 from transformers import AutoModel, AutoModelForVideoClassification, CLIPConfig, CLIPModel
 
 from fusible import SITES, ZeroI2VConfig, ZeroI2VForVideoClassification, ZeroI2VModel
 from fusible.attention_zeroi2v import ShiftedLinear
 from fusible.benchmark import count_parameters, form_facts, max_difference
-from tester import FusibleTesterMixin
-from tester.base import perturb_, relative_error
-from tester.storage import assert_same_tensors
+from support.model_tests import FusibleTesterMixin
+from support.model_tests.base import perturb_, relative_error
+from support.model_tests.storage import assert_same_tensors
+from support.paths import ROOT
+from support.small_models import SIZES as REPAVIT_SIZES
 
 
 SIZES = REPAVIT_SIZES | {"num_hidden_layers": 2, "num_attention_heads": 4}
@@ -494,7 +494,7 @@ class TestAdapterErrors:
 
 
 def test_the_example_of_the_readme(tmp_path, monkeypatch):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "save_adapter" in block)
     monkeypatch.chdir(tmp_path)
     CLIPModel(CLIPConfig(vision_config=SIZES, text_config=SIZES)).save_pretrained("clip")

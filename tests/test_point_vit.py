@@ -19,7 +19,7 @@ from transformers import (
 from fusible import PointViTConfig, PointViTForPointCloudClassification, PointViTModel
 from fusible.embeddings_point_vit import farthest_point_sample, nearest_points
 from fusible.training.point_clouds import PointClouds, generate_shapes, normalize_to_unit_sphere
-from tester.base import perturb_, relative_error
+from support.model_tests.base import perturb_, relative_error
 
 
 SIZES = {

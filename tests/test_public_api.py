@@ -7,9 +7,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_docs import PAGES, ROOT, blocks
 
 import fusible
+from support.pages import PAGES, blocks
+from support.paths import ROOT
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

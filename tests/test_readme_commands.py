@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_conversion_s4 import read
-from test_docs import ROOT, TINY_VIT, blocks
-from tiny_recipes import TRAINING, overrides
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 from typer.testing import CliRunner
 
 from fusible import RePaViTConfig, RePaViTForImageClassification, ZeroI2VForVideoClassification
 from fusible.cli import app
+from support.golden_s4 import read
+from support.pages import TINY_VIT, blocks
+from support.paths import HUB_CONFIGS, ROOT
+from support.tiny_recipes import TRAINING, overrides
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec.*:FutureWarning")  # of transformers' exporters
-HUB_CONFIGS = ROOT / "hub_configs"
 # words that need other machines or data, and what takes their place
 STAND_INS = {
     "_accelerate/eight_gpus.yaml": "_accelerate/two_cpu_processes.yaml",

@@ -9,7 +9,6 @@ import torch
 import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from huggingface_hub import ModelCard
-from tiny_recipes import FOLDERS, overrides
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -26,10 +25,11 @@ from fusible.training.optim import Lamb
 from fusible.training.recipes import Recipe
 from fusible.training.starting import build_model, load_processor
 from fusible.training.train import prepare, run
-from tester.storage import assert_same_tensors
+from support.model_tests.storage import assert_same_tensors
+from support.paths import HUB_CONFIGS
+from support.tiny_recipes import FOLDERS, overrides
 
 
-HUB_CONFIGS = FOLDERS[0].parent
 REPAVIT = HUB_CONFIGS / "repavit-vit-tiny-0.5"
 ONE_OF_EACH = {AutoConfig.from_pretrained(folder).model_type: folder for folder in FOLDERS}
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_hub import run_without_fusible
-from test_modeling_repavit import TestRePaViT as RePaViTCases
 from transformers import CLIPImageProcessorPil
 
 from fusible import RePaViTForImageClassification
+from support.processes import run_without_fusible
+from support.repavit_cases import RePaViTCases
 
 
 def test_pipeline_without_the_package(tmp_path):

@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from test_modeling_repavit import BACKBONES, CHANNELS, OTHERS
 from transformers import (
     AutoBackbone,
     DetrConfig,
@@ -16,9 +15,11 @@ from transformers import (
 )
 
 from fusible import Fusible, RePaViTBackbone, RePaViTConfig, RePaViTForImageClassification, fuse_
-from tester.base import perturb_, relative_error
-from tester.laws import LawTests
-from tester.storage import assert_same_tensors
+from support.model_tests.base import perturb_, relative_error
+from support.model_tests.equivalence import EquivalenceTests
+from support.model_tests.storage import assert_same_tensors
+from support.repavit_cases import CHANNELS, OTHERS, RePaViTCases
+from support.small_models import BACKBONES
 
 
 STAGES = {"swin": ["stage1", "stage2"]}
@@ -32,7 +33,7 @@ def make_config(backbone: str, **options) -> RePaViTConfig:
     )
 
 
-class TestRePaViTBackbone(LawTests):
+class TestRePaViTBackbone(EquivalenceTests):
     model_classes = (RePaViTBackbone,)
     cases = tuple("-".join(parts) for parts in itertools.product(WITH_MAPS, ["0.75", "list"], ["batch", "layer"]))
     main_cases = ("vit-0.75-batch", "swin-0.75-batch")
@@ -44,10 +45,7 @@ class TestRePaViTBackbone(LawTests):
     def make_inputs(self, config, batch_size=3):
         return {"pixel_values": torch.randn(batch_size, 3, 16, 16), "labels": torch.zeros(batch_size)}
 
-    def take_method_out(self, model):
-        for module in model.modules():
-            if type(module).__name__ == "IdleFeedForward":
-                module.active_channels = module.fc1.out_features - module.active_channels
+    take_method_out = RePaViTCases.take_method_out
 
     @torch.no_grad()
     def output(self, model):

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from PIL import Image
-from test_modeling_repavit import SIZES
 from transformers import (
     AutoModelForZeroShotImageClassification,
     CLIPConfig,
@@ -17,9 +16,11 @@ from transformers import (
 
 from fusible import RePaViTCLIPConfig, RePaViTConfig, RePaViTForZeroShotImageClassification
 from fusible.hub import make_card
-from tester.base import perturb_, relative_error
-from tester.laws import LawTests
-from tester.storage import StorageTests, assert_same_tensors
+from support.model_tests.base import perturb_, relative_error
+from support.model_tests.equivalence import EquivalenceTests
+from support.model_tests.storage import StorageTests, assert_same_tensors
+from support.repavit_cases import RePaViTCases
+from support.small_models import SIZES
 
 
 TEXT = {
@@ -35,7 +36,7 @@ TEXT = {
 VISION = SIZES | {"model_type": "clip_vision_model"}
 
 
-class TestRePaViTCLIP(LawTests, StorageTests):
+class TestRePaViTCLIP(EquivalenceTests, StorageTests):
     model_classes = (RePaViTForZeroShotImageClassification,)
     cases = ("0.75", "0", "linear", "layer")
     main_cases = ("0.75",)
@@ -54,10 +55,7 @@ class TestRePaViTCLIP(LawTests, StorageTests):
         texts = torch.tensor([[18, 3, 5, 19], [18, 7, 19, 19]])
         return {"pixel_values": torch.randn(batch_size, 3, 16, 16), "input_ids": texts, "labels": torch.zeros(1)}
 
-    def take_method_out(self, model):
-        for module in model.modules():
-            if type(module).__name__ == "IdleFeedForward":
-                module.active_channels = module.fc1.out_features - module.active_channels
+    take_method_out = RePaViTCases.take_method_out
 
 
 @pytest.fixture

@@ -4,9 +4,6 @@ import itertools
 
 import pytest
 import torch
-from test_hub import run_without_fusible
-from test_modeling_repavit import CHANNELS, OTHERS
-from test_modeling_repavit import TestRePaViT as RePaViTCases
 from transformers import Trainer, TrainingArguments
 
 from fusible import (
@@ -20,8 +17,10 @@ from fusible import (
 )
 from fusible.benchmark import form_facts, max_difference
 from fusible.training.point_clouds import PointClouds, generate_shapes
-from tester import FusibleTesterMixin
-from tester.base import perturb_, relative_error
+from support.model_tests import FusibleTesterMixin
+from support.model_tests.base import perturb_, relative_error
+from support.processes import run_without_fusible
+from support.repavit_cases import CHANNELS, OTHERS, RePaViTCases
 
 
 SIZES = {
@@ -48,8 +47,7 @@ class TestRePaViTOnPoints(FusibleTesterMixin):
     def make_inputs(self, config, batch_size=3):
         return {"points": torch.randn(batch_size, 24, 3), "labels": torch.arange(batch_size) % 5}
 
-    def take_method_out(self, model):
-        RePaViTCases.take_method_out(self, model)
+    take_method_out = RePaViTCases.take_method_out
 
 
 def test_without_the_method_it_is_the_dense_model(tmp_path):

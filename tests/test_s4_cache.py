@@ -14,10 +14,10 @@ from fusible.blocks_s4 import S4FeedForward
 from fusible.layer_s4 import S4StateSpace
 from fusible.recurrence_s4 import S4Recurrence
 from fusible.scan_s4 import ssm_step_
-from tester.base import perturb_
+from support.model_tests.base import perturb_
 
 
-pytest_plugins = ["kernel_fixture"]
+pytest_plugins = ["support.kernel_fixture"]
 pytestmark = pytest.mark.usefixtures("kernel_path")
 
 IDS = torch.arange(24).reshape(2, 12) % 7

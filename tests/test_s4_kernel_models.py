@@ -19,11 +19,11 @@ from fusible import S4Config, S4ForCausalLM, kernels_s4
 from fusible.kernels_s4 import KernelSource, digest_of, load_kernels, verify
 from fusible.layer_s4 import S4StateSpace
 from fusible.scan_s4 import ssm_scan, ssm_step
-from tester.base import perturb_, relative_error
-from tester.storage import assert_same_tensors
+from support.model_tests.base import perturb_, relative_error
+from support.model_tests.storage import assert_same_tensors
 
 
-pytest_plugins = ["kernel_fixture"]
+pytest_plugins = ["support.kernel_fixture"]
 
 PACKAGE = Path(fusible.__file__).parent
 REPO, KERNELS = "alice/s4", "alice/s4-kernels"

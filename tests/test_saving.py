@@ -10,15 +10,10 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
-from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
+from fusible import RePaViTForImageClassification, RePaViTModel
 from fusible.folders import replaced_folder
-from tester.scripts import run_script
-
-
-def make_model(**arguments) -> RePaViTForImageClassification:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    backbone = {"model_type": "vit", "image_size": 16, "patch_size": 8, **sizes}
-    return RePaViTForImageClassification(RePaViTConfig(backbone_config=backbone, **arguments)).eval()
+from support.processes import run_script
+from support.small_models import make_model
 
 
 def test_killed_while_saving(tmp_path):

@@ -1,14 +1,11 @@
 """Training over two processes is training in one: losses, weights, resuming, exports, and a killed process."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tiny_recipes import FOLDERS, fix_partition, overrides
 from transformers.trainer_utils import set_seed
 
 from fusible import S4Config
@@ -18,11 +15,12 @@ from fusible.training.resuming import last_checkpoint
 from fusible.training.settings import merge, override
 from fusible.training.starting import build_model, load_processor
 from fusible.training.train import prepare
-from tester.scripts import SCRIPTS, run_script
-from tester.storage import assert_same_tensors
+from support.model_tests.storage import assert_same_tensors
+from support.paths import HUB_CONFIGS
+from support.processes import launch, run_script
+from support.tiny_recipes import fix_partition, overrides
 
 
-HUB_CONFIGS = FOLDERS[0].parent
 TRAINING = {
     "max_steps": 6,
     "save_strategy": "steps",
@@ -90,9 +88,7 @@ def folder(tmp_path_factory) -> Path:
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         (recipe.output / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
     monkeypatch.undo()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(SCRIPTS / "scaled_training.py"), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = launch("scaled_training.py", folder, num_processes=2)
     assert result.returncode != 0 and "SIGKILL" in result.stderr, result.stdout[-2000:] + result.stderr[-4000:]
     return folder
 

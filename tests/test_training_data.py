@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_recipes import FOLDERS, overrides
 from torch.utils.data import DataLoader
 
 from fusible.training.augmentation import MixupCutmix, RepeatedAugmentationSampler
@@ -17,7 +16,8 @@ from fusible.training.recipes import Recipe
 from fusible.training.rows import EpochCallback, NumberedCopies, SeededCollator, SeededRows
 from fusible.training.starting import load_processor
 from fusible.training.train import prepare
-from tester.storage import assert_same_tensors
+from support.model_tests.storage import assert_same_tensors
+from support.tiny_recipes import FOLDERS, overrides
 
 
 FOLDER = FOLDERS[0].parent / "ewa-vit-small"

@@ -5,7 +5,7 @@ import torch
 
 from fusible import S4Config, S4ForCausalLM, S4ForSequenceClassification, S4Model
 from fusible.pooling_s4 import S4DownPool, S4UpPool
-from tester.base import perturb_, relative_error
+from support.model_tests.base import perturb_, relative_error
 
 
 OPTIONS = {

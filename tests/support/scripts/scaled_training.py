@@ -18,13 +18,11 @@ from pathlib import Path
 
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.distributed.checkpoint as checkpoints  # noqa: E402
 from pytest import MonkeyPatch  # noqa: E402
-from tiny_recipes import fix_partition  # noqa: E402
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
@@ -38,6 +36,7 @@ from fusible.training.resuming import checkpoint_of  # noqa: E402
 from fusible.training.starting import load_processor  # noqa: E402
 from fusible.training.train import prepare  # noqa: E402
 from fusible.training.trainer import RecipeTrainer, make_trainer  # noqa: E402
+from support.tiny_recipes import fix_partition  # noqa: E402
 
 
 class Kill(TrainerCallback):

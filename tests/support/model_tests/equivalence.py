@@ -10,12 +10,12 @@ from fusible import Fusible, fuse_
 from .base import ModelTests, relative_error
 
 
-class LawTests(ModelTests):
-    def test_law_in_float64(self, model_class, case):
+class EquivalenceTests(ModelTests):
+    def test_equivalence_in_float64(self, model_class, case):
         model = self.make_model(model_class, case)
         assert relative_error(self.output(model.fuse()), self.output(model)) < 1e-9
 
-    def test_law_in_float32(self, model_class, case):
+    def test_equivalence_in_float32(self, model_class, case):
         model = self.make_model(model_class, case, torch.float32)
         assert relative_error(self.output(model.fuse()), self.output(model)) < 1e-4
 
@@ -83,7 +83,7 @@ class LawTests(ModelTests):
             fuse_(fused)
 
     def test_the_method_matters(self, model_class, main_case):
-        """Otherwise the law would hold for a model that does nothing of what the paper says."""
+        """Otherwise both forms would be equal for a model that does nothing of what the paper says."""
         model = self.make_model(model_class, main_case)
         before = self.output(model)
         self.take_method_out(model)

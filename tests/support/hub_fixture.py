@@ -6,7 +6,7 @@ starts the hub and sets the environment when it is imported itself, and `conftes
 that imports huggingface_hub, in place of setting `HF_HUB_OFFLINE`:
 
 ```python
-from hub_fixture import hub, naps  # noqa: F401
+from support.hub_fixture import hub, naps  # noqa: F401
 ```
 
 From then on all requests of all tests go to this hub, which knows no repository that a test has not made, and nothing
@@ -27,11 +27,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub import Hub
+
+from .hub import Hub
 
 
 if "huggingface_hub" in sys.modules:
-    raise ImportError("import hub_fixture before anything that imports huggingface_hub: it reads the environment once")
+    raise ImportError("import this module before anything that imports huggingface_hub: it reads the environment once")
 
 CLOSING = ExitStack()
 atexit.register(CLOSING.close)

@@ -8,8 +8,10 @@ from pytest import MonkeyPatch
 from fusible.experts_ewa import Experts
 from fusible.training.recipes import Recipe
 
+from .paths import HUB_CONFIGS
 
-FOLDERS = sorted(path.parent for path in (Path(__file__).parents[1] / "hub_configs").glob("*/recipe.yaml"))
+
+FOLDERS = sorted(path.parent for path in HUB_CONFIGS.glob("*/recipe.yaml"))
 SIZES = "hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 8"
 PLAIN = f"{SIZES}, image_size: 16, patch_size: 8"
 BACKBONES = {

@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel
 
+from ..processes import run_script
 from .base import ModelTests
-from .scripts import run_script
 
 
 def assert_same_tensors(actual, expected) -> None:
