@@ -6,5 +6,5 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HUB_CONFIGS = ROOT / "hub_configs"
 TESTS = ROOT / "tests"
-GOLDEN = TESTS / "data"  # outputs of the authors' own code
+GOLDEN = TESTS / "golden"  # outputs of the authors' own code
 SCRIPTS = TESTS / "support" / "scripts"
