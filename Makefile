@@ -38,7 +38,7 @@ kernels: .venv/.installed
 
 # their tests once more, with the compiler's checks of all accesses to memory
 test-kernels: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python modeling/fusible/kernels/sanitize.py tests/test_s4_kernels.py tests/test_s4_cauchy.py
+	OMP_NUM_THREADS=1 $(BIN)/python modeling/fusible/kernels/sanitize.py tests/kernels/s4/test_operations.py tests/kernels/s4/test_cauchy.py
 
 # what needs a GPU
 test-gpu: kernels

@@ -2,12 +2,17 @@
 
 import os
 
-from hub_fixture import hub, naps  # noqa: F401  (first: libraries read the hub's address when they are imported)
+import pytest
+
+
+pytest.register_assert_rewrite("support")  # so that its assertions say what they compared
+
+# before the others: libraries read the hub's address when they are imported
+from support.hub_fixture import hub, naps  # noqa: E402, F401
 
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # for tests marked gpu, name one
 
-import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 

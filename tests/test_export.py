@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from test_saving import make_model
 from transformers.exporters import ExportedModel
 
 from fusible import (
@@ -16,7 +15,8 @@ from fusible import (
     ZeroI2VForVideoClassification,
 )
 from fusible.exporting import check_format, example_inputs, export_fused
-from tester.base import perturb_
+from support.model_tests.base import perturb_
+from support.small_models import make_model
 
 
 onnxruntime = pytest.importorskip("onnxruntime")

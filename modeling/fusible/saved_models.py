@@ -11,7 +11,8 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 import fusible
 
 from .checkpoints import FusibleModel
-from .hub import METHODS, write_card
+from .hub import write_card
+from .methods import METHODS
 from .publishing import open_repository
 from .saving import save_model
 

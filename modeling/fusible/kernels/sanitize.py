@@ -1,7 +1,7 @@
 """
 Runs tests with a build of the CPU kernels that checks all of its accesses to memory (AddressSanitizer).
 
-    python modeling/fusible/kernels/sanitize.py tests/test_s4_kernels.py
+    python modeling/fusible/kernels/sanitize.py tests/kernels/s4/test_operations.py
 
 Arguments are pytest's. Where the compiler is not g++, or comes without the sanitizer, it says so and fails.
 """

@@ -1,0 +1,306 @@
+"""S4's states are in transformers' cache, and tokens write over them where no gradient needs what was there."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import DynamicCache, GPT2Config, StaticCache
+from transformers.cache_utils import DummyLayer, LinearAttentionLayer
+
+from fusible import S4Config, S4ForCausalLM
+from fusible.blocks_s4 import S4FeedForward
+from fusible.layer_s4 import S4StateSpace
+from fusible.recurrence_s4 import S4Recurrence
+from fusible.scan_s4 import ssm_step_
+from support.model_tests.base import perturb_
+
+
+pytest_plugins = ["support.kernel_fixture"]
+pytestmark = pytest.mark.usefixtures("kernel_path")
+
+IDS = torch.arange(24).reshape(2, 12) % 7
+
+
+def make_layer(**options) -> S4Recurrence:
+    """With heads of both kinds, which take turns."""
+    config = S4Config(**{"hidden_size": 5, "state_size": 8, "num_ssm": 5, "channels": 2, **options})
+    layer = S4StateSpace(config, dense_heads=2 if config.mode == "dplr" else None)
+    perturb_(layer)
+    return layer.fuse().eval()
+
+
+OPTIONS = {
+    "plain": {"layer_pattern": ["s4", "ffn"], "num_hidden_layers": 3},
+    "unet": {"layer_pattern": ["s4", "ffn"], "num_hidden_layers": 2, "pool_sizes": [2, 3]},
+    "stages": {"num_hidden_layers": 1, "pool_sizes": [2, 2], "unet": False},
+}
+
+
+def make_model(**options) -> S4ForCausalLM:
+    model = S4ForCausalLM(S4Config(vocab_size=7, hidden_size=8, state_size=4, **options)).eval()
+    perturb_(model)
+    return model.fuse()
+
+
+@pytest.fixture
+def model():
+    return make_model(**OPTIONS["plain"])
+
+
+@pytest.fixture
+def cache(model):
+    """After seven tokens, the last one by itself."""
+    with torch.no_grad():
+        cache = model(IDS[:, :6], use_cache=True).cache_params
+        return model(IDS[:, 6:7], cache_params=cache).cache_params
+
+
+def step(model, cache, position: int = 7) -> torch.Tensor:
+    return model(IDS[:, position : position + 1], cache_params=cache).logits[:, 0]
+
+
+def states(cache) -> list[torch.Tensor]:
+    return [layer.recurrent_states[0] for layer in cache.layers if isinstance(layer, LinearAttentionLayer)]
+
+
+def addresses(cache) -> list[int]:
+    return [state.data_ptr() for state in states(cache)]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@torch.no_grad()
+def test_caches_are_those_of_transformers(options):
+    """The model makes and returns what a user would make from its configuration."""
+    model = make_model(**options)
+    assert S4Config.from_dict(model.config.to_dict()).layer_types == model.config.layer_types
+    whole, kinds = model(IDS).logits, []
+    for layer in model.layers:
+        kinds.append(DummyLayer if isinstance(getattr(layer, "mixer", None), S4FeedForward) else LinearAttentionLayer)
+    for given in (None, DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=9)):
+        outputs = model(IDS[:, :7], cache_params=given, use_cache=True)
+        cache = outputs.cache_params
+        assert (type(cache) is DynamicCache) if given is None else (cache is given)
+        assert [type(layer) for layer in cache.layers] == kinds
+        assert cache.has_previous_state() and cache.get_recurrent_state(0) is states(cache)[0]
+        for layer, state in zip([x for x in cache.layers if type(x) is not DummyLayer], states(cache), strict=True):
+            assert (layer.device, layer.dtype, len(state)) == (state.device, state.dtype, 2)
+            assert state.untyped_storage().nbytes() == state.nbytes  # it does not keep the memory of the prompt
+        logits = [outputs.logits, *(step(model, cache, position)[:, None] for position in range(7, 12))]
+        torch.testing.assert_close(torch.cat(logits, dim=1), whole)
+
+
+@torch.no_grad()
+def test_caches_that_do_not_fit(model, cache):
+    attention = DynamicCache(config=GPT2Config(n_layer=3))
+    for wrong, what in (
+        (DynamicCache(), "DynamicCache of 0 layers"),
+        (attention, r"DynamicCache of 3 layers \(DynamicLayer\)"),
+        (DynamicCache(config=S4Config(num_hidden_layers=2)), "DynamicCache of 2 layers .* This model needs 3"),
+        (tuple(states(cache)), "tuple of 0 layers"),
+    ):
+        with pytest.raises(ValueError, match=rf"cache_params is a {what}.*DynamicCache\(config=model.config\)"):
+            model(IDS, cache_params=wrong)
+    before = copy.deepcopy(states(cache))
+    with pytest.raises(ValueError, match="states of 2 sequences, and the inputs are 1.*reorder_cache"):
+        model(IDS[:1, :1], cache_params=cache)
+    assert all(map(torch.equal, states(cache), before))
+    training_form = S4ForCausalLM(S4Config.from_dict({**model.config.to_dict(), "fused": False})).eval()
+    with pytest.raises(ValueError, match="states of the model's other form"):
+        training_form(IDS[:, :1], cache_params=cache)
+    cache.reset()
+    torch.testing.assert_close(training_form(IDS, cache_params=cache).logits, training_form(IDS).logits)
+
+
+@torch.no_grad()
+def test_what_does_not_go_with_states(model, cache):
+    with pytest.raises(ValueError, match="States go in as cache_params"):
+        model(IDS[:, 7:8], past_key_values=cache)
+    with pytest.raises(ValueError, match=r"attention_mask has the shape \[2, 1\]; .* length = 2"):
+        model(IDS[:, 7:9], attention_mask=torch.ones(2, 1), cache_params=cache)
+    actual = model(IDS[:, 7:8], attention_mask=torch.ones(2, 8), cache_params=cache).logits[:, 0]
+    torch.testing.assert_close(actual, model(IDS).logits[:, 7])
+    # the pass without a prompt gets no states from transformers
+    settings = {"guidance_scale": 3.0, "max_new_tokens": 3, "do_sample": False}
+    with pytest.raises(ValueError, match=r"attention_mask has the shape \[2, 2\]; .* length = 1"):
+        model.generate(IDS, **settings)
+    assert model.generate(IDS, use_cache=False, **settings).shape == (2, 15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"mode": "diag"}], ids=["dplr", "diag"])
+@torch.no_grad()
+def test_steps_are_the_scan(options, dtype):
+    layer = make_layer(**options).to(dtype)
+    inputs = torch.randn(3, 20, 5, dtype=dtype)
+    expected, last = layer(inputs, return_state=True)
+    outputs, state = layer(inputs[:, :9], return_state=True)
+    pieces, address = [outputs], None
+    for token in inputs[:, 9:].split(1, dim=1):
+        outputs, state = layer(token, state, True, overwrite=address is not None)
+        assert address in (None, state.data_ptr())
+        pieces, address = [*pieces, outputs], state.data_ptr()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    actual = torch.cat(pieces, dim=1)
+    assert actual.dtype == dtype
+    assert (actual - expected).abs().max() < tolerance * expected.abs().max()
+    assert (state - last).abs().max() < tolerance * last.abs().max()
+
+
+def check_is_kept(layer, state, function=None) -> None:
+    """A step that may write over a state does not, and gives what it gives without that."""
+    token = torch.randn(len(state), 1, 5)
+    before = state.detach().clone()
+    with torch.no_grad():
+        expected = layer(token, before.clone(), True)
+    actual = (layer if function is None else function)(token, state, True, True)
+    assert torch.equal(state, before) and actual[1].data_ptr() != state.data_ptr()
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_states_that_are_never_written_over():
+    layer, shape = make_layer(), (2, 5, 4, 2)
+    check_is_kept(layer, torch.randn(shape))  # gradients are enabled
+    with torch.no_grad():
+        check_is_kept(layer, torch.randn(shape, requires_grad=True))
+        check_is_kept(layer, torch.randn(1, *shape[1:]).expand(shape))
+        check_is_kept(layer, torch.randn(*shape[1:], 2).movedim(-1, 0))
+        with torch.inference_mode():
+            state = torch.randn(shape)
+        check_is_kept(layer, state)
+        check_is_kept(layer, torch.randn(shape), torch.compile(layer, fullgraph=True, backend="aot_eager"))
+
+
+@torch.no_grad()
+def test_tokens_need_no_new_memory(model, cache):
+    expected, before = model(IDS).logits, addresses(cache)
+    for position, grad_mode in ((7, torch.no_grad), (8, torch.inference_mode), (9, torch.no_grad)):
+        with grad_mode():
+            torch.testing.assert_close(step(model, cache, position), expected[:, position])
+        assert addresses(cache) == before
+
+
+@torch.no_grad()
+def test_states_that_are_set_by_hand(model, cache):
+    """As for other models: they are copied."""
+    read, other = copy.deepcopy(states(cache)), DynamicCache(config=model.config)
+    for number, state in zip((0, 2), states(cache), strict=True):
+        other.update_recurrent_state(state, number)
+        other.layers[number].has_previous_state[0] = True
+    torch.testing.assert_close(step(model, other), model(IDS).logits[:, 7])
+    assert all(map(torch.equal, states(cache), read))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+@torch.no_grad()
+def test_copies_go_their_own_ways(model, cache, duplicate):
+    other = duplicate(cache)
+    expected = model(IDS).logits
+    for position in (7, 8):
+        for used in (cache, other):
+            torch.testing.assert_close(step(model, used, position), expected[:, position])
+    assert not {*addresses(cache)} & {*addresses(other)}
+
+
+@torch.no_grad()
+def test_reordered_states_are_new(model, cache):
+    other = copy.deepcopy(cache)
+    other.reorder_cache(torch.tensor([1, 1, 0]))
+    before = addresses(other)
+    expected = model(IDS).logits[:, 7]
+    actual = model(IDS[[1, 1, 0], 7:8], cache_params=other).logits[:, 0]
+    torch.testing.assert_close(actual, expected[[1, 1, 0]])
+    assert addresses(other) == before
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_resetting(options):
+    """A new sequence starts, of another batch size as well; what was returned keeps its numbers."""
+    model, ids = make_model(**options), torch.randint(7, (3, 11))
+    with torch.no_grad():
+        expected = model(ids).logits
+    for grad_mode in (torch.no_grad, torch.enable_grad):
+        with grad_mode():
+            outputs = model(IDS, use_cache=True, output_hidden_states=True)
+            returned = [outputs.logits, *outputs.hidden_states]
+            before = [part.detach().clone() for part in returned]
+            cache = outputs.cache_params
+            cache.reset()
+            assert not cache.has_previous_state() and not any(state.any() for state in states(cache))
+            torch.testing.assert_close(model(ids, cache_params=cache).logits, expected)
+        assert all(map(torch.equal, returned, before))
+    weights = [*model.parameters()]
+    actual, expected = (
+        torch.autograd.grad(logits.square().sum(), weights) for logits in (outputs.logits, model(IDS)[0])
+    )
+    torch.testing.assert_close(actual, expected)
+
+
+def test_graphs_keep_what_they_need(model, cache):
+    """Training by pieces, with tokens that are written without gradients in between."""
+    outputs, weight = model(IDS[:, 7:8], cache_params=cache), model.layers[0].mixer.ssm.input_map
+    expected = torch.autograd.grad(outputs.logits.sum(), weight, retain_graph=True)
+    assert all(state.requires_grad for state in states(cache))
+    model.detach_states(cache)
+    with torch.no_grad():
+        for position in (8, 9, 10):
+            step(model, cache, position)
+    torch.testing.assert_close(torch.autograd.grad(outputs.logits.sum(), weight), expected)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        states(cache)[0].sum().backward()
+
+
+@torch.no_grad()
+def test_states_with_a_graph_are_not_written_over(model, cache):
+    with torch.enable_grad():
+        step(model, cache)
+    kept = states(cache)
+    numbers = [state.clone() for state in kept]
+    torch.testing.assert_close(step(model, cache, 8), model(IDS).logits[:, 8])
+    assert all(map(torch.equal, kept, numbers)) and not any(state.requires_grad for state in states(cache))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpoints_of_single_tokens(model, cache, use_reentrant):
+    """Layers run twice then, from the same states, the first time without gradients in one of the two kinds."""
+    embedded, gradients = torch.randn(2, 1, 8, requires_grad=True), []
+    parameters = [parameter for parameter in model.parameters() if parameter is not model.embeddings.weight]
+    for is_checkpointed in (False, True):
+        if is_checkpointed:
+            model.train().activation_checkpointing_enable({"use_reentrant": use_reentrant})
+        outputs = model(inputs_embeds=embedded, cache_params=copy.deepcopy(cache))
+        outputs.logits.square().sum().backward()
+        gradients.append([parameter.grad for parameter in (embedded, *parameters)])
+        embedded.grad = None
+        model.zero_grad()
+    torch.testing.assert_close(*gradients)
+
+
+@torch.no_grad()
+def test_compiled_models(model):
+    """A program for prompts and one for tokens, which give new states."""
+    torch._dynamo.reset()
+    backend, expected = CompileCounterWithBackend("aot_eager"), model(IDS).logits
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    outputs = compiled(IDS[:, :7], use_cache=True)
+    cache = outputs.cache_params
+    assert type(cache) is DynamicCache
+    for position in range(7, 11):
+        before = copy.deepcopy(states(cache)), states(cache)
+        torch.testing.assert_close(step(compiled, cache, position), expected[:, position])
+        assert all(map(torch.equal, *before))
+    assert backend.frame_count == 2
+    torch.testing.assert_close(step(model, cache, 11), expected[:, 11])
+
+
+def test_states_of_a_graph_that_are_written_over_by_hand_are_an_error(kernel_path):
+    layer = make_layer(mode="diag", hidden_size=3, num_ssm=3)
+    state, weight = torch.randn(1, 3, 4, 2), torch.randn(1, 3, 4, 2, requires_grad=True)
+    product = (weight * state).sum()
+    maps = layer.transition, layer.transition_tail, layer.input_map, layer.output_map
+    with torch.no_grad():
+        ssm_step_(torch.empty(1, 1, 6), state, torch.randn(1, 1, 3), *maps, kernels=layer.kernels)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()

@@ -1,0 +1,345 @@
+"""S4's state space layer: both forms against the definition in float64."""
+
+import itertools
+
+import pytest
+import torch
+
+from fusible import S4Config
+from fusible.layer_s4 import INVERSES, TRANSFORMS, S4StateSpace, long_convolution
+from fusible.modes_s4 import to_modes
+from fusible.recurrence_s4 import S4Recurrence
+
+
+pytest_plugins = ["support.kernel_fixture"]
+pytestmark = pytest.mark.usefixtures("kernel_path")
+
+HEADS = 4
+OPTIONS = {
+    "legs": {},
+    "legs_l_max": {"l_max": 40},
+    "legs_long": {"l_max": 5},
+    "legt": {"init": "legt", "rank": 2},
+    "legt_l_max": {"init": "legt", "rank": 2, "l_max": 64},
+    "fout": {"init": "fout"},
+    "lagt": {"init": "lagt", "rank": 3, "l_max": 16},
+    "dplr_lin": {"init": "lin"},
+    "several": {"init": ["legs", "fout"], "num_ssm": 2, "b_clip": None},
+    "dplr_rate": {"l_max": 30, "rate": 0.5},
+    "one_pair": {"state_size": 2},
+    **{kind: {"mode": "diag", "init": kind} for kind in ("lin", "inv", "inv2", "quad", "rand", "real")},
+    "diag_legs": {"mode": "diag", "init": "legs", "rate": 2},
+    "diag_bilinear": {"mode": "diag", "disc": "bilinear", "tie_dt": False},
+    "diag_zoh": {"mode": "diag", "init": "legt", "tie_dt": False, "num_ssm": 4},
+    "dss": {"mode": "diag", "disc": "dss", "l_max": 37, "num_ssm": 2},
+    "softplus": {"dt_transform": "softplus", "real_transform": "relu", "imag_transform": "softplus"},
+    "sigmoid": {"mode": "diag", "dt_transform": "relu", "real_transform": "sigmoid", "imag_transform": "relu"},
+    "none": {"mode": "diag", "dt_transform": "none", "real_transform": "none", "imag_transform": "exp"},
+}
+
+
+def make_layer(dtype=torch.float64, noise=0.1, **options) -> S4StateSpace:
+    """With parameters that are not those of the start."""
+    layer = S4StateSpace(S4Config(**{"hidden_size": HEADS, "state_size": 8, "dt_min": 0.01, **options}))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(1 + noise * torch.randn_like(parameter))
+    return layer.to(dtype)
+
+
+def matrices(layer: S4StateSpace, head: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The definition, of one head: transition, input and outputs of the whole state, z beside its conjugate."""
+    config, copy = layer.config, head % layer.config.num_ssm
+    a, b = (
+        -TRANSFORMS[config.real_transform](layer.A_real[copy])
+        - 1j * TRANSFORMS[config.imag_transform](layer.A_imag[copy]),
+        torch.view_as_complex(layer.B[copy]),
+    )
+    c = torch.view_as_complex(layer.C[:, head].contiguous())
+    dt = (TRANSFORMS[config.dt_transform](layer.inv_dt[head]) * config.rate).expand(len(a))
+    l_max = round((config.l_max or 0) / config.rate)
+    a, b, c, dt = (torch.cat([x, x.conj()], dim=-1) for x in (a, b, c, dt))
+    matrix = torch.diag(a)
+    if config.mode == "dplr":
+        for row in torch.view_as_complex(layer.P[:, copy].contiguous()):
+            row = torch.cat([row, row.conj()])
+            matrix = matrix - torch.outer(row, row.conj())
+    step, eye = dt[:, None] * matrix, torch.eye(len(a))
+    if config.disc == "bilinear":
+        inverse = torch.linalg.inv(eye - step / 2)
+        transition, b = inverse @ (eye + step / 2), inverse @ (dt * b)
+    elif config.disc == "zoh":
+        transition = torch.diag(step.diagonal().exp())
+        b = b * (step.diagonal().exp() - 1) / a
+    else:  # a softmax-like normalisation over l_max steps, and the real part only
+        transition = torch.diag(step.diagonal().exp())
+        total = (torch.exp(step.diagonal() * l_max) - 1) * a
+        b = b * (step.diagonal().exp() - 1) / 2 * total.conj() / (total.abs() ** 2 + 1e-7)
+    if config.mode == "dplr" and l_max:
+        c = c @ torch.linalg.inv(eye - torch.linalg.matrix_power(transition, l_max))
+    return transition, b, c
+
+
+def scan(u, x, transition, b, c):
+    outputs = []
+    for value in u.unbind(1):
+        x = x @ transition.T + value[:, None] * b
+        outputs.append((x @ c.T).real)
+    return torch.stack(outputs, dim=1), x
+
+
+@torch.no_grad()
+def run_definition(layer, inputs, state=None):
+    """`[batch, length, heads]` to `[batch, length, channels * heads]` and the state, one step after another."""
+    batch, length, heads = inputs.shape
+    config = layer.config
+    y = torch.zeros(batch, length, config.channels, heads, dtype=torch.float64)
+    states = []
+    for head in range(heads):
+        system = matrices(layer, head)
+
+        half = torch.zeros(batch, config.state_size // 2, dtype=torch.complex128)
+        if state is not None:
+            half = torch.view_as_complex(state[:, head].contiguous())
+        u = inputs[..., head]
+        ahead, x = scan(u, torch.cat([half, half.conj()], dim=-1), *system)
+        y[..., head] = ahead[..., : config.channels] + layer.D[:, head] * u[..., None]
+        if config.bidirectional:
+            back, _ = scan(u.flip(1), torch.zeros_like(x), *system)
+            y[:, :-1, :, head] += back.flip(1)[:, 1:, config.channels :]
+        states.append(torch.view_as_real(x[:, : config.state_size // 2].contiguous()))
+    return y.flatten(2), torch.stack(states, dim=1)
+
+
+def assert_equal(actual, expected, tolerance=1e-9):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize(("channels", "bidirectional"), [(1, False), (2, False), (1, True), (2, True)])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@torch.no_grad()
+def test_both_forms_are_the_definition(options, channels, bidirectional):
+    layer = make_layer(channels=channels, bidirectional=bidirectional, **options)
+    for length in (37, 2, 1):
+        inputs = torch.randn(2, length, HEADS, dtype=torch.float64)
+        expected, _ = run_definition(layer, inputs)
+        for form in (layer, layer.fuse()):
+            outputs, state = form(inputs)
+            assert_equal(outputs, expected)
+            assert state is None
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@torch.no_grad()
+def test_states(options):
+    """Passed in and out, in pieces of any length, in both forms."""
+    layer = make_layer(channels=2, **options)
+    inputs = torch.randn(2, 37, HEADS, dtype=torch.float64)
+    start = torch.randn(2, HEADS, layer.B.shape[-2], 2, dtype=torch.float64)
+    expected, last = run_definition(layer, inputs, start)
+    actual, state = layer(inputs, start, return_state=True)
+    assert_equal(actual, expected)
+    assert_equal(state, last)
+    whole, _ = layer(inputs)
+    for form in (layer, layer.fuse()):
+        state, outputs = None, []
+        for piece in inputs.split([3, 1, 1, 20, 12], dim=1):
+            output, state = form(piece, state, return_state=True)
+            outputs.append(output)
+        assert_equal(torch.cat(outputs, dim=1), whole)
+
+
+@pytest.mark.parametrize(("mode", "dense_heads"), [("diag", None), ("dplr", 0), ("dplr", 1), ("dplr", HEADS)])
+@torch.no_grad()
+def test_inference_form_with_gelu(mode, dense_heads):
+    """Of whole sequences, and of pieces of any length."""
+    layer = make_layer(mode=mode, channels=2)
+    layer.dense_heads = dense_heads
+    fused, state, outputs = layer.fuse(), None, []
+    inputs = torch.randn(2, 37, HEADS, dtype=torch.float64)
+    y, _ = run_definition(layer, inputs)
+    expected = y * torch.special.ndtr(y)
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            assert_equal(fused(inputs, gelu=True)[0].detach(), expected)
+    for piece in inputs.split([3, 1, 1, 20, 12], dim=1):
+        output, state = fused(piece, state, True, gelu=True)
+        outputs.append(output)
+    assert_equal(torch.cat(outputs, dim=1), expected)
+
+
+@torch.no_grad()
+def test_bidirectional_inference_form_with_gelu():
+    layer, inputs = make_layer(bidirectional=True), torch.randn(2, 37, HEADS, dtype=torch.float64)
+    y, _ = run_definition(layer, inputs)
+    assert_equal(layer.fuse()(inputs, gelu=True)[0], y * torch.special.ndtr(y))
+
+
+def test_a_state_of_the_training_form_in_the_modes_of_the_inference_form():
+    layer = make_layer(init="legt", rank=2, dtype=torch.float64)
+    inputs = torch.randn(2, 9, HEADS, dtype=torch.float64)
+    start = torch.randn(2, HEADS, 4, 2, dtype=torch.float64)
+    fused = layer.fuse()
+    assert fused.num_dense_heads == 0
+    to_pairs = to_modes(*layer.recurrence())[3]
+    moved = torch.einsum("hij,bhj->bhi", to_pairs, start.flatten(2)).view_as(start)
+    assert_equal(fused(inputs, moved)[0].detach(), layer(inputs, start)[0].detach())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"l_max": 4096},
+        {"init": "fout", "l_max": 4096},
+        {"init": "legt", "rank": 2},
+        {"mode": "diag"},
+        {"mode": "diag", "init": "legs", "disc": "bilinear"},
+        {"mode": "diag", "init": "inv"},
+    ],
+)
+@pytest.mark.parametrize("noise", [0, 0.03])
+@torch.no_grad()
+def test_equivalence_in_float32_at_length_4096(options, noise):
+    options = {"hidden_size": 4, "state_size": 64, "dt_min": 0.001, **options}
+    layer = make_layer(torch.float32, noise, **options)
+    inputs = torch.randn(1, 4096, 4)
+    convolved, _ = layer(inputs)
+    exact, _ = layer.double()(inputs.double())
+    fused = layer.float().fuse()
+    scanned, _ = fused(inputs)
+    assert_equal(convolved, exact, 1e-6)
+    assert_equal(scanned, exact, 1e-5)
+    assert_equal(scanned, convolved, 1e-5)
+    first, state = fused(inputs[:, :3900], return_state=True)
+    steps = [first]
+    for piece in inputs[:, 3900:].split(1, dim=1):
+        output, state = fused(piece, state, return_state=True)
+        steps.append(output)
+    assert_equal(torch.cat(steps, dim=1), exact, 1e-5)
+    # what was measured when fusing, at some of the lags and with what float32 states add
+    impulse, recorded = torch.zeros(1, 4096, 4, dtype=torch.float64), fused.kernel_error.double()
+    impulse[:, 0] = 1
+    exact, _ = layer.double()(impulse)
+    difference = (fused.double()(impulse)[0] - exact).abs().amax((0, 1))
+    measured = difference / layer.kernel(4096).abs().amax((1, 2))
+    assert (measured < 1.5 * recorded).all() and (recorded < 20 * measured).all() and recorded.max() < 2e-5
+
+
+@torch.no_grad()
+def test_heads_stay_dense_where_modes_cannot_be_told_apart():
+    """At the start, the eigenvectors of LegS are all but parallel; moved weights have modes."""
+    dense = make_layer(torch.float32, noise=0, state_size=64).fuse()
+    assert dense.num_dense_heads == HEADS and not dense.has_pairs
+    moved = make_layer(torch.float32, noise=0.03, state_size=64, hidden_size=32, num_ssm=32)
+    fused = moved.fuse()
+    assert 0 < fused.num_dense_heads < 32
+    inputs = torch.randn(2, 200, 32)
+    exact, _ = moved.double()(inputs.double())
+    assert_equal(fused(inputs)[0], exact, 1e-5)
+    moved = moved.float()
+    moved.dense_heads = 3
+    assert moved.fuse().num_dense_heads == 3
+    assert_equal(moved.fuse()(inputs)[0], exact, 1e-5)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_have_their_inverses(name):
+    values = torch.tensor([1e-3, 0.1, 0.9], dtype=torch.float64)
+    torch.testing.assert_close(TRANSFORMS[name](INVERSES[name](values)), values)
+
+
+@torch.no_grad()
+def test_initial_values():
+    layer = S4StateSpace(S4Config(hidden_size=500, mode="diag", num_ssm=2, init=["lin", "inv"]))
+    dt = layer.inv_dt.exp()
+    assert 0.001 <= dt.min() and dt.max() <= 0.1 and dt.log().mean().item() == pytest.approx(-4.6, abs=0.2)
+    assert layer.A_imag[0, 0] == pytest.approx(1e-4) and layer.A_imag[0, 1] == pytest.approx(torch.pi)
+    assert layer.C.std().item() == pytest.approx(0.5**0.5, rel=0.05)
+    assert layer.D.std().item() == pytest.approx(1, rel=0.1)
+    torch.manual_seed(0)
+    free = S4StateSpace(S4Config(hidden_size=2, state_size=8))
+    torch.manual_seed(0)
+    tied = S4StateSpace(S4Config(hidden_size=2, state_size=8, l_max=50))
+    torch.testing.assert_close(tied.kernel(50), free.kernel(50), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"l_max": 6}, {"l_max": 20, "init": "legt", "rank": 2}, {"mode": "diag"}])
+def test_gradients(options):
+    layer = make_layer(hidden_size=2, state_size=4, bidirectional=True, **options)
+    names, values = zip(*((name, p.detach().requires_grad_()) for name, p in layer.named_parameters()), strict=True)
+    inputs = torch.randn(1, 9, 2, dtype=torch.float64, requires_grad=True)
+
+    def outputs(inputs, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (inputs,))[0]
+
+    assert torch.autograd.gradcheck(outputs, (inputs, *values))
+
+
+def test_gradients_of_both_forms_reach_inputs_and_states():
+    layer = make_layer(state_size=4)
+    inputs = torch.randn(1, 30, HEADS, dtype=torch.float64)
+    weights = torch.randn(1, 30, HEADS, dtype=torch.float64)
+    (layer(inputs)[0] * weights).sum().backward()
+    expected = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
+    layer.zero_grad()
+    first, state = layer(inputs[:, :13], return_state=True)
+    second, _ = layer(inputs[:, 13:], state)
+    (torch.cat([first, second], dim=1) * weights).sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+
+def test_half_precision_keeps_the_parameters():
+    layer = make_layer(torch.float32)
+    inputs = torch.randn(2, 50, HEADS, dtype=torch.bfloat16)
+    expected, _ = layer(inputs.float())
+    for form in (layer.to(torch.bfloat16), layer.fuse().half(), layer.fuse()):
+        assert {parameter.dtype for parameter in form.parameters()} == {torch.float32}
+        outputs, _ = form(inputs)
+        assert outputs.dtype == torch.bfloat16
+        assert_equal(outputs.float(), expected, 1e-2)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert_equal(form(inputs.float())[0], expected, 1e-5)
+
+
+def test_bidirectional_layers_have_no_state():
+    layer = make_layer(bidirectional=True)
+    for form in (layer, layer.fuse()):
+        with pytest.raises(ValueError, match="bidirectional layer has no state"):
+            form(torch.randn(1, 3, HEADS).double(), return_state=True)
+
+
+@torch.no_grad()
+def test_both_forms_compile():
+    layer = make_layer(torch.float32, state_size=4)
+    inputs = torch.randn(1, 9, HEADS)
+    for form, *arguments in ((layer, inputs), (layer.fuse(), inputs, None, True)):
+        compiled = torch.compile(form, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*arguments), form(*arguments))
+
+
+def test_long_convolution_by_its_definition():
+    inputs, kernel, ahead = (torch.randn(2, 3, 11, dtype=torch.float64) for _ in range(3))
+    kernel, ahead = kernel.movedim(0, 1), ahead.movedim(0, 1)
+    expected = torch.zeros(2, 3, 2, 11, dtype=torch.float64)
+    for t, j in itertools.product(range(11), range(11)):
+        if t - j >= 0:
+            expected[..., t] += kernel[..., j] * inputs[:, :, None, t - j]
+        if t + 1 + j < 11:
+            expected[..., t] += ahead[..., j] * inputs[:, :, None, t + 1 + j]
+    torch.testing.assert_close(long_convolution(inputs, kernel, ahead), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "diag"}, {"bidirectional": True}, {"l_max": 9}])
+@torch.no_grad()
+def test_batches_of_nothing(options):
+    layer = make_layer(channels=2, **options)
+    for form in (layer, layer.fuse()):
+        assert form(torch.zeros(0, 5, HEADS).double())[0].shape == (0, 5, 2 * HEADS)
+
+
+def test_recurrence_says_what_it_is():
+    assert repr(make_layer(mode="diag").fuse()) == "S4Recurrence(heads=4, dense_heads=0, bidirectional=False)"
+    assert isinstance(make_layer().fuse(), S4Recurrence)

@@ -1,0 +1,238 @@
+"""S4's compiled scans, steps and sums of powers against the torch definitions in float64."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from fusible import ops_s4, scan_s4
+
+
+# batch, heads, channels, groups, size, length
+SIZES = [
+    (2, 3, 1, 1, 2, 1),
+    (2, 3, 2, 3, 2, 2),
+    (3, 17, 1, 5, 2, 37),
+    (1, 2, 1, 32, 2, 1000),
+    (2, 2, 2, 9, 2, 512),
+    (2, 3, 1, 96, 1, 545),
+    (2, 2, 2, 1, 64, 600),
+    (2, 3, 1, 1, 7, 40),
+    (1, 2, 1, 1, 33, 64),
+    (2, 2, 1, 4, 3, 33),
+    (1, 2, 1, 2, 2, 16384),
+]
+SINGLE = 2e-5  # of norms, in float32: terms of both signs are larger than their sums
+NAMES = ("inputs", "transition", "b", "c", "state", "skip")
+
+
+def make(batch, heads, channels, groups, size, length, dtype=torch.float64, heads_innermost=False, skip=True):
+    """Arguments of `ssm_scan`, with stable transitions."""
+    transition = 0.98 * torch.linalg.qr(torch.randn(heads, groups, size, size, dtype=torch.float64)).Q
+    inputs = torch.randn(batch, heads, length, dtype=dtype)
+    if heads_innermost:
+        inputs = inputs.mT.contiguous().mT
+    arguments = [
+        inputs,
+        transition,
+        torch.randn(heads, groups, size, dtype=torch.float64),
+        torch.randn(heads, channels, groups, size, dtype=torch.float64),
+        torch.randn(batch, heads, groups, size, dtype=dtype),
+    ]
+    if skip:
+        arguments.append(torch.randn(channels, heads, dtype=torch.float64))
+    return [argument.requires_grad_() for argument in arguments]
+
+
+def definition(inputs, transition, b, c, state, skip=None):
+    y, last = scan_s4.ssm_scan(inputs.double(), transition, b, c, state.double())
+    return (y if skip is None else y + skip[..., None] * inputs.double()[:, None]), last
+
+
+def relative(actual, expected):
+    return ((actual - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+
+
+@torch.no_grad()
+def assert_near(actual, expected, tolerance):
+    for name, one, other in zip(("y", "last", *NAMES), actual, expected, strict=False):
+        assert one.shape == other.shape
+        assert relative(one, other) < tolerance, name
+
+
+def assert_is_the_definition(function, arguments, tolerance):
+    """Outputs and gradients of all arguments, with respect to both outputs."""
+    outputs, expected = function(*arguments), definition(*arguments)
+    weights = [torch.randn_like(output) for output in outputs]
+    gradients = torch.autograd.grad(outputs, arguments, weights)
+    reference = torch.autograd.grad(expected, arguments, [weight.double() for weight in weights])
+    assert_near([*outputs, *gradients], [*expected, *reference], tolerance)
+    for gradient, argument in zip(gradients, arguments, strict=True):
+        assert gradient.dtype == argument.dtype
+
+
+def step_arguments(dtype, inputs, transition, b, c, state, skip):
+    """Of `ssm_step`, with what rounding the increment takes away."""
+    exact = transition - torch.eye(transition.shape[-1], dtype=torch.float64)
+    increment = exact.to(dtype)
+    parts = (inputs, increment, exact - increment, b, c, state, skip)
+    return [None if part is None else part.to(dtype) for part in parts]
+
+
+def powers(heads, rows, state):
+    base = torch.polar(torch.empty(heads, state).double().uniform_(0.8, 1), torch.randn(heads, state).double() * 2)
+    coefficients = torch.randn(heads, rows, state, dtype=torch.complex128)
+    return coefficients.requires_grad_(), base.requires_grad_()
+
+
+class ScanCases:
+    """Comparisons for any build of the kernels, `kernel`, a module or what stands for one."""
+
+    @pytest.mark.parametrize("sizes", SIZES, ids=str)
+    def test_scan_with_gelu(self, kernel, sizes):
+        for dtype, tolerance, heads_innermost in (
+            (torch.float64, 1e-12, False),
+            (torch.float64, 1e-12, True),
+            (torch.float32, SINGLE, False),
+            (torch.float32, SINGLE, True),
+        ):
+            arguments = make(*sizes, dtype, heads_innermost)
+            y, last = definition(*arguments)
+            expected = torch.nn.functional.gelu(y)
+            with torch.no_grad():
+                assert_near(kernel.ssm_scan(*arguments, gelu=True), [expected, last], tolerance)
+        actual, _ = kernel.ssm_scan(*arguments, gelu=True)
+        weights = torch.randn_like(actual)
+        gradients, reference = (torch.autograd.grad(y, arguments, weights.to(y.dtype)) for y in (actual, expected))
+        assert_near([actual, last, *gradients], [expected, last, *reference], SINGLE)
+
+    @torch.no_grad()
+    def test_gelu_of_any_number(self, kernel):
+        """By a system that passes its inputs on."""
+        sizes = torch.cat([torch.logspace(-40, 4, 89, dtype=torch.float64), torch.linspace(0, 40, 321).double()])
+        for dtype, tolerance in ((torch.float64, 1e-15), (torch.float32, 5e-7)):
+            values = torch.cat([sizes, -sizes, torch.tensor([float("nan"), float("inf"), -float("inf")])]).to(dtype)
+            zeros = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+            state, skip = torch.zeros(len(values), 1, 1, 1, dtype=dtype), torch.ones(1, 1, dtype=torch.float64)
+            y, _ = kernel.ssm_scan(values[:, None, None], zeros, zeros[0], zeros, state, skip, gelu=True)
+            *finite, nan, above, below = y.double().flatten()
+            exact = values[:-3].double()
+            errors = (torch.stack(finite) - torch.nn.functional.gelu(exact)).abs() / exact.abs().clamp(min=1)
+            assert errors.max() < tolerance
+            assert nan.isnan() and below.isnan() and not above.isfinite()
+
+    @pytest.mark.parametrize("sizes", SIZES, ids=str)
+    def test_step(self, kernel, sizes):
+        inputs, *maps, state, skip = (argument.detach() for argument in make(*sizes[:5], 1))
+        for extra in (None, skip):
+            expected = definition(inputs, *maps, state, extra)
+            for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
+                arguments = step_arguments(dtype, inputs[..., 0], *maps, state, extra)
+                for tail in (arguments[2], None):
+                    y, last = kernel.ssm_step(*arguments[:2], tail, *arguments[3:])
+                    assert y.dtype == last.dtype == dtype
+                    assert_near([y, last], [expected[0][..., 0], expected[1]], tolerance)
+        arguments = step_arguments(torch.float64, inputs[..., 0], *maps, state, skip)
+        strided = [torch.stack([part] * 2, dim=-1)[..., 0] for part in arguments]
+        assert_near(kernel.ssm_step(*strided), kernel.ssm_step(*arguments), 1e-14)
+
+    @pytest.mark.parametrize("sizes", SIZES, ids=str)
+    def test_step_in_place_of_some_heads(self, kernel, sizes):
+        """The first heads of a state and then the others, in another order than inputs and outputs."""
+        batch, heads, channels, groups, size, _ = sizes
+        inputs, *maps, state, skip = (argument.detach() for argument in make(batch, heads + 3, *sizes[2:5], 1))
+        order = torch.randperm(heads + 3)
+        expected, last = definition(inputs[:, order], *maps, state, skip[:, order])
+        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
+            u, increment, tail, b, c, x, d = step_arguments(dtype, inputs.mT.contiguous(), *maps, state, skip)
+            x, y = x.clone().view(batch, heads + 3, -1, 1), torch.empty(batch, 1, channels * (heads + 3), dtype=dtype)
+            for part in (slice(0, 3), slice(3, None)):
+                parts = [tensor[part] for tensor in (increment, tail, b, c)]
+                kernel.ssm_step_(y, x, u, *parts, d, order, part.start)
+            assert_near(
+                [y.view(batch, channels, -1)[:, :, order], x.view_as(last)], [expected[..., 0], last], tolerance
+            )
+
+    @pytest.mark.parametrize("groups", [1, 5, 32])
+    def test_step_of_rotations(self, kernel, groups):
+        """Of blocks `[[p, -q], [q, p]]`, p and q do as well."""
+        inputs, _, *others = (argument.detach() for argument in make(2, 3, 2, groups, 2, 1))
+        p, q = torch.randn(2, 3, groups, dtype=torch.float64) / 2
+        blocks = torch.stack([p, -q, q, p], dim=-1).unflatten(-1, (2, 2))
+        expected, last = definition(inputs, blocks, *others)
+        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
+            u, increment, tail, *parts = step_arguments(dtype, inputs[..., 0], blocks, *others)
+            for rest in (tail[..., 0], None):
+                actual = kernel.ssm_step(u, increment[..., 0], rest, *parts)
+                assert_near(actual, [expected[..., 0], last], tolerance)
+
+    def test_scan_without_sequences_or_heads(self, kernel):
+        arguments = make(0, 3, 2, 4, 2, 40)
+        y, last = kernel.ssm_scan(*arguments)
+        assert y.shape == (0, 2, 3, 40) and last.shape == (0, 3, 4, 2)
+        for gradient in torch.autograd.grad(y.sum() + last.sum(), arguments):
+            assert not gradient.any()
+        y, _ = kernel.ssm_scan(*make(2, 0, 2, 4, 2, 40))
+        assert y.shape == (2, 2, 0, 40)
+
+    @pytest.mark.parametrize(
+        ("radius", "angle"),
+        [(1 - 1e-7, 1e-6), (1.0, 3.1415926), (1e-30, 1.0), (0.0, 0.0)],
+        ids=["slow", "fast", "dead", "0"],
+    )
+    def test_scan_of_extreme_steps(self, kernel, radius, angle):
+        inputs, _, b, c, state, skip = make(1, 2, 1, 3, 2, 4000, torch.float32)
+        turn = radius * torch.exp(1j * torch.tensor(angle, dtype=torch.float64))
+        block = torch.stack([torch.stack([turn.real, -turn.imag]), torch.stack([turn.imag, turn.real])])
+        transition = block.expand(2, 3, 2, 2).clone().requires_grad_()
+        assert_is_the_definition(kernel.ssm_scan, [inputs, transition, b, c, state, skip], 2e-5)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_scan_keeps_what_is_not_finite_in_its_place(self, kernel, value):
+        arguments = [argument.detach() for argument in make(2, 3, 1, 4, 2, 700, torch.float32)]
+        clean, _ = kernel.ssm_scan(*arguments)
+        arguments[0][1, 2, 645] = value
+        y, last = kernel.ssm_scan(*arguments)
+        assert not y[1, 0, 2, 645:].isfinite().any() and not last[1, 2].isfinite().all()
+        y[1, 0, 2, 645:] = clean[1, 0, 2, 645:]
+        assert relative(y, clean) < 1e-6
+
+    @pytest.mark.parametrize(
+        ("length", "state"), [*product([1, 2, 37, 64, 1000, 5000], [1, 5, 32, 96]), (16384, 4)], ids=str
+    )
+    def test_vandermonde(self, kernel, length, state):
+        arguments = powers(3, 2, state)
+        expected = ops_s4.vandermonde(*arguments, length)
+        weights = torch.randn_like(expected)
+        reference = torch.autograd.grad(expected, arguments, weights)
+        for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, SINGLE)):
+            actual = kernel.vandermonde(*arguments, length, dtype)
+            assert actual.dtype == dtype
+            gradients = torch.autograd.grad(actual, arguments, weights.to(dtype))
+            assert_near([actual, *gradients], [expected, *reference], tolerance)
+
+    @pytest.mark.parametrize(
+        "values",
+        [(0, 1, -1), (1e-30, 1e-200j, 1 - 1e-9), (1 - 1e-7 + 1e-6j, -0.9999999 + 5e-8j, 0.6 + 0.8j)],
+        ids=["0, 1", "dead", "slow, fast"],
+    )
+    def test_vandermonde_of_extreme_steps(self, kernel, values):
+        coefficients, _ = powers(1, 1, 3)
+        base = torch.tensor([values], dtype=torch.complex128, requires_grad=True)
+        actual, expected = kernel.vandermonde(coefficients, base, 200), ops_s4.vandermonde(coefficients, base, 200)
+        weights = torch.randn_like(actual)
+        gradients, reference = (torch.autograd.grad(k, (coefficients, base), weights) for k in (actual, expected))
+        assert_near([actual, *gradients], [expected, *reference], 1e-12)
+
+    def test_vandermonde_without_heads_and_with_what_is_not_a_number(self, kernel):
+        arguments = powers(0, 2, 3)
+        empty = kernel.vandermonde(*arguments, 10)
+        assert empty.shape == (0, 2, 10)
+        assert [g.shape for g in torch.autograd.grad(empty.sum(), arguments)] == [a.shape for a in arguments]
+        coefficients, base = (part.detach() for part in powers(2, 2, 3))
+        clean = kernel.vandermonde(coefficients, base, 100)
+        for place in range(2):
+            changed = [coefficients.clone(), base.clone()]
+            changed[place][1, ..., 2] = float("nan")
+            actual = kernel.vandermonde(*changed, 100)
+            assert actual[1, :, 1:].isnan().all() and torch.equal(actual[0], clean[0])
