@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import fusible
-from fusible.kernels_s4 import load_kernels
+from fusible.kernels.loading import load_kernels
 
 
 assert Path(fusible.__file__).is_relative_to(Path.cwd()), f"{fusible.__file__} is another fusible"

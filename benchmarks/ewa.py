@@ -27,9 +27,9 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from fusible import EWAForImageClassification
 from fusible.benchmark import median_seconds
-from fusible.experts_ewa import Experts
-from fusible.form_facts import count_macs, count_parameters
-from fusible.training.point_clouds import generate_shapes
+from fusible.data.point_clouds.datasets import generate_shapes
+from fusible.hub.form_facts import count_macs, count_parameters
+from fusible.models.ewa.experts import Experts
 
 
 NUM_EXPERTS = 4

@@ -23,7 +23,7 @@ from transformers import AutoModelForImageClassification
 
 from fusible import RePaViTConfig, RePaViTForImageClassification
 from fusible.benchmark import median_seconds
-from fusible.form_facts import count_macs, count_parameters
+from fusible.hub.form_facts import count_macs, count_parameters
 
 
 SIZES = {

@@ -31,12 +31,12 @@ from s4_generation import compare_generation
 from transformers import PreTrainedModel
 
 from fusible import S4Config, S4ForImageClassification, S4ForSequenceClassification
-from fusible.form_facts import count_parameters
-from fusible.training.digits import digit_pixels
-from fusible.training.listops import OPERATORS, VOCABULARY, write_listops
-from fusible.training.long_range import load_listops, load_pixels, pad_tokens
+from fusible.data.images.digits import digit_pixels
+from fusible.data.sequences.listops import OPERATORS, VOCABULARY, write_listops
+from fusible.data.sequences.long_range_arena import load_listops, load_pixels, pad_tokens
+from fusible.data.sequences.pathfinder import write_pathfinder
+from fusible.hub.form_facts import count_parameters
 from fusible.training.optim import param_groups
-from fusible.training.pathfinder import write_pathfinder
 
 
 HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"

@@ -20,9 +20,9 @@ from transformers import Cache, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTr
 
 from fusible import S4Config, S4ForCausalLM
 from fusible.benchmark import median_seconds
-from fusible.form_facts import count_parameters
-from fusible.kernels_s4 import load_kernels
-from fusible.layer_s4 import S4StateSpace
+from fusible.hub.form_facts import count_parameters
+from fusible.kernels.loading import load_kernels
+from fusible.models.s4.state_space import S4StateSpace
 
 
 TOKENS = 8  # written for one measurement

@@ -5,9 +5,9 @@ Speed of S4's compiled operations beside their torch definitions, the naive ones
     python benchmarks/s4_kernels.py --operations vandermonde cauchy --mode step
 
 `scan` is a whole S4D convolution of inputs `[batch, length, heads]`: naive makes all exponentials of a kernel, which
-takes some 16 bytes times heads * state * length, and convolves by FFT; two-level makes the kernel as `ops_s4` does;
+takes some 16 bytes times heads * state * length, and convolves by FFT; two-level makes it as `convolution` does;
 fft is given the kernel. `vandermonde` is the kernel alone, `cauchy` that of S4's low-rank form: naive makes all
-quotients. `token` is one step of the recurrence for a token: naive is in complex numbers, scan that of `scan_s4`,
+quotients. `token` is one step of the recurrence for a token: naive is in complex numbers, scan that of `scan`,
 layer the whole inference form of a layer; compiled and layer write over the state. Mode step is forward and backward.
 `memory` is the most that the compiled scan has at one time, in a process of its own, over that of inputs and outputs.
 Prints a table and writes benchmarks/results/s4_kernels_cpu.json and .png; each row as soon as it is measured, and
@@ -31,10 +31,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fusible import S4Config, ops_s4, scan_s4
+from fusible import S4Config
 from fusible.benchmark import median_seconds
-from fusible.kernels_s4 import load_kernels
-from fusible.layer_s4 import S4StateSpace
+from fusible.kernels.loading import load_kernels
+from fusible.models.s4 import convolution as ops_s4, scan as scan_s4
+from fusible.models.s4.state_space import S4StateSpace
 
 
 SECONDS = 60  # for a row: where naive takes as long, there is one repeat
@@ -50,7 +51,7 @@ COLUMNS = ("naive", "two-level", "scan", "fft", "compiled", "layer")
 MEMORY = """
 import re, torch
 from pathlib import Path
-from fusible.kernels_s4 import load_kernels
+from fusible.kernels.loading import load_kernels
 torch.set_num_threads({threads})
 maps = [torch.randn(shape).double() / 8 for shape in (({heads}, 32, 2, 2), ({heads}, 32, 2), ({heads}, 1, 32, 2))]
 def peak():

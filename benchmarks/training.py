@@ -25,8 +25,8 @@ from common import RESULTS, Row, facts, print_table, save
 from PIL import Image
 from rich.progress import track
 
-from fusible.training.machine import default_workers
-from fusible.training.recipes import Recipe
+from fusible.recipes.hardware import default_workers
+from fusible.recipes.recipe import Recipe
 from fusible.training.train import prepare
 from fusible.training.trainer import RecipeTrainer
 

@@ -25,11 +25,11 @@ from transformers import AutoModel, AutoModelForImageClassification, CLIPVisionC
 
 from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification, ZeroI2VModel
 from fusible.benchmark import median_seconds
-from fusible.form_facts import count_macs, count_parameters
-from fusible.training.moving_digits import still_digits, write_moving_digits
-from fusible.training.video import TrainingVideos
-from fusible.training.video_lists import folder_of_classes
-from fusible.training.video_sampling import DenseSampling
+from fusible.data.videos.annotations import folder_of_classes
+from fusible.data.videos.datasets import TrainingVideos
+from fusible.data.videos.moving_digits import still_digits, write_moving_digits
+from fusible.data.videos.sampling import DenseSampling
+from fusible.hub.form_facts import count_macs, count_parameters
 
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}

@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from conversion_scripts.torchscript import is_torchscript, read_torchscript
-from fusible.fusion import FusiblePreTrainedModel
+from fusible.core.modeling import FusiblePreTrainedModel
 from fusible.saved_models import publish
 
 

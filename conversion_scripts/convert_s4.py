@@ -41,8 +41,8 @@ from fusible import (
     S4ForSequenceClassification,
     S4Model,
 )
-from fusible.stack_s4 import S4PreTrainedModel
-from fusible.training.vocabularies import frequent_words, word_tokenizer
+from fusible.data.text.tokenizers import frequent_words, word_tokenizer
+from fusible.models.s4.backbone import S4PreTrainedModel
 
 
 CLASSIFIERS: dict[str, type[S4PreTrainedModel]] = {

@@ -8,8 +8,8 @@ from torch.nn.functional import pad
 
 from conversion_scripts.common import agreed
 from fusible import S4Config
-from fusible.layer_s4 import S4StateSpace, real_pairs
-from fusible.modes_s4 import sampled_kernel
+from fusible.models.s4.diagonalization import sampled_kernel
+from fusible.models.s4.state_space import S4StateSpace, real_pairs
 
 
 Tensors = dict[str, torch.Tensor]

@@ -5,7 +5,7 @@ import torch
 
 from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 from fusible.benchmark import median_seconds
-from fusible.form_facts import count_macs, form_facts
+from fusible.hub.form_facts import count_macs, form_facts
 
 
 def authors_vit(width: int, depth: int, heads: int, idle_ratio: float, model_class=RePaViTForImageClassification):

@@ -14,7 +14,7 @@ from fusible import (
     ZeroI2VConfig,
     ZeroI2VForVideoClassification,
 )
-from fusible.exporting import check_format, example_inputs, export_fused
+from fusible.export import check_format, example_inputs, export_fused
 from support.model_tests.base import perturb_
 from support.small_models import make_model
 

@@ -2,11 +2,11 @@
 
 import lazy_loader
 
-from . import registration
+from . import _registration
 from ._version import __version__ as __version__
 
 
 # the public names are those of the stub file, which type checkers read
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-registration.register()
+_registration.register()

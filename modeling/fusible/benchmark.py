@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from .form_facts import moved
-from .fusion import FusiblePreTrainedModel
+from .core.modeling import FusiblePreTrainedModel
+from .hub.form_facts import moved
 
 
 def folder_bytes(folder: str | Path) -> int:

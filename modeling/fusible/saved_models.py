@@ -10,11 +10,11 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import fusible
 
-from .checkpoints import FusibleModel
-from .hub import write_card
-from .methods import METHODS
-from .publishing import open_repository
-from .saving import save_model
+from .hub.methods import METHODS
+from .hub.model_card import write_card
+from .hub.publishing import open_repository
+from .hub.saving import save_model
+from .hub.weight_files import FusibleModel
 
 
 def load(source: str, revision: str | None, plain: bool = False) -> Any:

@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, CLIPImageProcessorPil, ViTConfig, ViTModel
 from typer.testing import CliRunner
 
-from fusible import RePaViTForImageClassification, catalog
-from fusible.cli import app
-from fusible.training.recipe_files import read_layers
+from fusible import RePaViTForImageClassification
+from fusible.cli.app import app
+from fusible.recipes import catalog
+from fusible.recipes.parsing import read_layers
 from support.model_tests.base import perturb_
 from support.model_tests.storage import assert_same_tensors
 from support.paths import HUB_CONFIGS
@@ -262,7 +263,7 @@ def test_interruption_and_wrong_usage(source, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fusible.commands.describe", interrupt)
+    monkeypatch.setattr("fusible.cli.fuse_actions.describe", interrupt)
     result = run("inspect", source)
     assert result.exit_code == 130 and "no model folder is half-written" in result.output
     assert run("bench").exit_code == 2
@@ -292,8 +293,8 @@ def test_listing_and_help_do_not_wait_for_torch(arguments):
     code = """if True:
         import sys
         from typer.testing import CliRunner
-        from fusible.cli import app
-        from fusible.cli_common import recipe_names
+        from fusible.cli.app import app
+        from fusible.cli.common import recipe_names
         assert recipe_names("s4-") and CliRunner().invoke(app, sys.argv[1:]).exit_code == 0
         print({"torch", "transformers"} & sys.modules.keys())"""
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)

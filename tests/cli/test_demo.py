@@ -9,8 +9,8 @@ import time
 from typer.testing import CliRunner
 
 from fusible import RePaViTForImageClassification
-from fusible.cli import app
-from fusible.training.digits import digits_dataset
+from fusible.cli.app import app
+from fusible.data.images.digits import digits_dataset
 
 
 def test_digits_are_split_by_class():
@@ -44,7 +44,7 @@ def test_interrupted_demo_leaves_no_half_written_folder(tmp_path):
     command = [
         sys.executable,
         "-c",
-        f"{listen}; from fusible.cli import app; app()",
+        f"{listen}; from fusible.cli.app import app; app()",
         "demo",
         "--folder",
         str(tmp_path),

@@ -21,7 +21,7 @@ from transformers import (
 from conversion_scripts.convert_s4 import convert_state_dict, model_class
 from conversion_scripts.s4_layouts import convert_state_space, of_one_size
 from fusible import S4Config, S4ForCausalLM, S4ForSequenceClassification
-from fusible.layer_s4 import S4StateSpace
+from fusible.models.s4.state_space import S4StateSpace
 from support.golden_s4 import convert, read, run
 from support.model_tests.base import relative_error
 from support.paths import ROOT

@@ -20,7 +20,7 @@ from fusible import (
     ZeroI2VConfig,
     ZeroI2VModel,
 )
-from fusible.subclassing import mix_in_, subclass
+from fusible.core.subclassing import mix_in_, subclass
 
 
 DEPTH = 10  # torch gives up after 8 graphs of one function

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fusible.training.augmentation import MixupCutmix, RepeatedAugmentationSampler
-from fusible.training.data import load_data
-from fusible.training.recipes import Recipe
-from fusible.training.rows import EpochCallback, NumberedCopies, SeededCollator, SeededRows
-from fusible.training.starting import load_processor
+from fusible.data.dataset import EpochCallback, NumberedCopies, SeededCollator, SeededRows
+from fusible.data.images.augmentation import MixupCutmix, RepeatedAugmentationSampler
+from fusible.data.registry import load_data
+from fusible.recipes.recipe import Recipe
+from fusible.training.setup import load_processor
 from fusible.training.train import prepare
 from support.model_tests.storage import assert_same_tensors
 from support.tiny_recipes import FOLDERS, overrides

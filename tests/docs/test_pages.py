@@ -24,10 +24,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTForIma
 
 import fusible
 from fusible import Fusible, RePaViTConfig, RePaViTForImageClassification
-from fusible.catalog import find_recipe
-from fusible.cli import app
-from fusible.methods import METHODS
-from fusible.training.recipes import Recipe
+from fusible.cli.app import app
+from fusible.hub.methods import METHODS
+from fusible.recipes.catalog import find_recipe
+from fusible.recipes.recipe import Recipe
 from support.model_tests.base import perturb_
 from support.pages import BLOCK, MORE_PAGES, PAGES, PICTURE, TINY, TINY_VIT, Block, blocks
 from support.paths import ROOT

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from fusible import EWAConfig, EWAForImageClassification, RePaViTConfig, RePaViTForImageClassification, S4Config
 from fusible._auto import AUTO_CLASSES, auto_class_of
-from fusible.code import CodeError, join_modules, joined
+from fusible.hub.code import CodeError, join_modules, joined
 
 
 VIT = {

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModel, AutoModelForImageClassification, CLIPImageProcessorPil, pipeline
 
 from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
-from fusible.methods import METHODS
+from fusible.hub.methods import METHODS
 from support.hub import Hub
 from support.model_tests.base import perturb_
 from support.model_tests.storage import assert_same_tensors
@@ -167,7 +167,7 @@ class TestCard:
 
     def test_a_users_card_is_kept(self, hub, model, monkeypatch):
         warnings = []
-        monkeypatch.setattr("fusible.publishing.logger.warning", warnings.append)
+        monkeypatch.setattr("fusible.hub.publishing.logger.warning", warnings.append)
         model.push_to_hub(REPO)
         assert "training form" in ModelCard.load(REPO).text
         model.push_to_hub(REPO, fused=True)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
 from fusible import RePaViTForImageClassification, RePaViTModel
-from fusible.folders import replaced_folder
+from fusible.hub.atomic import replaced_folder
 from support.processes import run_script
 from support.small_models import make_model
 
@@ -133,7 +133,7 @@ def test_where_folders_cannot_be_exchanged(reason, tmp_path, monkeypatch):
     if reason == "cwd":
         monkeypatch.chdir(tmp_path / "model")
     elif reason == "no exchange":
-        monkeypatch.setattr("fusible.folders._exchange", lambda first, second: False)
+        monkeypatch.setattr("fusible.hub.atomic._exchange", lambda first, second: False)
     else:
         monkeypatch.setattr("os.link", lambda *arguments, **keywords: os.stat("/nowhere"))
     model = make_model()

@@ -10,9 +10,16 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from fusible import kernels_s4
-from fusible.kernels import build
-from fusible.kernels_s4 import KernelError, KernelSource, digest_of, find_variant, import_variant, load_kernels, verify
+from fusible.kernels import build, loading
+from fusible.kernels.loading import (
+    KernelError,
+    KernelSource,
+    digest_of,
+    find_variant,
+    import_variant,
+    load_kernels,
+    verify,
+)
 from support.paths import ROOT
 
 
@@ -34,12 +41,12 @@ def repository(kernel_variant: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels_s4, "_installed", lambda: None)
+    monkeypatch.setattr(loading, "_installed", lambda: None)
 
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.WARNING, logger=kernels_s4.logger.name)
+    caplog.set_level(logging.WARNING, logger=loading.logger.name)
     return caplog
 
 
@@ -110,7 +117,7 @@ def test_installed_kernels_need_no_trust(kernel_variant, tmp_path, monkeypatch, 
     package = tmp_path / "fusible"
     shutil.copytree(kernel_variant, package / "kernels" / "s4" / "build" / kernel_variant.name)
     (package / "__init__.py").write_text("")
-    monkeypatch.setattr(kernels_s4.importlib.util, "find_spec", lambda name: Spec(package / "__init__.py"))
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: Spec(package / "__init__.py"))
     assert load_kernels() is not None
     # also for a model that was saved with others
     assert load_kernels(KernelSource(digests={kernel_variant.name: "other"}, model="me/model", folder="x")) is not None
@@ -166,7 +173,7 @@ class TestCodeOfOthers:
             calls.append((repo_id, revision, trust_remote_code))
             return find_variant(repository)
 
-        monkeypatch.setattr(kernels_s4.kernels, "install_kernel", install)
+        monkeypatch.setattr(loading.kernels, "install_kernel", install)
         assert load_kernels(KernelSource(repo_id="me/s4", revision="abc")) is None
         assert load_kernels(KernelSource(repo_id="me/s4", trust_remote_code=True)) is None
         assert not calls and len(warnings.records) == 2
@@ -177,7 +184,7 @@ class TestCodeOfOthers:
         def install(*args, **kwargs):
             raise ConnectionError("no network")
 
-        monkeypatch.setattr(kernels_s4.kernels, "install_kernel", install)
+        monkeypatch.setattr(loading.kernels, "install_kernel", install)
         source = KernelSource(repo_id="me/s4", revision="abc", **beside(repository), trust_remote_code=True)
         assert load_kernels(source) is not None and not warnings.records
 

@@ -8,7 +8,7 @@ from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from fusible.training.recipes import Recipe
+from fusible.recipes.recipe import Recipe
 from support.paths import HUB_CONFIGS
 
 

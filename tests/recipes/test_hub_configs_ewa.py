@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from fusible import EWAConfig, EWAForImageClassification
-from fusible.form_facts import count_parameters
-from fusible.methods import METHODS
-from fusible.training.recipe_files import read_layers
+from fusible.hub.form_facts import count_parameters
+from fusible.hub.methods import METHODS
+from fusible.recipes.parsing import read_layers
 from support.hub_config_checks import read
 from support.paths import HUB_CONFIGS
 

@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 import fusible
 from fusible import S4Config
-from fusible.form_facts import count_parameters
-from fusible.methods import METHODS
-from fusible.training.listops import VOCABULARY
+from fusible.data.sequences.listops import VOCABULARY
+from fusible.data.sequences.registry import SEQUENCES
+from fusible.hub.form_facts import count_parameters
+from fusible.hub.methods import METHODS
+from fusible.recipes.recipe import Recipe
 from fusible.training.optim import param_groups
-from fusible.training.recipes import Recipe
-from fusible.training.sequences import SEQUENCES
 from support.hub_config_checks import check, read
 from support.paths import HUB_CONFIGS
 

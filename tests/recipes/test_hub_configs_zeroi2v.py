@@ -12,9 +12,9 @@ from transformers import AutoImageProcessor, CLIPVisionConfig
 
 from conversion_scripts.zeroi2v_config import PRESETS
 from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification
-from fusible.form_facts import FormFacts, form_facts
-from fusible.methods import METHODS
-from fusible.training.video_sampling import make_sampling
+from fusible.data.videos.sampling import make_sampling
+from fusible.hub.form_facts import FormFacts, form_facts
+from fusible.hub.methods import METHODS
 from support.hub_config_checks import check, read
 from support.paths import HUB_CONFIGS
 

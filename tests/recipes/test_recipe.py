@@ -17,11 +17,11 @@ from transformers import (
 )
 from transformers.optimization import get_scheduler
 
-from fusible.modeling_ewa import EWAPreTrainedModel
-from fusible.training.data import load_data
+from fusible.data.registry import load_data
+from fusible.models.ewa.modeling_ewa import EWAPreTrainedModel
+from fusible.recipes.recipe import Recipe
 from fusible.training.optim import Lamb
-from fusible.training.recipes import Recipe
-from fusible.training.starting import build_model, load_processor
+from fusible.training.setup import build_model, load_processor
 from fusible.training.train import prepare, run
 from support.model_tests.storage import assert_same_tensors
 from support.paths import HUB_CONFIGS
@@ -134,8 +134,8 @@ def arguments_of(*changes: str, monkeypatch: pytest.MonkeyPatch, world_size: int
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     recipe = Recipe.load(REPAVIT, ["training.use_cpu=true", *changes])
     # TrainingArguments would wait for the other processes
-    monkeypatch.setattr("fusible.training.recipes.TrainingArguments.__post_init__", lambda self: None)
-    monkeypatch.setattr("fusible.training.recipes.TrainingArguments.n_gpu", 1)
+    monkeypatch.setattr("fusible.recipes.recipe.TrainingArguments.__post_init__", lambda self: None)
+    monkeypatch.setattr("fusible.recipes.recipe.TrainingArguments.n_gpu", 1)
     return recipe.training_arguments()
 
 
@@ -197,7 +197,7 @@ def test_schedule():
     + [(False, False, "bf16", "no"), (False, False, "no", "no")],
 )
 def test_precision(has_device, has_bf16, wanted, found, monkeypatch):
-    from fusible.training import machine
+    from fusible.recipes import hardware as machine
 
     notes = []
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_device)

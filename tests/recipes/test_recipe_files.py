@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusible import catalog
-from fusible.form_facts import count_parameters
-from fusible.training.recipe_files import read_layers, read_recipe
-from fusible.training.recipes import Recipe
+from fusible.hub.form_facts import count_parameters
+from fusible.recipes import catalog
+from fusible.recipes.parsing import read_layers, read_recipe
+from fusible.recipes.recipe import Recipe
 from support.tiny_recipes import FOLDERS
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from fusible.training.recipe_files import read_recipe
+from fusible.recipes.parsing import read_recipe
 
 
 def check(value: Any, schema: Any, where: str) -> None:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from fusible import kernels_s4
-from fusible.kernels import build
-from fusible.kernels_s4 import Kernels, import_variant, load_kernels
+from fusible.kernels import build, loading
+from fusible.kernels.loading import Kernels, import_variant, load_kernels
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +48,7 @@ def kernel(kernel_variant: Path) -> Kernels:
 def kernel_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs a test by plain torch and by compiled kernels, as if the package had none, or these."""
     variant = request.getfixturevalue("kernel_variant") if request.param == "compiled" else None
-    monkeypatch.setattr(kernels_s4, "_installed", lambda: variant)
+    monkeypatch.setattr(loading, "_installed", lambda: variant)
     load_kernels.cache_clear()
     yield request.param
     load_kernels.cache_clear()

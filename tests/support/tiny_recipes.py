@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from pytest import MonkeyPatch
 
-from fusible.experts_ewa import Experts
-from fusible.training.recipes import Recipe
+from fusible.models.ewa.experts import Experts
+from fusible.recipes.recipe import Recipe
 
 from .paths import HUB_CONFIGS
 

@@ -7,7 +7,7 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import RandomSampler
 
-from fusible.training.recipes import Recipe
+from fusible.recipes.recipe import Recipe
 from fusible.training.train import prepare
 from support.model_tests.storage import assert_same_tensors
 from support.paths import ROOT

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Trainer
 
-from fusible.training.augmentation import MixupCutmix
+from fusible.data.images.augmentation import MixupCutmix
 from fusible.training.distillation import DistillationTrainer, distillation_loss, soft_cross_entropy
 from support.small_models import make_model, make_trainer
 

@@ -22,7 +22,11 @@ from fusible import (
     ZeroI2VConfig,
     ZeroI2VForVideoClassification,
 )
-from fusible.cli import app
+from fusible.cli.app import app
+from fusible.data.dataset import Data
+from fusible.data.videos.annotations import VideoList
+from fusible.data.videos.datasets import TestVideos
+from fusible.data.videos.sampling import UniformSampling
 from fusible.training.evaluate import (
     all_views,
     evaluate_model,
@@ -32,10 +36,6 @@ from fusible.training.evaluate import (
     trainer_metrics,
     write_results,
 )
-from fusible.training.rows import Data
-from fusible.training.video import TestVideos
-from fusible.training.video_lists import VideoList
-from fusible.training.video_sampling import UniformSampling
 from support.model_tests.base import perturb_
 from support.model_tests.training import Rows
 from support.small_models import make_model, make_trainer

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..fusion import FusiblePreTrainedModel
-from ..modeling_ewa import EWAPreTrainedModel
-from .machine import uses_deepspeed
+from ..core.modeling import FusiblePreTrainedModel
+from ..models.ewa.modeling_ewa import EWAPreTrainedModel
+from ..recipes.hardware import uses_deepspeed
 
 
 logger = logging.get_logger(__name__)

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from ..benchmark import device_name, median_seconds
-from ..hub import PIPELINE_TAGS
-from ..publishing import CARD_NAME
-from .rows import Data
-from .video import TestVideos
+from ..data.dataset import Data
+from ..data.videos.datasets import TestVideos
+from ..hub.model_card import PIPELINE_TAGS
+from ..hub.publishing import CARD_NAME
 
 
 METRICS = Path(__file__).parent / "metrics"

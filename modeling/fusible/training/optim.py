@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from ..backbones import SITES, site_of
+from ..core.backbones import SITES, site_of
 
 
 # as in timm: what stands for a place or a whole, and no matrix that a feature passes

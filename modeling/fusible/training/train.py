@@ -18,13 +18,13 @@ from transformers import Trainer
 from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
-from ..catalog import CARD_DATA_NAME, find_recipe
+from ..data.registry import load_data
+from ..recipes.catalog import CARD_DATA_NAME, find_recipe
+from ..recipes.recipe import Recipe
 from ..saved_models import publish
-from .data import load_data
 from .evaluate import model_index, task_of, trainer_metrics
-from .recipes import Recipe
-from .resuming import checkpoint_of, last_checkpoint
-from .starting import build_model, load_processor
+from .resume import checkpoint_of, last_checkpoint
+from .setup import build_model, load_processor
 from .trainer import RecipeTrainer, make_trainer
 
 

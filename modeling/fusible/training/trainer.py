@@ -9,17 +9,17 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import IntervalStrategy
 
 from .._auto import auto_class_of
-from ..modeling_ewa import EWAPreTrainedModel
-from .augmentation import MixupCutmix, RepeatedAugmentationSampler
+from ..data.dataset import Data, EpochCallback, NumberedCopies, SeededCollator, SeededRows
+from ..data.images.augmentation import MixupCutmix, RepeatedAugmentationSampler
+from ..models.ewa.modeling_ewa import EWAPreTrainedModel
+from ..recipes.recipe import Recipe
 from .callbacks import EWACallback
 from .distillation import DistillationTrainer, soft_cross_entropy
 from .ema import EMACallback
 from .evaluate import trainer_metrics
 from .optim import Lamb, optimizer_cls_and_kwargs
-from .recipes import Recipe
-from .resuming import CheckpointMark, checkpoint_of
-from .rows import Data, EpochCallback, NumberedCopies, SeededCollator, SeededRows
-from .starting import load_teacher
+from .resume import CheckpointMark, checkpoint_of
+from .setup import load_teacher
 
 
 class RecipeTrainer(Trainer):

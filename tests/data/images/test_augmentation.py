@@ -11,15 +11,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil
 
-from fusible.training.augmentation import (
+from fusible.data.images.augmentation import (
     MixupCutmix,
     RepeatedAugmentationSampler,
     TrainingTransform,
     cut_and_mix,
     image_transform,
 )
-from fusible.training.pictures import erase, jitter_colors, random_rectangle, random_resized_crop
-from fusible.training.rand_augment import OPERATIONS, RandAugment
+from fusible.data.images.rand_augment import OPERATIONS, RandAugment
+from fusible.data.images.transforms import erase, jitter_colors, random_rectangle, random_resized_crop
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)

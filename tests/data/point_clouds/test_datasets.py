@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusible.training.point_clouds import (
+from fusible.data.point_clouds.datasets import (
     SHAPES,
     PointClouds,
     generate_shapes,

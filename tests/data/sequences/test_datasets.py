@@ -19,16 +19,8 @@ from fusible import (
     S4ForSequenceClassification,
     S4ForTimeSeriesPrediction,
 )
-from fusible.training.digits import digit_pixels
-from fusible.training.long_range import (
-    byte_tokenizer,
-    load_aan,
-    load_imdb,
-    load_pixel_tokens,
-    load_pixels,
-    pad_tokens,
-)
-from fusible.training.recordings import (
+from fusible.data.images.digits import digit_pixels
+from fusible.data.sequences.audio import (
     DIGITS,
     TEN_WORDS,
     AudioTokens,
@@ -38,9 +30,24 @@ from fusible.training.recordings import (
     read_wave,
     split_recordings,
 )
-from fusible.training.sequences import SEQUENCES
-from fusible.training.series import CALENDAR, Forecasts, TokenBlocks, load_wikitext, token_stream, wikitext_tokenizer
-from fusible.training.vocabularies import frequent_words, word_tokenizer
+from fusible.data.sequences.long_range_arena import (
+    byte_tokenizer,
+    load_aan,
+    load_imdb,
+    load_pixel_tokens,
+    load_pixels,
+    pad_tokens,
+)
+from fusible.data.sequences.registry import SEQUENCES
+from fusible.data.sequences.series import (
+    CALENDAR,
+    Forecasts,
+    TokenBlocks,
+    load_wikitext,
+    token_stream,
+    wikitext_tokenizer,
+)
+from fusible.data.text.tokenizers import frequent_words, word_tokenizer
 
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 4}

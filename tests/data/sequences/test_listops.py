@@ -8,9 +8,17 @@ from random import Random
 import pytest
 from transformers import AutoTokenizer
 
-from fusible.training import generated, listops
-from fusible.training.listops import FILES, VOCABULARY, draw_expression, evaluate, listops_tokenizer, write_listops
-from fusible.training.long_range import load_listops, pad_tokens
+from fusible.data import generated
+from fusible.data.sequences import listops
+from fusible.data.sequences.listops import (
+    FILES,
+    VOCABULARY,
+    draw_expression,
+    evaluate,
+    listops_tokenizer,
+    write_listops,
+)
+from fusible.data.sequences.long_range_arena import load_listops, pad_tokens
 
 
 SHORT = {"max_depth": 4, "max_args": 5, "min_length": 5, "max_length": 40}

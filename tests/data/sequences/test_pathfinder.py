@@ -11,8 +11,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
-from fusible.training.long_range import load_pixels
-from fusible.training.pathfinder import _make_row, draw_pathfinder, write_pathfinder
+from fusible.data.sequences.long_range_arena import load_pixels
+from fusible.data.sequences.pathfinder import _make_row, draw_pathfinder, write_pathfinder
 
 
 # pixels: dashes of the long paths, number of short ones and their dashes

@@ -8,18 +8,18 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from fusible.training.digits import digit_images
-from fusible.training.moving_digits import (
+from fusible.data.images.digits import digit_images
+from fusible.data.videos.annotations import folder_of_classes, mirrored_labels
+from fusible.data.videos.datasets import TestVideos, TrainingVideos
+from fusible.data.videos.decoding import count_frames, read_frames
+from fusible.data.videos.moving_digits import (
     DIRECTIONS,
     moving_digit,
     place_digit,
     still_digits,
     write_moving_digits,
 )
-from fusible.training.video import TestVideos, TrainingVideos
-from fusible.training.video_decoding import count_frames, read_frames
-from fusible.training.video_lists import folder_of_classes, mirrored_labels
-from fusible.training.video_sampling import DenseSampling
+from fusible.data.videos.sampling import DenseSampling
 
 
 pytest.importorskip("av")

@@ -20,23 +20,7 @@ from transformers import (
 )
 
 from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification
-from fusible.training.video import (
-    TestVideos,
-    TrainingVideos,
-    crops,
-    normalize,
-    random_resized_crop,
-    resize_short_side,
-)
-from fusible.training.video_decoding import (
-    CorruptVideoWarning,
-    ShortVideoWarning,
-    UnusableVideoError,
-    count_frames,
-    read_frames,
-    write_video,
-)
-from fusible.training.video_lists import (
+from fusible.data.videos.annotations import (
     MissingVideoWarning,
     VideoList,
     annotation_list,
@@ -48,7 +32,23 @@ from fusible.training.video_lists import (
     something_something_v2,
     ucf101,
 )
-from fusible.training.video_sampling import DenseSampling, UniformSampling, make_sampling
+from fusible.data.videos.datasets import (
+    TestVideos,
+    TrainingVideos,
+    crops,
+    normalize,
+    random_resized_crop,
+    resize_short_side,
+)
+from fusible.data.videos.decoding import (
+    CorruptVideoWarning,
+    ShortVideoWarning,
+    UnusableVideoError,
+    count_frames,
+    read_frames,
+    write_video,
+)
+from fusible.data.videos.sampling import DenseSampling, UniformSampling, make_sampling
 
 
 av = pytest.importorskip("av")

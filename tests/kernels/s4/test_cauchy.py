@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from fusible.kernels_s4 import import_variant
+from fusible.kernels.loading import import_variant
 from support.kernel_cases.cauchy import SIZES, CauchyCases, assert_is_the_definition, definition, make, relative
 from support.processes import run_script
 

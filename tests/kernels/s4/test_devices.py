@@ -9,7 +9,7 @@ import torch
 from torch.utils.cpp_extension import include_paths
 
 from fusible.kernels import build
-from fusible.kernels_s4 import import_variant
+from fusible.kernels.loading import import_variant
 from support.kernel_cases import scan
 from support.kernel_cases.devices import CHECKS, OnDevice, load
 from support.processes import run_script

@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from fusible import ops_s4
 from fusible.kernels import build
-from fusible.kernels_s4 import import_variant
+from fusible.kernels.loading import import_variant
+from fusible.models.s4 import convolution as ops_s4
 from support.kernel_cases.scan import (
     NAMES,
     SINGLE,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusible.experts_ewa import Experts, RoutedExperts, average_, expert_spread, stacked_parameters
+from fusible.models.ewa.experts import Experts, RoutedExperts, average_, expert_spread, stacked_parameters
 from support.model_tests.base import perturb_, relative_error
 
 

@@ -19,8 +19,8 @@ from fusible import (
     fuse_,
 )
 from fusible._auto import auto_class_of
-from fusible.experts_ewa import Experts
-from fusible.saving import save_model
+from fusible.hub.saving import save_model
+from fusible.models.ewa.experts import Experts
 from support.model_tests import FusibleTesterMixin
 from support.model_tests.base import perturb_, relative_error
 from support.model_tests.storage import assert_same_tensors

@@ -11,9 +11,9 @@ from transformers import AutoModelForImageClassification, Trainer, TrainingArgum
 from transformers.trainer_callback import TrainerState
 
 from fusible import EWAConfig, EWAForImageClassification
-from fusible.experts_ewa import RoutedExperts, average_
+from fusible.models.ewa.experts import RoutedExperts, average_
+from fusible.recipes.recipe import Recipe
 from fusible.training.callbacks import EWACallback, FusedExportCallback
-from fusible.training.recipes import Recipe
 from fusible.training.train import prepare
 from support.model_tests.storage import assert_same_tensors
 from support.model_tests.training import Rows
@@ -59,7 +59,7 @@ def make_trainer(model, folder, callbacks=(), **arguments) -> Trainer:
 def test_experts_are_averaged_once_per_optimizer_step(tmp_path, monkeypatch):
     """With gradient accumulation, with the rate of the schedule."""
     calls = []
-    monkeypatch.setattr("fusible.modeling_ewa.average_", lambda model, share_rate: calls.append(share_rate))
+    monkeypatch.setattr("fusible.models.ewa.modeling_ewa.average_", lambda model, share_rate: calls.append(share_rate))
     make_trainer(make_model(), tmp_path).train()
     assert calls == pytest.approx([0.2 * step / 6 for step in range(1, 7)])
 

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from fusible import PointViTConfig, PointViTForPointCloudClassification, PointViTModel
-from fusible.embeddings_point_vit import farthest_point_sample, nearest_points
-from fusible.training.point_clouds import PointClouds, generate_shapes, normalize_to_unit_sphere
+from fusible.data.point_clouds.datasets import PointClouds, generate_shapes, normalize_to_unit_sphere
+from fusible.models.point_vit.embeddings import farthest_point_sample, nearest_points
 from support.model_tests.base import perturb_, relative_error
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from fusible import SITES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
-from fusible.form_facts import form_facts, max_difference
+from fusible.hub.form_facts import form_facts, max_difference
 from support.model_tests.base import perturb_, relative_error
 from support.processes import run_script
 from support.repavit_cases import RePaViTCases

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from fusible import RePaViTCLIPConfig, RePaViTConfig, RePaViTForZeroShotImageClassification
-from fusible.hub import make_card
+from fusible.hub.model_card import make_card
 from support.model_tests.base import perturb_, relative_error
 from support.model_tests.equivalence import EquivalenceTests
 from support.model_tests.storage import StorageTests, assert_same_tensors

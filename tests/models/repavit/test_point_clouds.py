@@ -15,8 +15,8 @@ from fusible import (
     RePaViTForImageClassification,
     RePaViTModel,
 )
-from fusible.form_facts import form_facts, max_difference
-from fusible.training.point_clouds import PointClouds, generate_shapes
+from fusible.data.point_clouds.datasets import PointClouds, generate_shapes
+from fusible.hub.form_facts import form_facts, max_difference
 from support.model_tests import FusibleTesterMixin
 from support.model_tests.base import perturb_, relative_error
 from support.processes import run_without_fusible

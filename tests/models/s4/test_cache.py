@@ -10,10 +10,10 @@ from transformers import DynamicCache, GPT2Config, StaticCache
 from transformers.cache_utils import DummyLayer, LinearAttentionLayer
 
 from fusible import S4Config, S4ForCausalLM
-from fusible.blocks_s4 import S4FeedForward
-from fusible.layer_s4 import S4StateSpace
-from fusible.recurrence_s4 import S4Recurrence
-from fusible.scan_s4 import ssm_step_
+from fusible.models.s4.layers import S4FeedForward
+from fusible.models.s4.recurrence import S4Recurrence
+from fusible.models.s4.scan import ssm_step_
+from fusible.models.s4.state_space import S4StateSpace
 from support.model_tests.base import perturb_
 
 

@@ -9,10 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fusible.hippo_s4 import initial_state_space
-from fusible.modes_s4 import Coefficients
-from fusible.ops_s4 import cauchy, low_rank_kernel, real_fft, vandermonde
-from fusible.scan_s4 import ssm_scan, ssm_step, ssm_step_
+from fusible.models.s4.convolution import cauchy, low_rank_kernel, real_fft, vandermonde
+from fusible.models.s4.diagonalization import Coefficients
+from fusible.models.s4.hippo import initial_state_space
+from fusible.models.s4.scan import ssm_scan, ssm_step, ssm_step_
 
 
 HEADS, STATE = 3, 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.special import eval_laguerre, eval_legendre
 
-from fusible.hippo_s4 import (
+from fusible.models.s4.hippo import (
     DIAGONALS,
     MEASURES,
     StateSpace,

@@ -15,10 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 import fusible
-from fusible import S4Config, S4ForCausalLM, kernels_s4
-from fusible.kernels_s4 import KernelSource, digest_of, load_kernels, verify
-from fusible.layer_s4 import S4StateSpace
-from fusible.scan_s4 import ssm_scan, ssm_step
+from fusible import S4Config, S4ForCausalLM
+from fusible.kernels import loading
+from fusible.kernels.loading import KernelSource, digest_of, load_kernels, verify
+from fusible.models.s4.scan import ssm_scan, ssm_step
+from fusible.models.s4.state_space import S4StateSpace
 from support.model_tests.base import perturb_, relative_error
 from support.model_tests.storage import assert_same_tensors
 
@@ -33,9 +34,9 @@ REPO, KERNELS = "alice/s4", "alice/s4-kernels"
 def installed(kernel_build, kernel_variant, monkeypatch) -> Path:
     """A package with the kernels that were built for the tests."""
     repository = kernel_build.parent / "no-card"
-    monkeypatch.setattr(kernels_s4, "_installed", lambda: kernel_variant)
-    monkeypatch.setattr("fusible.kernel_model_s4.installed_repository", lambda: repository)
-    monkeypatch.setattr("fusible.kernel_model_s4.variants_in", lambda folder: kernels_s4.variants_in(kernel_build))
+    monkeypatch.setattr(loading, "_installed", lambda: kernel_variant)
+    monkeypatch.setattr("fusible.models.s4.kernel_mixin.installed_repository", lambda: repository)
+    monkeypatch.setattr("fusible.models.s4.kernel_mixin.variants_in", lambda folder: loading.variants_in(kernel_build))
     load_kernels.cache_clear()
     yield kernel_build
     load_kernels.cache_clear()
@@ -43,7 +44,7 @@ def installed(kernel_build, kernel_variant, monkeypatch) -> Path:
 
 @pytest.fixture
 def not_installed(monkeypatch):
-    monkeypatch.setattr(kernels_s4, "_installed", lambda: None)
+    monkeypatch.setattr(loading, "_installed", lambda: None)
     load_kernels.cache_clear()
     yield
     load_kernels.cache_clear()
@@ -51,7 +52,7 @@ def not_installed(monkeypatch):
 
 @pytest.fixture
 def warnings(caplog) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.WARNING, logger=kernels_s4.logger.name)
+    caplog.set_level(logging.WARNING, logger=loading.logger.name)
     return caplog
 
 
@@ -182,7 +183,7 @@ class TestWhenKernelsRun:
 
 
 def test_without_kernels(not_installed, monkeypatch, tmp_path, warnings):
-    monkeypatch.setattr("fusible.kernel_model_s4.installed_repository", lambda: None)
+    monkeypatch.setattr("fusible.models.s4.kernel_mixin.installed_repository", lambda: None)
     model = make_model()
     model.save_pretrained(tmp_path, fused=True)
     assert not (tmp_path / "s4-kernels").exists() and AutoConfig.from_pretrained(tmp_path).kernels is None

@@ -20,10 +20,10 @@ from fusible import (
     fuse_,
 )
 from fusible._auto import auto_class_of
-from fusible.blocks_s4 import ScalarNorm
-from fusible.hub import make_card
-from fusible.layer_s4 import S4StateSpace
-from fusible.recurrence_s4 import S4Recurrence
+from fusible.hub.model_card import make_card
+from fusible.models.s4.layers import ScalarNorm
+from fusible.models.s4.recurrence import S4Recurrence
+from fusible.models.s4.state_space import S4StateSpace
 from support.model_tests import FusibleTesterMixin
 from support.model_tests.base import perturb_, relative_error
 

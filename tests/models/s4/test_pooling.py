@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusible import S4Config, S4ForCausalLM, S4ForSequenceClassification, S4Model
-from fusible.pooling_s4 import S4DownPool, S4UpPool
+from fusible.models.s4.pooling import S4DownPool, S4UpPool
 from support.model_tests.base import perturb_, relative_error
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fusible import S4Config
-from fusible.layer_s4 import INVERSES, TRANSFORMS, S4StateSpace, long_convolution
-from fusible.modes_s4 import to_modes
-from fusible.recurrence_s4 import S4Recurrence
+from fusible.models.s4.diagonalization import to_modes
+from fusible.models.s4.recurrence import S4Recurrence
+from fusible.models.s4.state_space import INVERSES, TRANSFORMS, S4StateSpace, long_convolution
 
 
 pytest_plugins = ["support.kernel_fixture"]

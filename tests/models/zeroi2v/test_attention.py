@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fusible import ZeroI2VConfig, ZeroI2VModel
-from fusible.adapters_zeroi2v import LinearAdapter, fold_after, fold_before
-from fusible.attention_zeroi2v import FrameLayout, ShiftedLinear, channel_offsets, shift_frames_
-from fusible.configuration_zeroi2v import usual_offsets
+from fusible.models.zeroi2v.adapters import LinearAdapter, fold_after, fold_before
+from fusible.models.zeroi2v.attention import FrameLayout, ShiftedLinear, channel_offsets, shift_frames_
+from fusible.models.zeroi2v.configuration_zeroi2v import usual_offsets
 from support.model_tests.base import perturb_, relative_error
 
 

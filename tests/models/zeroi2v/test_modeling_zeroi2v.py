@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForVideoClassification, CLIPConfig, CLIPModel
 
 from fusible import SITES, ZeroI2VConfig, ZeroI2VForVideoClassification, ZeroI2VModel
-from fusible.attention_zeroi2v import ShiftedLinear
-from fusible.form_facts import count_parameters, form_facts, max_difference
+from fusible.hub.form_facts import count_parameters, form_facts, max_difference
+from fusible.models.zeroi2v.attention import ShiftedLinear
 from support.model_tests import FusibleTesterMixin
 from support.model_tests.base import perturb_, relative_error
 from support.model_tests.storage import assert_same_tensors

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fusible.hippo_s4 import initial_state_space
-from fusible.ops_s4 import low_rank_kernel
+from fusible.models.s4.convolution import low_rank_kernel
+from fusible.models.s4.hippo import initial_state_space
 
 
 # rank, channels, state, length

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from fusible import ops_s4, scan_s4
+from fusible.models.s4 import convolution, scan
 
 
 # batch, heads, channels, groups, size, length
@@ -45,7 +45,7 @@ def make(batch, heads, channels, groups, size, length, dtype=torch.float64, head
 
 
 def definition(inputs, transition, b, c, state, skip=None):
-    y, last = scan_s4.ssm_scan(inputs.double(), transition, b, c, state.double())
+    y, last = scan.ssm_scan(inputs.double(), transition, b, c, state.double())
     return (y if skip is None else y + skip[..., None] * inputs.double()[:, None]), last
 
 
@@ -202,7 +202,7 @@ class ScanCases:
     )
     def test_vandermonde(self, kernel, length, state):
         arguments = powers(3, 2, state)
-        expected = ops_s4.vandermonde(*arguments, length)
+        expected = convolution.vandermonde(*arguments, length)
         weights = torch.randn_like(expected)
         reference = torch.autograd.grad(expected, arguments, weights)
         for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, SINGLE)):
@@ -219,7 +219,10 @@ class ScanCases:
     def test_vandermonde_of_extreme_steps(self, kernel, values):
         coefficients, _ = powers(1, 1, 3)
         base = torch.tensor([values], dtype=torch.complex128, requires_grad=True)
-        actual, expected = kernel.vandermonde(coefficients, base, 200), ops_s4.vandermonde(coefficients, base, 200)
+        actual, expected = (
+            kernel.vandermonde(coefficients, base, 200),
+            convolution.vandermonde(coefficients, base, 200),
+        )
         weights = torch.randn_like(actual)
         gradients, reference = (torch.autograd.grad(k, (coefficients, base), weights) for k in (actual, expected))
         assert_near([actual, *gradients], [expected, *reference], 1e-12)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fusible.kernels_s4 import import_variant
+from fusible.kernels.loading import import_variant
 from support.kernel_cases.cauchy import SIZES, assert_is_the_definition, make
 
 

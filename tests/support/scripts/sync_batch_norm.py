@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
-from fusible.batch_norm_repavit import RecomputeSafeSyncBatchNorm
+from fusible.core.batch_norm import RecomputeSafeSyncBatchNorm
 
 
 def main(folder: Path) -> None:

@@ -1,0 +1,80 @@
+"""Base class of the configurations of models with two forms."""
+
+import copy
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+class PortableConfig(PreTrainedConfig):
+    """Base class of configurations that are saved with the code of their models, for `trust_remote_code=True`."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As for all configurations, with the code beside it that `auto_map` names."""
+        config = copy.copy(self)
+        try:
+            code = importlib.import_module("fusible.hub.code")
+        except ImportError:
+            pass  # this is remote code itself, which transformers copies
+        else:
+            os.makedirs(save_directory, exist_ok=True)
+            config.auto_map = code.write_code(save_directory, self) or config.auto_map
+        PreTrainedConfig.save_pretrained(config, save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+
+@strict
+class FusibleConfig(PortableConfig):
+    r"""
+    Base class of the configurations of models that have a training form and an inference form.
+
+    Args:
+        fused (`bool`, *optional*, defaults to `False`):
+            Which of the two forms the model has. Fused weights cannot be turned back into the training form.
+    """
+
+    free_fields: ClassVar[frozenset[str]] = frozenset()  # fields in which weights and configuration may differ
+
+    fused: bool = False
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As for all configurations; raises `ValueError` for a configuration of another kind of model."""
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:  # transformers only warns, and makes a model of random weights
+            raise ValueError(
+                f"This is a model of type {found!r}, not {cls.model_type!r}. An Auto class loads it as it is; "
+                "from_dense() starts from its weights."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    def structure_digest(self) -> str:
+        """
+        Fingerprint (16 hex digits) of the form and of the options that tensor shapes do not show.
+
+        It is written into the weight files, so that weights are never read with another model's configuration.
+        """
+        inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        own = {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
+        structure = {
+            name: self._fingerprint(value) for name, value in own.items() if name not in inherited | self.free_fields
+        }
+        text = json.dumps({"model_type": self.model_type, **structure}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _fingerprint(self, value: Any) -> Any:
+        """What of a field's value goes into the digest: of a configuration without forms, its type."""
+        if isinstance(value, FusibleConfig):
+            return value.structure_digest()
+        return value.model_type if isinstance(value, PreTrainedConfig) else value
+
+
+__all__ = ["FusibleConfig"]

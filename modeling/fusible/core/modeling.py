@@ -1,0 +1,312 @@
+"""One module, two forms, one function: what all methods share."""
+
+import copy
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import torch
+from huggingface_hub import CommitInfo
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..hub.publishing import push_model
+from ..hub.saving import save_model
+from ..hub.weight_files import check_signature, no_way_back
+from .configuration import FusibleConfig
+
+
+HUB_ARGUMENTS = (
+    "repo_id",
+    "card_data",
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "create_pr",
+    "tags",
+)
+DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class Fusible(nn.Module, ABC):
+    """
+    A module that trains as itself and runs as `fuse()`: in eval mode both are the same function.
+
+    `fuse` computes in float64, keeps dtype and device, leaves `self` as it was and works on the meta device.
+    """
+
+    @abstractmethod
+    def fuse(self) -> nn.Module:
+        """The inference form: a plain module without any `Fusible` inside."""
+
+
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
+    """An `nn.Linear` of this weight `[out, in]` and bias `[out]`, made without drawing random numbers."""
+    linear = nn.Linear(1, 1, bias=bias is not None, device="meta")
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias)
+    return linear
+
+
+def fuse_(module: nn.Module) -> nn.Module:
+    """
+    Fuses every `Fusible` inside a module, in place.
+
+    Returns:
+        The module; its inference form if it is a `Fusible` itself.
+
+    Raises:
+        ValueError: if there is nothing to fuse, for instance because the module is fused already.
+    """
+    if not any(isinstance(child, Fusible) for child in module.modules()):
+        raise ValueError(f"{type(module).__name__} has no training form left to fuse; it is fused already.")
+    fused = _fuse_tree(module)
+    _say_fused(module)
+    return fused
+
+
+def _say_fused(module: nn.Module) -> None:
+    for model in module.modules():
+        if isinstance(model, PreTrainedModel):  # also a model that only contains a fusible one, such as a detector
+            for config in (model.config, *model.config.__dict__.values()):
+                # not by our class, of which remote code can have two
+                if isinstance(config, PreTrainedConfig) and "fused" in config.__dict__:
+                    config.__dict__["fused"] = True
+        if isinstance(model, FusiblePreTrainedModel):
+            model._note_structure()
+
+
+def _fuse_tree(module: nn.Module) -> nn.Module:
+    if isinstance(module, Fusible):
+        return module.fuse()
+    for name, child in module.named_children():
+        fused = _fuse_tree(child)
+        if fused is not child:
+            setattr(module, name, fused)
+    return module
+
+
+class FusiblePreTrainedModel(PreTrainedModel):
+    """
+    A transformers model with a training form and an inference form, told apart by `config.fused`.
+
+    A fused model is built as the training form and then fused, which costs nothing on the meta device.
+    """
+
+    config: FusibleConfig
+    config_class: type[FusibleConfig]
+
+    def post_init(self) -> None:
+        super().post_init()
+        # some backbones also name blocks of another tower, such as CLIP's text model, at which FSDP stops
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = present.intersection(self._no_split_modules or ())
+        if self.config.fused:
+            _fuse_tree(self)  # parts that are models themselves may be fused already
+            _say_fused(self)
+
+    def fuse(self) -> Self:
+        """
+        The inference form: a new model in eval mode. It shares the tensors that fusing does not change.
+
+        Raises:
+            ValueError: if the model is fused, quantized or carries PEFT adapters.
+        """
+        return self._fused_from(self.state_dict())
+
+    def _fused_from(self, state_dict: dict[str, torch.Tensor]) -> Self:
+        self._check_fusible()
+        # built from the config and not by deepcopy, which would copy the weights and which FSDP forbids
+        config = copy.deepcopy(self.config)
+        config.__dict__.pop("distributed_config", None)
+        with torch.device("meta"):
+            twin = type(self)(config)
+        twin.load_state_dict(state_dict, assign=True)
+        twin.tie_weights()  # which were assigned one by one
+        for name, buffer in self.named_buffers():
+            if name not in state_dict:  # non-persistent
+                path, _, leaf = name.rpartition(".")
+                twin.get_submodule(path)._buffers[leaf] = buffer
+        twin.model_tags, twin.name_or_path = self.model_tags, self.name_or_path
+        if self.can_generate():
+            twin.generation_config = self.generation_config
+        return twin._fuse_self()
+
+    def _fuse_self(self) -> Self:
+        fuse_(self)
+        return self.eval()
+
+    @property
+    def has_fused_form(self) -> bool:
+        """Whether the options of the configuration leave an inference form."""
+        return True
+
+    def _note_structure(self) -> None:
+        """Writes into the configuration what of the fused structure depends on the weights."""
+
+    def _finish_save(self, folder: Path) -> None:
+        """Adds to a folder what a kind of model has besides weights, configuration and code."""
+
+    def _check_fusible(self) -> None:
+        name = type(self).__name__
+        if not self.has_fused_form:
+            raise ValueError(f"This {name} has no inference form with its options; save it with fused=False.")
+        if self.config.fused:
+            raise ValueError(f"This {name} is fused already.")
+        if "quantization_config" in self.config.to_dict():
+            raise ValueError(f"This {name} is quantized. Fuse and save the full-precision model, then quantize that.")
+        if any(type(module).__module__.partition(".")[0] == "peft" for module in self.modules()):
+            raise ValueError(
+                f"This {name} carries PEFT adapters. Call merge_and_unload() on the PEFT model, then fuse."
+            )
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        *,
+        fused: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Saves model, configuration and code, as `PreTrainedModel.save_pretrained` does, but all at once or not at all.
+
+        Args:
+            save_directory: its other files stay as they are.
+            is_main_process: `False` on ranks that do not write.
+            state_dict: weights to save instead of the model's own, for instance gathered from shards; of the model's
+                own form, also with `fused=True`.
+            push_to_hub: also push to the Hub; with the arguments of `push_to_hub`, `repo_id` defaulting to the
+                folder's name.
+            fused: save the inference form. `self` stays as it is, and only what fusing changes is copied.
+            **kwargs: the other arguments of `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: if `fused=True` and the model is quantized or carries PEFT adapters.
+            OSError: if the folder cannot be written; it is then as it was.
+        """
+        if os.path.isfile(save_directory):
+            raise OSError(f"{save_directory} is a file; save_pretrained needs the path of a folder.")
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        writes = self.should_save_on_this_rank(is_main_process)
+        distributed_config = self.config.__dict__.get("distributed_config")
+        model, given, names = self, state_dict, []
+        if fused and not self.config.fused:
+            self._check_fusible()
+            if kwargs.pop("distributed_checkpoint", False):
+                raise ValueError("fused=True needs whole weights; leave out distributed_checkpoint=True.")
+            gathered = self.gather_sharded_state_dict_for_save(
+                self,
+                self.state_dict() if state_dict is None else state_dict,
+                distributed_config,
+                save_on_this_rank=writes,
+            )
+            state_dict = None
+            model = self._fused_from(gathered) if writes else self
+        if model is not self or writes or not fused:
+            names = save_model(model, save_directory, writes, is_main_process, state_dict, **kwargs)
+        self.barrier_after_gathered_checkpoint_save(distributed_config)
+        if push_to_hub and writes:
+            hub.setdefault("repo_id", Path(save_directory).resolve().name)
+            measure = model is not self and given is None and distributed_config is None
+            hub["variant"] = kwargs.get("variant")
+            push_model(model, self, Path(save_directory), names, measure=measure, **hub)
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, fused: bool = False, max_shard_size: int | str = "50GB", **kwargs: Any
+    ) -> CommitInfo:
+        """
+        Pushes model, configuration, code and a model card to the Hub, as one commit that is whole or not there.
+
+        Args:
+            repo_id: `user/name`; created if missing.
+            fused: push the inference form; `self` stays as it is.
+            max_shard_size: of the weight files, as for `save_pretrained`.
+            **kwargs: the other arguments of `PreTrainedModel.push_to_hub`, and `card_data`: a `dict` with more
+                metadata for the model card, such as `license`, `datasets` and `metrics`.
+
+        Raises:
+            OSError: if the push did not complete. The branch then holds the previous version or the new one, whole.
+        """
+        model = self.fuse() if fused and not self.config.fused else self
+        with TemporaryDirectory() as folder:
+            names = save_model(model, folder, max_shard_size=max_shard_size)
+            return push_model(model, self, Path(folder), names, repo_id, measure=model is not self, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        fused: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        Loads a model, as `PreTrainedModel.from_pretrained` does.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub repository.
+            config: configuration to use instead of the checkpoint's.
+            fused: the form wanted; `None` for the checkpoint's own. A training checkpoint is fused in its own
+                precision and cast afterwards.
+            **kwargs: the other arguments of `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            ValueError: if the training form is asked of a fused checkpoint, or fusing is asked together with
+                quantization or sharding, or weights and configuration do not belong together.
+            OSError: if a weight file is cut off.
+        """
+        path = pretrained_model_name_or_path
+        if isinstance(config, PreTrainedConfig):
+            fused = config.fused if fused is None else fused
+        if path is None or fused is None:
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        location = path if config is None or isinstance(config, PreTrainedConfig) else config
+        download = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
+        saved_fused = cls.config_class.get_config_dict(location, **download)[0].get("fused", False)
+        if saved_fused and not fused:
+            raise ValueError(no_way_back(path))
+        if isinstance(config, PreTrainedConfig):
+            config = copy.deepcopy(config)
+            config.fused = saved_fused
+        if saved_fused == fused:
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        for name in ("quantization_config", "distributed_config", "tp_plan"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"fused=True cannot be combined with {name} on a training checkpoint. Save it with "
+                    "save_pretrained(..., fused=True) first, then load the fused folder."
+                )
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", "auto"))
+        result = super().from_pretrained(path, *model_args, config=config, **kwargs)
+        loaded, info = result if isinstance(result, tuple) else (result, None)
+        model = loaded._fuse_self()
+        if dtype not in (None, "auto"):
+            model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+            model.config.dtype = model.dtype
+        return model if info is None else (model, info)
+
+    @staticmethod
+    def _load_pretrained_model(  # type: ignore[override]
+        model: "FusiblePreTrainedModel",
+        state_dict: dict | None,
+        checkpoint_files: list[str] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        for file in checkpoint_files or []:
+            if str(file).endswith(".safetensors"):
+                check_signature(file, model.config)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+
+__all__ = ["Fusible", "FusiblePreTrainedModel", "fuse_", "make_linear"]

@@ -1,0 +1,171 @@
+"""
+Images of classes, from `datasets`: folders, parquet files, webdataset shards and Hub repositories, also as streams.
+
+They are decoded by PIL, in the workers of the data loader.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import datasets
+import torch
+from PIL import Image
+from transformers import TrainingArguments
+
+from ...recipes.recipe import Recipe
+from ..dataset import Data, Mapped
+from .augmentation import image_transform
+from .digits import digits_dataset
+
+
+# names in recipes -> repository on the Hub
+IMAGE_REPOSITORIES = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "imagenet-1k": "ILSVRC/imagenet-1k",
+}
+EVAL_SPLITS = ("validation", "val", "test")
+
+
+def _image_row(
+    row: Mapping[str, Any], transform: Callable[[Image.Image], torch.Tensor], image: str, label: str
+) -> dict[str, Any]:
+    return {"pixel_values": transform(row[image]), "labels": int(row[label])}
+
+
+def find_eval_split(splits: Mapping[str, Any], train_split: str, eval_split: str | None) -> str | None:
+    """
+    The split to evaluate on: the given one, or else validation, val or test, if there is one.
+
+    Raises:
+        ValueError: if a split that was named is not there.
+    """
+    for name in filter(None, (train_split, eval_split)):
+        if name not in splits:
+            raise ValueError(f"There is no split {name!r}; there are {', '.join(splits)}.")
+    return eval_split or next((name for name in EVAL_SPLITS if name in splits), None)
+
+
+def find_column(features: Mapping[str, Any], given: str | None, kind: type, option: str) -> str:
+    """The column that is given, or else the only one of a kind; raises `ValueError` if that does not tell one."""
+    if given is not None:
+        if given not in features:
+            raise ValueError(f"data.{option} is {given!r}; the columns are {', '.join(features)}.")
+        return given
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    found = found or [name for name in ("label", "labels", "cls") if option == "label_column" and name in features]
+    if len(found) != 1:
+        raise ValueError(f"Which of the columns {', '.join(features)} is meant? Say it with data.{option}=NAME.")
+    return found[0]
+
+
+def image_data(
+    recipe: Recipe,
+    processor: Any,
+    splits: Any,
+    *,
+    train_split: str = "train",
+    eval_split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    num_examples: int | None = None,
+) -> Data:
+    """
+    Splits of `datasets`, in memory, on disk or as streams, as data for image classifiers.
+
+    Raises:
+        ValueError: if there is no image processor, no such split, or no telling which columns are meant.
+    """
+    if processor is None:
+        raise ValueError(f"Images need a preprocessor_config.json beside the recipe, in {recipe.folder}.")
+    eval_split = find_eval_split(splits, train_split, eval_split)
+    train = splits[train_split]
+    is_stream = isinstance(train, datasets.IterableDataset)
+    features = train.features or next(iter(train)).keys()
+    if not isinstance(features, Mapping):  # a stream that does not know before it has been read
+        features = dict.fromkeys(features)
+    image = find_column(features, image_column, datasets.Image, "image_column")
+    label = find_column(features, label_column, datasets.ClassLabel, "label_column")
+    names = features[label].names if isinstance(features[label], datasets.ClassLabel) else None
+
+    augment = recipe.augment
+    options = {
+        name: getattr(augment, name)
+        for name in ("auto_augment", "interpolation", "color_jitter", "random_erasing", "random_erasing_mode")
+        + ("resized_crop_area", "resized_crop_ratio", "horizontal_flip")
+    }
+
+    def rows(split: Any, training: bool) -> Any:
+        function = partial(
+            _image_row, transform=image_transform(processor, training, **options), image=image, label=label
+        )
+        if is_stream:
+            return split.map(function, remove_columns=list(features))
+        return Mapped(split, function)
+
+    return Data(
+        rows(train, True),
+        rows(splits[eval_split], False) if eval_split else None,
+        classes=names,
+        num_examples=num_examples,
+    )
+
+
+def images(
+    recipe: Recipe,
+    processor: Any,
+    *,
+    path: str | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    shuffle_buffer: int = 10_000,
+    num_examples: int | None = None,
+    train_split: str = "train",
+    eval_split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Data:
+    """
+    Images of classes by `datasets.load_dataset`: a folder of images, parquet files or webdataset shards, or a
+    repository on the Hub.
+
+    Args:
+        recipe: its `dataset` is the path, if no other is given.
+        processor: the image processor.
+        path: folder or repository.
+        name: of one of the repository's configurations.
+        revision: of the repository.
+        streaming: read while training, instead of before.
+        shuffle_buffer: a stream is shuffled within so many examples.
+        num_examples: of a stream for training, where the repository does not say it.
+        train_split: name of the split to train on.
+        eval_split: name of the split to evaluate on; by default validation, val or test.
+        image_column: needed if there are several columns of images.
+        label_column: needed if there are several columns of classes.
+    """
+    path = path or IMAGE_REPOSITORIES.get(recipe.dataset, recipe.dataset)
+    splits = cast(Any, datasets.load_dataset(path, name, revision=revision, streaming=streaming))
+    if streaming:
+        train = splits.get(train_split)
+        if train is not None:
+            known = (train.info.splits or {}).get(train_split)
+            num_examples = num_examples or (known.num_examples if known else None)
+            seed = int(recipe.training.get("seed", TrainingArguments.seed))
+            splits[train_split] = train.shuffle(seed=seed, buffer_size=shuffle_buffer)
+    columns = {"image_column": image_column, "label_column": label_column}
+    return image_data(
+        recipe, processor, splits, train_split=train_split, eval_split=eval_split, num_examples=num_examples, **columns
+    )
+
+
+def digits(recipe: Recipe, processor: Any, *, seed: int = 0) -> Data:
+    """The 1,797 images of scikit-learn's digits, of which a fifth is for evaluation; `seed` is the split's."""
+    splits = digits_dataset(seed)
+    data = image_data(recipe, processor, splits)
+    data.train.rows, data.eval.rows = list(splits["train"]), list(splits["test"])  # small, so decoded once
+    return data
+
+
+__all__ = ["IMAGE_REPOSITORIES", "digits", "find_column", "find_eval_split", "image_data", "images"]

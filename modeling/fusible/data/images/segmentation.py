@@ -1,0 +1,99 @@
+"""Images and the class of each of their pixels, from `datasets`: folders, parquet files and Hub repositories."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ...recipes.recipe import Recipe
+from ...recipes.sections import Augmentation
+from ..dataset import Data, Mapped
+from .classification import find_column, find_eval_split
+
+
+IGNORED = 255
+
+
+def _row(row: Mapping[str, Any], processor: Any, image: str, label_map: str, flip: float) -> dict[str, torch.Tensor]:
+    picture, classes = row[image].convert("RGB"), row[label_map]
+    if float(torch.rand(())) < flip:
+        picture, classes = ImageOps.mirror(picture), ImageOps.mirror(classes)
+    pixels = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    # by ourselves: some processors of transformers mix the numbers of neighbouring classes
+    labels = np.array(classes.resize((pixels.shape[2], pixels.shape[1]), Image.Resampling.NEAREST), dtype=np.int64)
+    if getattr(processor, "do_reduce_labels", False):  # where 0 is no class
+        labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
+    return {"pixel_values": pixels, "labels": torch.from_numpy(labels)}
+
+
+def _check_augmentation(augment: Augmentation) -> None:
+    changed = [
+        field.name
+        for field in dataclasses.fields(augment)
+        if field.name != "horizontal_flip" and getattr(augment, field.name) != getattr(Augmentation(), field.name)
+    ]
+    if changed:
+        raise ValueError(f"augmentation.{changed[0]} is not for segmentation, which has horizontal_flip only.")
+
+
+def segmentation(
+    recipe: Recipe,
+    processor: Any,
+    *,
+    path: str | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    train_split: str = "train",
+    eval_split: str | None = None,
+    image_column: str | None = None,
+    map_column: str | None = None,
+) -> Data:
+    """
+    Images with maps of classes, by `datasets.load_dataset`.
+
+    In a folder of images, `metadata.csv` names the maps in a column such as `map_file_name`. They are images of one
+    channel, whose values are class ids; 255 does not count. They are scaled to what the image processor makes of their
+    images, also for evaluation.
+
+    Args:
+        recipe: its `dataset` is the path, if no other is given.
+        processor: the image processor, which must not crop; `do_reduce_labels` makes 0 no class.
+        path: folder or repository.
+        name: of one of the repository's configurations.
+        revision: of the repository.
+        train_split: name of the split to train on.
+        eval_split: name of the split to evaluate on; by default validation, val or test.
+        image_column: of the images, `image` by default.
+        map_column: of the maps; by default the one other column of images.
+
+    Raises:
+        ValueError: if there is no processor or it crops, there is no such split or column, or for other augmentation
+            than flips.
+    """
+    if processor is None:
+        raise ValueError(f"Images need a preprocessor_config.json beside the recipe, in {recipe.folder}.")
+    if getattr(processor, "do_center_crop", False):
+        raise ValueError("The image processor crops, so that maps would not fit; set its do_center_crop to false.")
+    _check_augmentation(recipe.augment)
+    splits = cast(Any, datasets.load_dataset(path or recipe.dataset, name, revision=revision))
+    eval_split = find_eval_split(splits, train_split, eval_split)
+    features = splits[train_split].features
+    image = find_column(features, image_column or "image", datasets.Image, "image_column")
+    others = {column: feature for column, feature in features.items() if column != image}
+    columns: dict[str, Any] = {
+        "image": image,
+        "label_map": find_column(others, map_column, datasets.Image, "map_column"),
+    }
+    train = partial(_row, processor=processor, flip=recipe.augment.horizontal_flip, **columns)
+    evaluated = partial(_row, processor=processor, flip=0.0, **columns)
+    return Data(
+        Mapped(splits[train_split], train), Mapped(splits[eval_split], evaluated) if eval_split is not None else None
+    )
+
+
+__all__ = ["segmentation"]

@@ -1,0 +1,284 @@
+"""
+Videos for `Trainer`: random clips for training, and the same views at each test.
+
+`video_lists` says which videos there are, `video_sampling` which of their frames are taken.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from ..images.rand_augment import RandAugment
+from ..images.transforms import ErasingMode, check_probabilities, erase, make_generator, normalize, random_rectangle
+from .annotations import VideoList, mirrored_labels
+from .decoding import CorruptVideoWarning, ShortVideoWarning, UnusableVideoError, import_av, read_frames
+from .sampling import Sampling
+
+
+Policy = Literal["skip", "loop"]
+
+
+def resize_short_side(frames: torch.Tensor, size: int, antialias: bool = False) -> torch.Tensor:
+    """`[frames, 3, height, width]` (uint8), bilinear, so that the shorter side is `size` and the ratio is kept."""
+    height, width = frames.shape[-2:]
+    scale = size / min(height, width)
+    new = (int(height * scale + 0.5), int(width * scale + 0.5))
+    return frames if new == (height, width) else F.interpolate(frames, new, mode="bilinear", antialias=antialias)
+
+
+def crops(frames: torch.Tensor, size: int, num_crops: Literal[1, 3] = 1) -> list[torch.Tensor]:
+    """Squares `[..., size, size]`: the middle, or both ends of the longer side (left or top first) and the middle."""
+    height, width = frames.shape[-2:]
+    row, column = (height - size) // 2, (width - size) // 2
+    places = [(row, column)]
+    if num_crops == 3:
+        places = [(row, 0), (row, 2 * column)] if width >= height else [(0, column), (2 * row, column)]
+        places.append((row, column))
+    return [frames[..., top : top + size, left : left + size] for top, left in places]
+
+
+def random_resized_crop(
+    frames: torch.Tensor,
+    size: int,
+    generator: np.random.Generator,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    antialias: bool = False,
+) -> torch.Tensor:
+    """
+    One random rectangle of all frames, resized to a square `[..., size, size]`.
+
+    Args:
+        area: smallest and largest share of the picture.
+        ratio: smallest and largest width over height, log-uniform. The largest square in the middle is taken if ten
+            random rectangles do not fit.
+    """
+    height, width = frames.shape[-2:]
+    found = random_rectangle(height, width, generator, area, ratio)
+    if found is None:
+        cut = crops(frames, min(height, width))[0]
+    else:
+        top, left, h, w = found
+        cut = frames[..., top : top + h, left : left + w]
+    same = cut.shape[-2:] == (size, size)
+    return cut if same else F.interpolate(cut, (size, size), mode="bilinear", antialias=antialias)
+
+
+class _Videos(torch.utils.data.Dataset):
+    """Reads a list of videos; one that cannot be used is replaced by another, so that no video ends an epoch."""
+
+    def __init__(
+        self,
+        videos: VideoList,
+        sampling: Sampling,
+        size: int,
+        resize: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        antialias: bool,
+        corrupt: Policy,
+        short: Policy,
+        frame_files: str,
+    ) -> None:
+        for name, policy in {"corrupt": corrupt, "short": short}.items():
+            if policy not in ("skip", "loop"):
+                raise ValueError(f"{name} is {policy!r}; it must be 'skip' or 'loop'.")
+        if not len(videos):
+            raise ValueError("There are no videos.")
+        if not 1 <= size <= resize:
+            raise ValueError(f"size is {size} and resize is {resize}; resize must not be smaller.")
+        if any(not path.is_dir() for path in videos.paths):
+            import_av()
+        self.videos, self.sampling = videos, sampling
+        self.size, self.resize, self.mean, self.std, self.antialias = size, resize, mean, std, antialias
+        self.corrupt, self.short, self.frame_files = corrupt, short, frame_files
+
+    def _clips(self, path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
+        def checked(total: int) -> np.ndarray:
+            if total < self.sampling.min_frames:
+                message = f"{path} has {total} frames, a clip needs {self.sampling.min_frames}"
+                if self.short == "skip":
+                    raise UnusableVideoError(f"{message}.", ShortVideoWarning)
+                warnings.warn(f"{message}; frames are repeated.", ShortVideoWarning, stacklevel=2)
+            return choose(total)
+
+        try:
+            return read_frames(path, checked, frame_files=self.frame_files)
+        except UnusableVideoError as error:
+            if not error.readable or self.corrupt == "skip":
+                raise
+            warnings.warn(f"{error} The first {error.readable} frames are used.", CorruptVideoWarning, stacklevel=2)
+            return read_frames(path, checked, frame_files=self.frame_files, readable=error.readable)
+
+    def _read(
+        self, video: int, choose: Callable[[int], np.ndarray], generator: np.random.Generator
+    ) -> tuple[torch.Tensor, int]:
+        """Clips `[clips, frames, 3, height, width]` (uint8) and label of this video or, if it must be, of another."""
+
+        def candidates() -> Iterator[int]:
+            yield video
+            yield from generator.permutation(len(self.videos)).tolist()
+
+        for number in candidates():
+            try:
+                clips = self._clips(self.videos.paths[number], choose)
+            except UnusableVideoError as error:
+                warnings.warn(f"{error} Another video takes its place.", error.category, stacklevel=2)
+            else:
+                return torch.from_numpy(clips).movedim(-1, -3), self.videos.labels[number]
+        raise RuntimeError(f"None of the {len(self.videos)} videos can be used.")
+
+    def _row(self, frames: torch.Tensor, label: int) -> dict[str, Any]:
+        return {"pixel_values": normalize(frames, self.mean, self.std).contiguous(), "labels": label}
+
+
+class TrainingVideos(_Videos):
+    """
+    Rows for `Trainer`: `pixel_values` `[frames, 3, size, size]` (float32), a random clip and crop, and `labels` (int).
+
+    Random numbers come from torch's generator, which data loaders seed for each worker and epoch.
+
+    Args:
+        videos: which ones, and their labels; see `video_lists`.
+        sampling: which frames.
+        size: height and width of the result.
+        resize: of the shorter side, before anything is cut out; default: 8/7 of `size`.
+        area: see `random_resized_crop`.
+        ratio: likewise.
+        flip: probability of a horizontal flip. It exchanges left and right in the label, see `mirrored_labels`.
+        auto_augment: policy of `RandAugment` for videos.
+        random_erasing: probability, see `augmentation.erase`.
+        random_erasing_mode: likewise.
+        mean: of each channel, of values between 0 and 1; as for the model's image processor.
+        std: likewise.
+        antialias: resize as PIL and image processors do, instead of as OpenCV does.
+        corrupt: what becomes of a video that cannot be read to its end. "skip": a random video of the list, with its
+            own label, takes its place. "loop": the frames before the defect are the video, if there are any. A
+            `CorruptVideoWarning` names the file.
+        short: what becomes of a video with fewer frames than `sampling.min_frames`. "loop": frames are repeated.
+            "skip": as above. A `ShortVideoWarning` names the file.
+        frame_files: pattern of the pictures of videos that are folders.
+    """
+
+    def __init__(
+        self,
+        videos: VideoList,
+        sampling: Sampling,
+        *,
+        size: int = 224,
+        resize: int | None = None,
+        area: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        auto_augment: str | None = None,
+        random_erasing: float = 0.0,
+        random_erasing_mode: ErasingMode = "const",
+        mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        std: Sequence[float] = OPENAI_CLIP_STD,
+        antialias: bool = False,
+        corrupt: Policy = "skip",
+        short: Policy = "loop",
+        frame_files: str = "img_*.jpg",
+    ) -> None:
+        resize = size * 8 // 7 if resize is None else resize
+        super().__init__(videos, sampling, size, resize, mean, std, antialias, corrupt, short, frame_files)
+        if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"area is {area} and ratio {ratio}; the smaller value must come first, areas end at 1.")
+        check_probabilities(flip=flip, random_erasing=random_erasing)
+        self.auto_augment = None if auto_augment is None else RandAugment(auto_augment, video=True)
+        self.random_erasing, self.random_erasing_mode = random_erasing, random_erasing_mode
+        self.area, self.ratio, self.flip, self.mirrored = area, ratio, flip, mirrored_labels(videos.classes)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index}; there are {len(self)} rows.")
+        generator = make_generator()
+        clips, label = self._read(index, lambda total: self.sampling.train(total, generator), generator)
+        frames = resize_short_side(clips[0], self.resize, self.antialias)
+        frames = random_resized_crop(frames, self.size, generator, self.area, self.ratio, self.antialias)
+        mirrored = self.mirrored[label]
+        if mirrored is not None and generator.random() < self.flip:
+            frames, label = frames.flip(-1), mirrored
+        if self.auto_augment is not None:
+            pictures = [Image.fromarray(frame) for frame in frames.movedim(-3, -1).contiguous().numpy()]
+            pictures = self.auto_augment(pictures, generator)
+            frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, -3)
+        row = self._row(frames, label)
+        row["pixel_values"] = erase(row["pixel_values"], generator, self.random_erasing, self.random_erasing_mode)
+        return row
+
+
+class TestVideos(_Videos):
+    """
+    Rows for `Trainer`: `pixel_values` and `labels` (int), the same at every call.
+
+    `pixel_values` (float32) are `[frames, 3, size, size]` or, for several views, `[views, frames, 3, size, size]`, of
+    which ZeroI2V averages the results: the crops of the first clip, then those of the second one, and so on. A video
+    that takes the place of an unusable one counts twice.
+
+    Args:
+        num_clips: see `sampling.test`.
+        num_crops: 1 or 3, see `crops`.
+        resize: of the shorter side, before the crops; default: `size`.
+
+    The other arguments are those of `TrainingVideos`.
+    """
+
+    __test__ = False  # not for pytest
+
+    def __init__(
+        self,
+        videos: VideoList,
+        sampling: Sampling,
+        *,
+        size: int = 224,
+        resize: int | None = None,
+        num_clips: int = 1,
+        num_crops: Literal[1, 3] = 1,
+        mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        std: Sequence[float] = OPENAI_CLIP_STD,
+        antialias: bool = False,
+        corrupt: Policy = "skip",
+        short: Policy = "loop",
+        frame_files: str = "img_*.jpg",
+    ) -> None:
+        resize = size if resize is None else resize
+        super().__init__(videos, sampling, size, resize, mean, std, antialias, corrupt, short, frame_files)
+        if num_clips < 1 or num_crops not in (1, 3):
+            raise ValueError(
+                f"num_clips is {num_clips}, num_crops {num_crops}; give at least 1 clip, and 1 or 3 crops."
+            )
+        self.num_clips, self.num_crops = num_clips, num_crops
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index}; there are {len(self)} rows.")
+        generator = np.random.default_rng(index)  # for a replacement
+        clips, label = self._read(index, lambda total: self.sampling.test(total, self.num_clips), generator)
+        frames = resize_short_side(clips.flatten(0, 1), self.resize, self.antialias).unflatten(0, clips.shape[:2])
+        views = torch.stack(crops(frames, self.size, self.num_crops), dim=1).flatten(0, 1)
+        return self._row(views if len(views) > 1 else views[0], label)
+
+
+__all__ = [
+    "Policy",
+    "TestVideos",
+    "TrainingVideos",
+    "crops",
+    "normalize",
+    "random_resized_crop",
+    "resize_short_side",
+]

@@ -1,0 +1,119 @@
+"""The inference form for other runtimes: ONNX, and programs of `torch.export`, by transformers' exporters."""
+
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import transformers
+from packaging.version import Version
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from .core.modeling import FusiblePreTrainedModel
+from .hub.atomic import replaced_folder
+from .hub.weight_files import is_weight_file
+
+
+Format = Literal["onnx", "torch"]
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+TRANSFORMERS = "5.23"  # the first whose exported programs can be saved
+LAST = "export.json"  # what transformers' ExportedModel.from_pretrained reads first
+BATCHES = (1, 2, 3)
+
+
+def check_format(kind: str) -> None:
+    """
+    Whether a model can be exported in this format here.
+
+    Raises:
+        ValueError: if the format is unknown.
+        ImportError: if a package for it is missing or too old.
+    """
+    if kind not in NEEDED:
+        raise ValueError(f"{kind!r} is no format; take one of {', '.join(NEEDED)}.")
+    missing = [name for name in NEEDED[kind] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"The format {kind} needs {', '.join(missing)}: pip install 'fusible[export]'")
+    if Version(transformers.__version__) < Version(TRANSFORMERS):
+        raise ImportError(f"Export needs transformers {TRANSFORMERS} or newer; this is {transformers.__version__}.")
+
+
+def example_inputs(model: FusiblePreTrainedModel, batch_size: int) -> dict[str, torch.Tensor]:
+    """The model's `dummy_inputs`, repeated or cut to a batch size, in its dtype."""
+    inputs = {}
+    for name, tensor in model.dummy_inputs.items():
+        repeated = torch.cat([tensor] * -(-batch_size // len(tensor)))[:batch_size]
+        inputs[name] = repeated.to(model.dtype) if repeated.is_floating_point() else repeated
+    return inputs
+
+
+def export_fused(
+    model: FusiblePreTrainedModel, folder: Path, kind: Format = "onnx", tolerance: float = 1e-4
+) -> dict[str, Any]:
+    """
+    Writes the inference form as a program for any batch size, and compares what it computes with the model.
+
+    `transformers.exporters.ExportedModel.from_pretrained(folder)` runs either format; `model.onnx` runs in any runtime
+    of ONNX. Axes other than the batch have the sizes of `dummy_inputs`.
+
+    Args:
+        model: in either form; it stays as it is.
+        folder: gets the program, its weights, `export.json` and `config.json`, all at once or not at all.
+        kind: "onnx", or "torch" for `torch.export`.
+        tolerance: largest difference of the first outputs, relative to the largest of them.
+
+    Returns:
+        `format`, `files`, `inputs` (shapes), `max_difference` and `max_output`.
+
+    Raises:
+        ValueError: if the outputs differ, the format is unknown, or the folder holds a model; nothing is written then.
+        ImportError: if a package for it is missing or too old.
+    """
+    check_format(kind)
+    if folder.is_dir() and any(is_weight_file(file.name) for file in folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds a model, whose configuration would be overwritten; export to another folder."
+        )
+    from transformers.exporters import DynamoConfig, DynamoExporter, ExportedModel, OnnxConfig, OnnxExporter
+
+    fused: PreTrainedModel = (model if model.config.fused else model.fuse()).eval()
+    inputs = example_inputs(model, 2)
+    exporter, config_class = (OnnxExporter(), OnnxConfig) if kind == "onnx" else (DynamoExporter(), DynamoConfig)
+    config = config_class(dynamic_shapes={name: {0: Dim("batch", min=1)} for name in inputs})
+    with contextlib.redirect_stdout(sys.stderr):  # where torch's progress belongs
+        exported = exporter.export(fused, cast(Any, inputs), config)
+    with replaced_folder(folder, lambda name: name.startswith("model."), LAST) as stage:
+        exported.save_pretrained(stage)
+        difference, largest = _difference(ExportedModel.from_pretrained(stage), fused, model)
+        if not difference <= tolerance * largest:  # also refuses NaN
+            raise ValueError(
+                f"The program differs by {difference:.1e} where outputs reach {largest:.1e}; the tolerance is "
+                f"{tolerance:.0e} of that. Nothing was written. Is the model in half precision?"
+            )
+        files = sorted(file.name for file in stage.iterdir())
+    return {
+        "format": kind,
+        "folder": str(folder),
+        "files": files,
+        "inputs": {name: ["batch", *tensor.shape[1:]] for name, tensor in inputs.items()},
+        "max_difference": difference,
+        "max_output": largest,
+    }
+
+
+@torch.no_grad()
+def _difference(program: Any, fused: PreTrainedModel, model: FusiblePreTrainedModel) -> tuple[float, float]:
+    """Largest difference of the first outputs over several batch sizes, and the largest output."""
+    differences, outputs = [], []
+    for batch_size in BATCHES:
+        inputs = example_inputs(model, batch_size)
+        expected, actual = fused(**inputs)[0], program(**inputs)[0]
+        differences.append((actual - expected).abs().max().item())
+        outputs.append(expected.abs().max().item())
+    return max(differences), max(outputs)
+
+
+__all__ = ["Format", "check_format", "example_inputs", "export_fused"]

@@ -1,0 +1,85 @@
+"""Size of a model's forms and the difference of their outputs, as model cards give them."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from .weight_files import FusibleModel
+
+
+@dataclass(frozen=True)
+class FormFacts:
+    """Size of one form of a model."""
+
+    parameters: int  # without buffers, such as the running statistics of BatchNorm
+    macs: int  # multiply-adds for one input
+    num_bytes: int  # of all saved tensors
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters; buffers, such as the running statistics of BatchNorm, do not count."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, **inputs: torch.Tensor) -> int:
+    """Multiply-adds of one forward pass: all matrix products, those of the attention included, and convolutions."""
+    # the CPU's fused attention kernels are not counted, so attention runs as plain products
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(**inputs)
+    return counter.get_total_flops() // 2
+
+
+def form_facts(model: FusibleModel, fused: bool) -> FormFacts:
+    """Facts of either form of a model, from a copy without weights."""
+    config = copy.deepcopy(model.config)
+    config.fused = False
+    with torch.device("meta"):
+        twin = type(model)(config)
+        form: nn.Module = twin.fuse() if fused else twin.eval()
+    form.to(model.dtype)
+    inputs = {name: tensor[:1] for name, tensor in model.dummy_inputs.items()}
+    num_bytes = sum(tensor.nbytes for tensor in form.state_dict().values())
+    macs = count_macs(form, **moved(inputs, torch.device("meta"), model.dtype))
+    return FormFacts(count_parameters(form), macs, num_bytes)
+
+
+@torch.no_grad()
+def max_difference(
+    training_form: FusibleModel,
+    fused_form: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+) -> tuple[float, float]:
+    """
+    Largest absolute difference of the two forms' first outputs in eval mode, and the largest output.
+
+    Args:
+        training_form: any mode; it is left in that mode.
+        fused_form: of the same dtype.
+        inputs: defaults to the model's `dummy_inputs`, which are random.
+    """
+    was_training = training_form.training
+    inputs = training_form.dummy_inputs if inputs is None else inputs
+    forms = (training_form.eval(), fused_form.eval())
+    try:
+        expected, actual = (form(**moved(inputs, form.device, form.dtype))[0] for form in forms)
+    finally:
+        forms[0].train(was_training)
+    return (actual - expected).abs().max().item(), expected.abs().max().item()
+
+
+def moved(inputs: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Inputs on a device, floating-point ones in a dtype."""
+    return {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in inputs.items()
+    }
+
+
+__all__ = ["FormFacts", "count_macs", "count_parameters", "form_facts", "max_difference", "moved"]

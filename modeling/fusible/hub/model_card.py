@@ -1,0 +1,105 @@
+"""Model cards: what a repository holds, what fusing changed, how to load it, whom to cite."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from .._auto import auto_class_of
+from .form_facts import form_facts, max_difference
+from .methods import METHODS
+from .publishing import CARD_MARK, CARD_NAME
+from .weight_files import FusibleModel, is_fusible_model
+
+
+PIPELINE_TAGS = {
+    "AutoBackbone": "image-feature-extraction",
+    "AutoModel": "image-feature-extraction",
+    "AutoModelForAudioClassification": "audio-classification",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForMaskedImageModeling": "image-feature-extraction",
+    "AutoModelForSemanticSegmentation": "image-segmentation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTimeSeriesPrediction": "time-series-forecasting",
+    "AutoModelForVideoClassification": "video-classification",
+    "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
+}
+
+
+def make_card(
+    model: PreTrainedModel,
+    repo_id: str,
+    source: FusibleModel | None = None,
+    card_data: dict[str, Any] | None = None,
+    measure: bool = True,
+) -> ModelCard:
+    """
+    The model card of a repository.
+
+    Args:
+        model: what the repository holds: one with two forms in either of them, or the plain one that one was fused to.
+        repo_id: its full name.
+        source: what a fused model was made from; needed for a plain one.
+        card_data: more metadata, such as `license`, `datasets`, `metrics` and `base_model`.
+        measure: also measure how much the outputs of source and model differ.
+
+    Raises:
+        ValueError: if the metadata is not what the Hub takes, or a plain model comes without its source.
+    """
+    if source is None and is_fusible_model(model):
+        source = model
+    if source is None:
+        raise ValueError(f"The card of a plain {model.config.model_type!r} model needs the source it was fused from.")
+    method, is_plain = METHODS[source.config.model_type], not is_fusible_model(model)
+    fused = not is_fusible_model(model) or model.config.fused
+    origin = model.name_or_path
+    parent = origin if origin and origin != repo_id and not Path(origin).exists() else None
+    difference = max_difference(source, model) if measure and model is not source else (None, None)
+    auto_class = auto_class_of(type(source))
+    sees = "image" in (source.input_modalities or []) or auto_class not in ("AutoModel", "AutoBackbone")
+    metadata: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": PIPELINE_TAGS[auto_class] if sees else "feature-extraction",
+        "base_model": parent,
+        **(card_data or {}),
+    }
+    tags = [*metadata.pop("tags", source.model_tags or []), "fused" if fused else "training-form"]
+    tags += [] if is_plain else ["custom_code"]
+    return ModelCard.from_template(
+        ModelCardData(tags=list(dict.fromkeys(tags)), **metadata),
+        template_path=str(Path(__file__).parent / "templates" / "modelcard.md"),
+        mark=CARD_MARK,
+        model_name=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        method=method,
+        fused=fused,
+        plain_type=model.config.model_type if is_plain else None,
+        parent=parent,
+        before=form_facts(source, fused=False) if source.has_fused_form else None,
+        after=form_facts(source, fused=True) if source.has_fused_form else None,
+        dtype=str(model.dtype).removeprefix("torch."),
+        difference=difference[0],
+        scale=difference[1],
+        auto_class=auto_class,
+    )
+
+
+def write_card(
+    folder: Path,
+    model: PreTrainedModel,
+    repo_id: str,
+    source: FusibleModel | None = None,
+    card_data: dict[str, Any] | None = None,
+    measure: bool = True,
+) -> None:
+    """Writes the card of `make_card` into a saved model's folder."""
+    make_card(model, repo_id, source, card_data, measure).save(folder / CARD_NAME)
+
+
+def readdress(card: str, repo_id: str) -> str:
+    """A card's text with the repository's name in its examples and its title, which a folder's name was before."""
+    card = re.sub(r'(?<=from_pretrained\(")[^"]+(?=")', repo_id, card)
+    return re.sub(r"(?m)^# .*$", f"# {repo_id.split('/')[-1]}", card, count=1)

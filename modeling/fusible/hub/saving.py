@@ -1,0 +1,60 @@
+"""Saving a model, with two forms or a plain one, into a folder: all at once or not at all."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
+
+from .atomic import replaced_folder
+from .weight_files import code_files, files_in, goes_with_weights, is_fusible_model, sign
+
+
+def save_model(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    writes: bool = True,
+    is_main_process: bool = True,
+    state_dict: dict[str, torch.Tensor] | None = None,
+    **kwargs: Any,
+) -> list[str]:
+    """
+    Saves a model as `PreTrainedModel.save_pretrained` does, but all at once or not at all.
+
+    Args:
+        model: one with two forms, whose weight files are signed with form and structure, or a plain one.
+        folder: its other files stay as they are.
+        writes: whether this process writes weights.
+        is_main_process: whether it writes the rest.
+        state_dict: weights to save instead of the model's own.
+        **kwargs: the other arguments of `PreTrainedModel.save_pretrained`.
+
+    Returns:
+        Names of the files written, those in folders with their path.
+    """
+    if kwargs.get("distributed_checkpoint"):  # written by all ranks, each its own files
+        PreTrainedModel.save_pretrained(model, folder, is_main_process, state_dict, **kwargs)
+        return os.listdir(folder)
+    fusible = model if is_fusible_model(model) else None
+    variant, code = kwargs.get("variant"), code_files(Path(folder))
+
+    def is_stale(name: str) -> bool:
+        return goes_with_weights(name, variant) or name in code
+
+    with replaced_folder(folder, is_stale, CONFIG_NAME) if writes else TemporaryDirectory() as stage:
+        if fusible is not None:
+            # Trainer reloads checkpoints by the names in memory, which the original format would change
+            kwargs["save_original_format"] = False
+        state_dict = None if state_dict is None else dict(state_dict)  # it gets emptied
+        PreTrainedModel.save_pretrained(model, stage, is_main_process, state_dict, **kwargs)
+        if fusible is not None:
+            for file in Path(stage).glob("model*.safetensors"):
+                sign(file, fusible.config)
+            fusible._finish_save(Path(stage))
+        return files_in(Path(stage))
+
+
+__all__ = ["save_model"]

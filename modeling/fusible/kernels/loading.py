@@ -1,0 +1,271 @@
+"""
+Finds compiled kernels of the operations in `fusible.models.s4.convolution` and `.scan`, checks them and loads them.
+
+There are five places, the first that has a variant for this system wins: a path given by the caller; the folder that
+the environment variable `LOCAL_KERNELS` names for the repository; the installed fusible package; a kernel repository
+on the Hub, at one commit; and files beside a model. The last two are code of others: they need `trust_remote_code`,
+and must be what the model was saved with. Every file is compared with the digests in the variant's metadata.json
+before any is imported.
+"""
+
+import base64
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers.utils import logging
+
+
+try:  # a model's code runs without it
+    import kernels
+    from kernels.variants import get_variants_local, resolve_variant
+except ImportError:
+    kernels = None
+
+
+logger = logging.get_logger(__name__)
+
+VERSION = 1  # of what the operations take and give
+CONTENTS = ("cauchy", "devices", "ssm_scan", "ssm_step", "ssm_step_", "vandermonde")
+
+
+class KernelError(Exception):
+    """Kernels that are not complete, not the expected ones, or not trusted."""
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """
+    Where kernels may come from, besides the installed package.
+
+    Args:
+        path: a kernel repository or a variant in it; nothing else is tried then.
+        repo_id: a kernel repository on the Hub, also the name that `LOCAL_KERNELS` knows it by.
+        revision: its commit.
+        model: folder or Hub repository of a model.
+        folder: a kernel repository among the files of `model`.
+        download: further arguments of `snapshot_download`, for a model on the Hub.
+        digests: of the metadata.json of each variant in `repo_id` and `folder`, as `digest_of` gives them.
+        trust_remote_code: whether code from `repo_id` and `folder` may run.
+        required: whether it is worth a warning if there are no kernels anywhere.
+    """
+
+    path: Path | None = None
+    repo_id: str | None = None
+    revision: str | None = None
+    model: str | None = None
+    folder: str | None = None
+    download: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    digests: Mapping[str, str] | None = field(default=None, hash=False)
+    trust_remote_code: bool = False
+    required: bool = False
+
+
+class Kernels:
+    """The operations of a variant. Copies of a model share them; one that was pickled takes the installed ones."""
+
+    def __init__(self, module: ModuleType, variant: Path) -> None:
+        self.variant = variant
+        self.devices: tuple[str, ...] = module.devices
+        self.cauchy: Callable[..., torch.Tensor] = module.cauchy
+        self.ssm_scan: Callable[..., tuple[torch.Tensor, torch.Tensor]] = module.ssm_scan
+        self.ssm_step: Callable[..., tuple[torch.Tensor, torch.Tensor]] = module.ssm_step
+        self.ssm_step_: Callable[..., None] = module.ssm_step_
+        self.vandermonde: Callable[..., torch.Tensor] = module.vandermonde
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Kernels":
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return load_kernels, ()
+
+    def __repr__(self) -> str:
+        return f"Kernels({self.variant})"
+
+
+def digest_of(variant: Path) -> str:
+    """What identifies a variant, all of its files included: the SHA-256 of its metadata.json."""
+    return hashlib.sha256((variant / "metadata.json").read_bytes()).hexdigest()
+
+
+def variants_in(build: Path) -> list[Path]:
+    """All variants in a kernel repository's folder of them, for any system."""
+    return sorted(path.parent for path in build.glob("torch*/metadata.json"))
+
+
+def find_variant(repository: Path) -> Path | None:
+    """The best variant for this system in a kernel repository, which may be a variant itself."""
+    if (repository / "metadata.json").exists():
+        return repository
+    # what is in plain torch is no faster than the definitions
+    variants = [variant for variant in get_variants_local(repository / "build") if variant.variant_str != "torch-cpu"]
+    # a torch for GPUs runs models on the CPU as well
+    best = resolve_variant(variants)[0] or resolve_variant(variants, "cpu")[0]
+    return None if best is None else repository / "build" / best.variant_str
+
+
+def verify(variant: Path, digests: Mapping[str, str] | None = None) -> None:
+    """
+    Compares a variant's files with its metadata, and that with expected digests.
+
+    Raises:
+        KernelError: if a file differs, is missing or is not listed.
+    """
+    try:
+        if digests is not None and digests.get(variant.name) != digest_of(variant):
+            raise KernelError(f"{variant} is not the variant that the model was saved with.")
+        listed = json.loads((variant / "metadata.json").read_text())["digest"]["files"]
+        found = {
+            file.relative_to(variant).as_posix(): hashlib.sha256(file.read_bytes()).digest()
+            for file in variant.rglob("*")
+            if file.is_file() and file.name != "metadata.json" and "__pycache__" not in file.parts
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KernelError(f"{variant} has no digests that can be read: {error!r}") from error
+    present = {name: base64.b64encode(digest).decode() for name, digest in found.items()}
+    wrong = sorted(name for name in listed.keys() | present.keys() if listed.get(name) != present.get(name))
+    if wrong or not listed:
+        raise KernelError(f"{variant} was changed: {', '.join(wrong) or 'there are no files'}.")
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Python neither reads nor writes the bytecode beside sources, which no digest covers."""
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    with tempfile.TemporaryDirectory() as folder:
+        sys.pycache_prefix, sys.dont_write_bytecode = folder, True
+        try:
+            yield
+        finally:
+            sys.pycache_prefix, sys.dont_write_bytecode = before
+
+
+def import_variant(variant: Path, digests: Mapping[str, str] | None = None) -> Kernels:
+    """
+    Verifies and imports a variant.
+
+    Raises:
+        KernelError: if it was changed, is of another version, or lacks something.
+    """
+    verify(variant, digests)
+    metadata = json.loads((variant / "metadata.json").read_text())
+    if metadata["version"] != VERSION:
+        raise KernelError(f"{variant} has version {metadata['version']} of the operations; this code uses {VERSION}.")
+    with _no_bytecode():
+        module = kernels.get_local_kernel(variant, backend=metadata["backend"]["type"])
+    missing = [name for name in CONTENTS if name not in vars(module)]
+    if missing:
+        raise KernelError(f"{variant} lacks {', '.join(missing)}.")
+    return Kernels(module, variant)
+
+
+def _local_override(repo_id: str | None) -> Path | None:
+    entries = (entry.partition("=") for entry in os.environ.get("LOCAL_KERNELS", "").split(":"))
+    return next((Path(path) for name, _, path in entries if repo_id is not None and name == repo_id and path), None)
+
+
+def _places(source: KernelSource, chosen: Path | None) -> list[Callable[[], Path | None]]:
+    """Functions that give a variant, in the order in which they are to be tried."""
+    if chosen is not None:
+        return [lambda: _required(chosen)]
+    places: list[Callable[[], Path | None]] = [_installed]
+    if source.repo_id is not None:
+        places.append(lambda: _downloaded(source))
+    if source.folder is not None:
+        places.append(lambda: _beside_model(source))
+    return places
+
+
+def _required(repository: Path) -> Path:
+    variant = find_variant(repository)
+    if variant is None:
+        raise KernelError(f"{repository} has no kernels for this system.")
+    return variant
+
+
+def installed_repository() -> Path | None:
+    """The kernel repository in the installed package, whether there are variants in it or not."""
+    # this file may be a copy beside a model, and the package installed or not
+    spec = importlib.util.find_spec("fusible")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "kernels" / "s4"
+
+
+def _installed() -> Path | None:
+    repository = installed_repository()
+    return None if repository is None else find_variant(repository)
+
+
+def _downloaded(source: KernelSource) -> Path:
+    _check_trust(source)
+    if source.revision is None:
+        raise KernelError(f"Kernels of {source.repo_id} need the commit they are taken at.")
+    return kernels.install_kernel(source.repo_id, revision=source.revision, trust_remote_code=True)
+
+
+def _beside_model(source: KernelSource) -> Path | None:
+    _check_trust(source)
+    root = str(source.model)
+    if not os.path.isdir(root):
+        root = snapshot_download(root, allow_patterns=f"{source.folder}/*", **source.download)
+    return find_variant(Path(root, str(source.folder)))
+
+
+def _check_trust(source: KernelSource) -> None:
+    if not source.trust_remote_code:
+        raise KernelError("Kernels that come with a model are code of its author: they need trust_remote_code=True.")
+
+
+@cache
+def load_kernels(source: KernelSource | None = None) -> Kernels | None:
+    """
+    Compiled operations for certain devices, or `None` if torch has to do.
+
+    Kernels that are there but cannot be loaded, for whatever reason, are a warning, once for each source.
+    """
+    source = source or KernelSource()
+    chosen = source.path or _local_override(source.repo_id)
+    failures = []
+    for place in _places(source, chosen) if kernels is not None else ():
+        try:
+            variant = place()
+            if variant is not None:
+                return import_variant(variant, None if chosen or place is _installed else source.digests)
+        except Exception as error:  # a library of another system, no network, a version of kernels that has changed
+            failures.append(str(error))
+    if source.required and not failures:
+        library = "" if kernels is not None else " The library kernels is missing."
+        failures.append(f"The installed fusible has none for this system; `make kernels` builds them.{library}")
+    if failures:
+        logger.warning("S4 runs without compiled kernels. %s", " ".join(dict.fromkeys(failures)))
+    return None
+
+
+def usable_kernels(kernels: Kernels | None, tensor: torch.Tensor) -> Kernels | None:
+    """Kernels, if there are any for the device of a tensor; not for exported programs, which other systems run."""
+    if kernels is None or tensor.device.type not in kernels.devices or torch.compiler.is_exporting():
+        return None
+    return kernels
+
+
+__all__ = [
+    "KernelError",
+    "KernelSource",
+    "Kernels",
+    "digest_of",
+    "installed_repository",
+    "load_kernels",
+    "usable_kernels",
+    "variants_in",
+]

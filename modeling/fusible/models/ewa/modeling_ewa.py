@@ -1,0 +1,267 @@
+"""EWA: vision models with experts in training, plain ones afterwards (https://huggingface.co/papers/2308.06093)."""
+
+import copy
+import dataclasses
+import os
+from typing import Any, Self, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers.utils import ModelOutput
+
+from ..._auto import auto_class_of
+from ...core.backbones import site_of
+from ...core.modeling import FusiblePreTrainedModel
+from .configuration_ewa import EWAConfig
+from .experts import ExpertLinear, Experts, RoutedExperts, average_, expert_spread, stacked_parameters
+
+
+HEADLESS = r"^model\.(vit|deit|beit|dinov2|dinov2_with_registers|swin|poolformer|point_vit)\."
+
+
+class EWAPreTrainedModel(FusiblePreTrainedModel):
+    """
+    A plain model of transformers, in `self.model`, with experts in some blocks. `fuse()` returns the plain model.
+
+    Args:
+        config: its labels are given to the plain model.
+        dense: the plain model to start from, which becomes part of this one; by default a new one.
+    """
+
+    config: EWAConfig
+    config_class: type[EWAConfig]
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    model_tags = ["fusible", "ewa"]
+
+    def __init__(self, config: EWAConfig, dense: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        config.validate_architecture()
+        inner = cast(Any, config.backbone_config if dense is None else dense.config)
+        inner.id2label, inner.label2id, inner.problem_type = config.id2label, config.label2id, config.problem_type
+        inner.architectures = inner.architectures or []  # the Auto classes cannot choose between two of them without
+        site = site_of(inner)
+        self.model = getattr(transformers, auto_class_of(type(self))).from_config(inner) if dense is None else dense
+        config.backbone_config = self.model.config
+        self.main_input_name = self.model.main_input_name
+        for module in () if dense is None else dense.modules():
+            module._is_hf_initialized = True  # type: ignore[assignment]  # not to be initialised again
+        blocks = list(site.blocks(self.model))
+        for number in config.expert_layers_of(len(blocks)):
+            parent, _, name = f"{site.ffn}".rpartition(".")
+            owner = blocks[number].get_submodule(parent)
+            setattr(owner, name, self._make_experts(getattr(owner, name), site.channels_first))
+        self.post_init()
+
+    def _make_experts(self, ffn: nn.Module, channels_first: bool) -> nn.Module:
+        config = self.config
+        if any(getattr(module, "drop_prob", 0) for module in ffn.modules()):
+            raise ValueError("The backbone's FFN has drop path inside, which needs whole samples; set its rate to 0.")
+        if config.router is None:
+            experts: nn.Module = Experts(ffn, config.num_experts, config.partition, channels_first)
+        else:
+            experts = RoutedExperts(ffn, config.num_experts, config.num_experts_per_tok, channels_first)
+        if config.expert_init != "same":
+            rescale = config.num_experts**0.5 if config.expert_init == "independent_rescaled" else 1.0
+            for layer in experts.modules():
+                if isinstance(layer, ExpertLinear):
+                    self._draw_(layer, rescale)
+        return experts
+
+    @torch.no_grad()
+    def _draw_(self, layer: ExpertLinear, rescale: float) -> None:
+        """Gives each expert its own weights, from the plain model's initialisation."""
+        for expert in layer.weight:
+            linear = nn.Linear(expert.shape[1], expert.shape[0], bias=layer.bias is not None, device=expert.device)
+            self.model._init_weights(linear)
+            expert.copy_(linear.weight * rescale)
+
+    @classmethod
+    def from_dense(cls, model: PreTrainedModel | str | os.PathLike, **kwargs: Any) -> Self:
+        """
+        A training form that starts as the plain model's function exactly: all experts are copies of its FFN.
+
+        Args:
+            model: a plain model of transformers, which becomes part of this one; or its folder or Hub repository.
+            **kwargs: options of `EWAConfig`, and arguments for loading the plain model, such as `revision`,
+                `num_labels` or `ignore_mismatched_sizes`.
+
+        Raises:
+            ValueError: if the backbone is not supported, or an option is wrong.
+        """
+        own = {field.name for field in dataclasses.fields(cls.config_class)} - {
+            field.name for field in dataclasses.fields(transformers.PreTrainedConfig)
+        }
+        options = {name: kwargs.pop(name) for name in own & kwargs.keys()}
+        if not isinstance(model, PreTrainedModel):
+            model = cast(PreTrainedModel, getattr(transformers, auto_class_of(cls)).from_pretrained(model, **kwargs))
+        elif kwargs:
+            raise ValueError(f"Neither options of EWAConfig nor needed for a model at hand: {sorted(kwargs)}.")
+        return cls(cls.config_class(backbone_config=copy.deepcopy(model.config), **options), model)
+
+    @property
+    def has_fused_form(self) -> bool:
+        """Experts that a learned router chooses have none."""
+        return self.config.router is None
+
+    def _fuse_self(self) -> PreTrainedModel:  # type: ignore[override]
+        plain = cast(PreTrainedModel, cast(Any, super()._fuse_self()).model)
+        plain.name_or_path = self.name_or_path
+        return plain
+
+    def average_experts_(self, step: int, max_steps: int) -> float:
+        """
+        The end of a training iteration: moves experts towards each other by the share rate of this step.
+
+        Args:
+            step: number of optimizer steps done.
+            max_steps: number of optimizer steps of the whole training.
+
+        Returns:
+            The share rate.
+        """
+        share_rate = self.config.share_rate_at(step, max_steps)
+        if share_rate > 0:
+            average_(self, share_rate)
+        return share_rate
+
+    def expert_spread(self) -> float:
+        """Distance of the experts to their mean, relative to the mean's norm; large ones lose by merging."""
+        return expert_spread(self)
+
+    @property
+    def expert_parameters(self) -> list[nn.Parameter]:
+        """The stacked parameters of all experts, `[num_experts, ...]`."""
+        return stacked_parameters(self)
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Two random inputs of the configured size, always the same ones."""
+        return site_of(self.model.config).dummy_inputs(self.model)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def router_loss(
+        self, labels: torch.Tensor | None = None, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """
+        The load balancing loss of the router in the last forward pass, times `config.router_aux_loss_coef`.
+
+        It is part of the model's own loss. A loss that is computed outside, as with `Trainer(compute_loss_func=...)`
+        and `label_smoothing_factor`, has to add it.
+
+        Args:
+            labels: of this micro-batch, for `num_items_in_batch`.
+            num_items_in_batch: entries of `labels` in all micro-batches of the step, over all processes, of which
+                this one has a share only; `None` if it is alone.
+
+        Raises:
+            ValueError: if the model has no router.
+        """
+        routed = [module for module in self.modules() if isinstance(module, RoutedExperts)]
+        if not routed:
+            raise ValueError(f"This {type(self).__name__} has no router; its experts share the tokens at random.")
+        logits: Any = tuple(module.router_logits for module in routed)
+        balance: Any = load_balancing_loss_func(logits, self.config.num_experts, self.config.num_experts_per_tok)
+        if labels is not None and num_items_in_batch is not None:
+            balance = balance * (labels.numel() / num_items_in_batch)
+        return self.config.router_aux_loss_coef * balance
+
+    def run(self, **inputs: Any) -> Any:
+        """The plain model's outputs; in training the router's loss is in the loss."""
+        outputs = self.model(**{name: value for name, value in inputs.items() if value is not None})
+        if self.config.router is not None and self.training and isinstance(outputs, ModelOutput) and "loss" in outputs:
+            outputs["loss"] = outputs["loss"] + self.router_loss(
+                inputs.get("labels"), inputs.get("num_items_in_batch")
+            )
+        return outputs
+
+
+class EWAModel(EWAPreTrainedModel):
+    """EWA on a model without a head; it also takes the weights of one with a head."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Self:
+        """As for all models; weights of a model with a head lose the name that it has for the one without."""
+        return super().from_pretrained(*args, key_mapping={HEADLESS: "model.", **(key_mapping or {})}, **kwargs)
+
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, points: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """
+        Args:
+            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            points: `[batch, points, channels]`, instead of images, for models of point clouds.
+            **kwargs: what else the plain model takes.
+        """
+        return self.run(pixel_values=pixel_values, points=points, **kwargs)
+
+
+class EWAForImageClassification(EWAPreTrainedModel):
+    """EWA on a classifier of images or point clouds."""
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        points: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Args:
+            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
+            points: `[batch, points, channels]`, instead of images, for models of point clouds.
+            **kwargs: what else the plain model takes.
+        """
+        return self.run(pixel_values=pixel_values, labels=labels, points=points, **kwargs)
+
+
+class EWAForSemanticSegmentation(EWAPreTrainedModel):
+    """EWA on a model for semantic segmentation."""
+
+    accepts_loss_kwargs = False  # plain models' losses are means of a batch, whatever Trainer tells them of others
+
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """
+        Args:
+            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            labels: `[batch, height, width]` class ids (int64).
+            **kwargs: what else the plain model takes.
+        """
+        return self.run(pixel_values=pixel_values, labels=labels, **kwargs)
+
+
+class EWAForMaskedImageModeling(EWAPreTrainedModel):
+    """EWA on a model that fills in masked patches."""
+
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, bool_masked_pos: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """
+        Args:
+            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            bool_masked_pos: `[batch, patches]`, which patches are masked.
+            **kwargs: what else the plain model takes.
+        """
+        return self.run(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
+
+
+__all__ = [
+    "EWAForImageClassification",
+    "EWAForMaskedImageModeling",
+    "EWAForSemanticSegmentation",
+    "EWAModel",
+    "EWAPreTrainedModel",
+]

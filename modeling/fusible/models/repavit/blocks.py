@@ -1,0 +1,145 @@
+"""RePaViT's blocks: a backbone's own, whose FFN sub-layer is replaced."""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ...core.backbones import Site
+from ...core.batch_norm import RecomputeSafeBatchNorm1d, RecomputeSafeSyncBatchNorm
+from ...core.modeling import make_linear
+from ...core.subclassing import mix_in_
+from .configuration_repavit import RePaViTConfig
+from .feed_forward import IdleFeedForward
+
+
+class ChannelScale(nn.Module):
+    """Layer scale, for backbones that have it as a bare parameter: a factor per channel."""
+
+    def __init__(self, weight: nn.Parameter, channels_first: bool) -> None:
+        super().__init__()
+        self.weight, self.channels_first = weight, channels_first
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        return branch * (self.weight[:, None, None] if self.channels_first else self.weight)
+
+
+class Nothing(nn.Module):
+    """Stands where a block's FFN was: adds zero to the residual stream."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states.new_zeros([1] * hidden_states.ndim)
+
+
+def attend_from_class_token(attention: nn.Module, output: str, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The first row `[batch, 1, channels]` of a stock attention's output, without the products for the others."""
+
+    def project(name: str, tokens: torch.Tensor) -> torch.Tensor:
+        heads = attention.get_submodule(name)(tokens).unflatten(-1, (-1, attention.head_dim))
+        return heads.transpose(1, 2)
+
+    query = project("q_proj", hidden_states[:, :1])
+    key, value = project("k_proj", hidden_states), project("v_proj", hidden_states)
+    mixed = F.scaled_dot_product_attention(query, key, value)
+    return attention.get_submodule(output)(mixed.transpose(1, 2).flatten(2))
+
+
+class RePaBlock(GradientCheckpointingLayer):
+    """Forward of a pre-norm block whose FFN sub-layer contains the shortcut; mixed into the backbone's block class."""
+
+    site: Site
+    attention_branch_scale: nn.Module
+    drop_path: nn.Module
+    feed_forward: nn.Module
+    is_last: bool
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, class_token_only: bool = False, **kwargs: Any) -> Any:
+        normed = self.get_submodule(self.site.attention_norm)(hidden_states)
+        attention = self.get_submodule(str(self.site.attention))
+        class_token_only = class_token_only and self.is_last
+        if class_token_only and self.site.plain_attention:
+            branch = attend_from_class_token(attention, self.site.attention_output, normed)
+        else:
+            branch = attention(normed, *args, **kwargs)
+            branch = branch[0] if isinstance(branch, tuple) else branch
+        if class_token_only:
+            hidden_states, branch = hidden_states[:, :1], branch[:, :1]
+        hidden_states = hidden_states + self.drop_path(self.attention_branch_scale(branch))
+        if self.site.channels_first:
+            return (self.feed_forward(hidden_states.movedim(1, -1)).movedim(-1, 1),)
+        return self.feed_forward(hidden_states)
+
+
+class RePaStockBlock(GradientCheckpointingLayer):
+    """The same around the block's own forward, in which the FFN does nothing."""
+
+    feed_forward: nn.Module
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(hidden_states, *args, **kwargs)
+        if isinstance(outputs, tuple):
+            return (self.feed_forward(outputs[0]), *outputs[1:])
+        return self.feed_forward(outputs)
+
+
+def as_linear(layer: nn.Module) -> nn.Linear:
+    """A linear layer, or a 1x1 convolution as the linear layer that it is over channels."""
+    if isinstance(layer, nn.Conv2d):
+        bias = None if layer.bias is None else layer.bias.detach()
+        linear = make_linear(layer.weight.detach().flatten(1), bias)
+        # weights that were loaded are not initialised again
+        linear.__dict__.update({k: v for k, v in layer.__dict__.items() if k == "_is_hf_initialized"})
+        return linear
+    return cast(nn.Linear, layer)
+
+
+def take_scale(block: nn.Module, name: str | None, channels_first: bool) -> nn.Module:
+    """Removes a layer scale from a block, in whatever form the block has it, if any, and returns it as a module."""
+    scale = None if name is None else getattr(block, name, None)
+    if isinstance(scale, nn.Parameter):
+        scale = ChannelScale(scale, channels_first)
+    if scale is not None:
+        delattr(block, str(name))
+    return scale if isinstance(scale, nn.Module) else nn.Identity()
+
+
+def make_idle_(
+    block: nn.Module, site: Site, config: RePaViTConfig, active_channels: int, drop_path: nn.Module
+) -> None:
+    """Turns a backbone's block, in place, into a RePaViT block; attention and its norm stay as they are."""
+    fc1, activation, fc2 = site.ffn_parts(block)
+    fc1, fc2 = as_linear(fc1), as_linear(fc2)
+    norms = [block.get_submodule(site.ffn_norm), nn.Identity()]
+    if config.block_norm_eps is not None:
+        for norm in (norms[0], block.get_submodule(site.attention_norm)):
+            norm.eps = config.block_norm_eps  # type: ignore[assignment]
+    if config.ffn_norm == "batch":
+        eps, momentum = config.batch_norm_eps, config.batch_norm_momentum
+        batch_norm = RecomputeSafeSyncBatchNorm if config.sync_batch_norm else RecomputeSafeBatchNorm1d
+        norms = [batch_norm(n, eps, momentum) for n in (fc1.in_features, fc1.out_features)]
+    elif not isinstance(norms[0], nn.LayerNorm):
+        raise ValueError(f"ffn_norm='layer' needs a backbone with LayerNorms; {site.block} has another norm.")
+    dropout = nn.Identity() if site.dropout is None else block.get_submodule(site.dropout)
+    drop = nn.Sequential(dropout, drop_path)
+    scale = take_scale(block, site.ffn_scale, channels_first=False)  # the FFN sees channels last
+    block.feed_forward = IdleFeedForward(norms[0], fc1, activation, norms[1], fc2, active_channels, scale, drop)
+    delattr(block, site.ffn)
+    delattr(block, site.ffn_norm)
+    if site.attention is None:
+        setattr(block, site.ffn, Nothing())
+        setattr(block, site.ffn_norm, nn.Identity())
+        if site.ffn_scale is not None:
+            setattr(block, site.ffn_scale, 1.0)
+        block.drop_path = drop_path
+        mixin: type[nn.Module] = RePaStockBlock
+    else:
+        block.attention_branch_scale = take_scale(block, site.attention_scale, site.channels_first)
+        block.drop_path = drop
+        mixin = RePaBlock
+    block.site = site  # type: ignore[assignment]
+    mix_in_(block, mixin)
+
+
+__all__ = ["RePaBlock", "make_idle_"]

@@ -1,0 +1,211 @@
+"""RePaViT's FFN: its training form, its inference forms, and the algebra between them."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ...core.modeling import Fusible, make_linear
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch per sample, with probability `rate` (arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        # a tensor, as torch.compile would make another graph for each value of a float
+        self.keep = torch.tensor(1 - rate, device="cpu")
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return branch
+        keep = self.keep.to(branch.device)
+        kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) < keep
+        return branch * (kept / keep).to(branch.dtype)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+def as_affine(norm: nn.Module, channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The map `x -> scale * x + shift` that a norm is (frozen BatchNorm, identity) or ends with (LayerNorm).
+
+    Args:
+        norm: the module.
+        channels: any tensor `[channels]` on the norm's device.
+
+    Returns:
+        Scale and shift, `[channels]` in float64.
+
+    Raises:
+        TypeError: for other modules.
+    """
+    if isinstance(norm, nn.Identity):
+        return torch.ones_like(channels, dtype=torch.float64), torch.zeros_like(channels, dtype=torch.float64)
+    if isinstance(norm, nn.LayerNorm):
+        return norm.weight.double(), norm.bias.double()
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        mean, var = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+        scale = norm.weight.double() * (var + norm.eps).rsqrt()
+        return scale, norm.bias.double() - scale * mean
+    raise TypeError(f"{type(norm).__name__} has no affine form.")
+
+
+def _slices(start: int, stop: int, length: int = 128) -> Iterator[slice]:
+    return (slice(first, min(first + length, stop)) for first in range(start, stop, length))
+
+
+def _empty_linear(in_features: int, out_features: int, like: torch.Tensor, bias: bool = True) -> nn.Linear:
+    """A linear of another tensor's dtype and device, whose weights are to be written."""
+    return make_linear(like.new_empty(out_features, in_features), like.new_empty(out_features) if bias else None)
+
+
+def activate_first(hidden: torch.Tensor, activation: nn.Module, active_channels: int) -> torch.Tensor:
+    """`[..., hidden]`, of which only the first channels go through the activation."""
+    if active_channels == hidden.shape[-1]:
+        return activation(hidden)
+    active, idle = hidden.tensor_split([active_channels], dim=-1)
+    return torch.cat([activation(active), idle], dim=-1)
+
+
+class IdleFeedForward(Fusible):
+    """
+    FFN sub-layer, shortcut included, of which only the first `active_channels` hidden channels are activated.
+
+    Training form (Eq. 2 of the paper), with layer scale and drop path where the backbone has them:
+    `Y = X + drop(scale(fc2(hidden_norm([act(h[:a]), h[a:]]))))` with `h = fc1(input_norm(X))`.
+    """
+
+    def __init__(
+        self,
+        input_norm: nn.Module,
+        fc1: nn.Linear,
+        activation: nn.Module,
+        hidden_norm: nn.Module,
+        fc2: nn.Linear,
+        active_channels: int,
+        scale: nn.Module,
+        drop: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.input_norm, self.fc1, self.activation = input_norm, fc1, activation
+        self.hidden_norm, self.fc2 = hidden_norm, fc2
+        self.active_channels = active_channels
+        self.scale, self.drop = scale, drop
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[batch, tokens, channels]` to the same shape."""
+        hidden = self.fc1(self.input_norm(hidden_states.flatten(0, -2)))  # BatchNorm takes all tokens as one batch
+        hidden = activate_first(hidden, self.activation, self.active_channels)
+        branch = self.fc2(self.hidden_norm(hidden)).view_as(hidden_states)
+        return hidden_states + self.drop(self.scale(branch))
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """
+        Inference form (Eq. 3 to 6, with biases): the idle path and the shortcut become one linear.
+
+        `Y = shortcut(X) + down(act(up(X)))`; without active channels `shortcut` alone. With a LayerNorm in front,
+        which depends on the data, norm and shortcut stay: `Y = X + f(norm(X))`. Where so many channels are active that
+        the merged linear is larger than what it replaces, the two linears stay, with the norms folded in.
+        """
+        fc1, fc2, a = self.fc1, self.fc2, self.active_channels
+        merges = fc2.out_features * fc1.in_features < (fc1.out_features - a) * (fc1.in_features + fc2.out_features)
+        kept = a if merges else fc1.out_features
+        up = _empty_linear(fc1.in_features, kept, fc1.weight)
+        down = _empty_linear(kept, fc2.out_features, fc2.weight, bias=not merges)
+        shortcut = _empty_linear(fc1.in_features, fc2.out_features, fc2.weight)
+        if not fc1.weight.is_meta:
+            bias, linear = self._fold(up, down)
+            (shortcut if merges else down).bias.copy_(bias)
+            shortcut.weight.copy_(linear)
+        fused: nn.Module = FeedForward(up, self.activation, down, a)
+        if merges:
+            fused = FusedFeedForward(shortcut, up, self.activation, down) if a > 0 else shortcut
+        if isinstance(self.input_norm, nn.LayerNorm):
+            norm: nn.Module = nn.LayerNorm(fc1.in_features, self.input_norm.eps, elementwise_affine=False)
+        elif merges:
+            return fused
+        else:
+            norm = nn.Identity()
+        return NormedResidual(norm, fused)
+
+    def _fold(self, up: nn.Linear, down: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Writes the weights of the kept channels into `up` and `down`.
+
+        Returns:
+            What the others add, in float64: bias `[out]`, and weight `[out, in]` of a linear that contains the
+            shortcut, unless a LayerNorm is in front of it.
+        """
+        fc1, fc2, kept = self.fc1, self.fc2, up.out_features
+        scale1, shift1 = as_affine(self.input_norm, fc1.weight[0])
+        scale2, shift2 = as_affine(self.hidden_norm, fc2.weight[0])
+        gain = self.scale(fc2.weight.new_ones(fc2.out_features)).double()
+        linear = fc2.weight.new_zeros(fc2.out_features, fc1.in_features, dtype=torch.float64)
+        bias = gain * (0 if fc2.bias is None else fc2.bias.double())
+        # in slices of the hidden channels, to need no float64 copy of the layer
+        for rows in (*_slices(0, kept), *_slices(kept, fc1.out_features)):
+            w1, w2 = fc1.weight[rows].double(), gain[:, None] * fc2.weight[:, rows].double()
+            b1 = (w1 * shift1).sum(1) + (0 if fc1.bias is None else fc1.bias[rows].double())
+            w1 = w1 * scale1
+            bias += (w2 * shift2[rows]).sum(1)
+            w2 *= scale2[rows]
+            if rows.start < kept:
+                up.weight[rows], up.bias[rows], down.weight[:, rows] = w1, b1, w2
+            else:
+                linear.addmm_(w2, w1)
+                bias += w2 @ b1
+        if not isinstance(self.input_norm, nn.LayerNorm):
+            linear.diagonal().add_(1)
+        return bias, linear
+
+    def extra_repr(self) -> str:
+        return f"active_channels={self.active_channels}/{self.fc1.out_features}"
+
+
+class FeedForward(nn.Module):
+    """Inference form where merging does not pay: an FFN whose first channels are activated."""
+
+    def __init__(self, fc1: nn.Linear, activation: nn.Module, fc2: nn.Linear, active_channels: int) -> None:
+        super().__init__()
+        self.fc1, self.activation, self.fc2 = fc1, activation, fc2
+        self.active_channels = active_channels
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(activate_first(self.fc1(hidden_states), self.activation, self.active_channels))
+
+
+class FusedFeedForward(nn.Module):
+    """Inference form: a linear path over all channels beside a small FFN over the active ones."""
+
+    def __init__(self, shortcut: nn.Module, up: nn.Linear, activation: nn.Module, down: nn.Linear) -> None:
+        super().__init__()
+        self.shortcut, self.up, self.activation, self.down = shortcut, up, activation, down
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.shortcut(hidden_states).add_(self.down(self.activation(self.up(hidden_states))))
+
+
+class NormedResidual(nn.Module):
+    """`X + ffn(norm(X))`: around a fused FFN that does not contain the shortcut."""
+
+    def __init__(self, norm: nn.Module, ffn: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.ffn = norm, ffn
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.ffn(self.norm(hidden_states))
+
+
+__all__ = [
+    "DropPath",
+    "FeedForward",
+    "FusedFeedForward",
+    "IdleFeedForward",
+    "NormedResidual",
+    "activate_first",
+    "as_affine",
+]

@@ -1,0 +1,237 @@
+"""RePaViT: vision Transformers with channel-idle FFNs (https://huggingface.co/papers/2505.21847)."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, cast
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from ...core.backbones import site_of
+from ...core.modeling import FusiblePreTrainedModel
+from .blocks import RePaBlock, make_idle_
+from .calibration import calibrate_, collect_statistics
+from .configuration_repavit import RePaViTConfig
+from .feed_forward import DropPath, IdleFeedForward
+
+
+class RePaViTPreTrainedModel(FusiblePreTrainedModel):
+    config: RePaViTConfig
+    config_class: type[RePaViTConfig]
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    model_tags = ["fusible", "repavit"]
+
+    def __init__(self, config: RePaViTConfig, dense_backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.site = site_of(config.backbone_config)
+        if dense_backbone is None:
+            dense_backbone = AutoModel.from_config(config.backbone_config, **self.site.model_kwargs)
+        self.backbone = dense_backbone
+        self.main_input_name = self.backbone.main_input_name
+        blocks = list(self.site.blocks(self.backbone))
+        widths = [len(self.site.ffn_parts(block)[0].get_parameter("weight")) for block in blocks]
+        rates = torch.linspace(0, config.drop_path_rate, len(blocks), device="cpu").tolist()
+        for block, active_channels, rate in zip(blocks, config.active_channels_of(widths), rates, strict=True):
+            # the same module in all blocks, also where the rate is 0, so that they compile to one graph
+            drop_path = DropPath(rate) if config.drop_path_rate > 0 else nn.Identity()
+            make_idle_(block, self.site, config, active_channels, drop_path)
+            cast(RePaBlock, block).is_last = block is blocks[-1]
+        self.feature_size = self.site.feature_size(self.backbone.config)
+        self.final_norm = nn.GroupNorm(1, self.feature_size) if self.site.needs_final_norm else nn.Identity()
+
+    @classmethod
+    def from_dense(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        calibration: Iterable[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        A training form that starts from the weights of a dense checkpoint; a head, if this class has one, is new.
+
+        Args:
+            pretrained_model_name_or_path: as for `RePaViTConfig.from_backbone`.
+            calibration: some batches with the main input, such as `pixel_values`. They choose which channels stay
+                active (those whose pre-activation is positive least often) and make the BatchNorms start as close to
+                the dense LayerNorms as they can. Without it, the first channels stay active and the BatchNorms have
+                unit statistics.
+            **kwargs: options of `RePaViTConfig`, and `revision`, `token` and `cache_dir` for the download.
+
+        Raises:
+            ValueError: if the backbone is not supported, an option is wrong, or the calibration is empty.
+        """
+        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+        config = cls.config_class.from_backbone(pretrained_model_name_or_path, **kwargs)
+        site = site_of(config.backbone_config)
+        dense = AutoModel.from_pretrained(
+            pretrained_model_name_or_path, config=config.backbone_config, **hub, **site.model_kwargs
+        )
+        statistics = None if calibration is None else collect_statistics(dense, site, calibration)
+        affine = [block.get_submodule(site.ffn_norm).state_dict() for block in site.blocks(dense)]
+        model = cls(config, dense)
+        ffns = [module for module in model.modules() if isinstance(module, IdleFeedForward)]
+        for ffn, values in zip(ffns, affine, strict=True):
+            ffn.input_norm.load_state_dict(values, strict=False)
+        for ffn, found in zip(ffns, statistics or [], strict=statistics is not None):
+            calibrate_(ffn, found)
+        return model
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Two random inputs of the configured size, always the same ones."""
+        return self.site.dummy_inputs(self.backbone)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def encode(
+        self, inputs: torch.Tensor | None, class_token_only: bool = False, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """
+        The backbone's outputs, with the feature that heads read as `pooler_output`.
+
+        Args:
+            inputs: the backbone's main input: `[batch, channels, height, width]`, or `[batch, points, channels]`.
+            class_token_only: leave out what the last block computes for the other tokens, where the feature does not
+                depend on it.
+            **kwargs: for the backbone.
+        """
+        if class_token_only and self.site.reads_class_token:
+            kwargs["class_token_only"] = True
+        kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
+        kwargs.setdefault("output_attentions", self.config.output_attentions)
+        outputs = self.backbone(inputs, **kwargs)
+        hidden_states = self.final_norm(outputs.last_hidden_state)
+        outputs = BaseModelOutputWithPooling(
+            hidden_states, outputs.get("pooler_output"), outputs.hidden_states, outputs.get("attentions")
+        )
+        outputs.pooler_output = self.site.pool(outputs)
+        return outputs
+
+
+class RePaViTModel(RePaViTPreTrainedModel):
+    """RePaViT without a head; `pooler_output` is the image feature `[batch, hidden_size]`."""
+
+    def __init__(self, config: RePaViTConfig, dense_backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config, dense_backbone)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        points: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            points: `[batch, points, channels]`, instead of images, for backbones of point clouds.
+        """
+        return self.encode(points if pixel_values is None else pixel_values, **kwargs)
+
+
+class RePaViTForImageClassification(RePaViTPreTrainedModel):
+    """RePaViT with a linear classifier on the image feature."""
+
+    def __init__(self, config: RePaViTConfig, dense_backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config, dense_backbone)
+        self.num_labels = config.num_labels or 0
+        self.classifier: nn.Module = nn.Identity()
+        if self.site.classifier is not None:
+            self.classifier = getattr(self.backbone, self.site.classifier)(self.num_labels)
+        elif self.num_labels > 0:
+            self.classifier = nn.Linear(self.feature_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        points: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
+            points: `[batch, points, channels]`, instead of images, for backbones of point clouds.
+        """
+        asked = (
+            kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
+        )
+        inputs = points if pixel_values is None else pixel_values
+        outputs = self.encode(inputs, class_token_only=not (self.training or any(asked)), **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
+    """
+    RePaViT as a backbone for detection and segmentation: normed feature maps of the stages in `config.out_features`.
+
+    It takes the weights of a classifier; the norms of the feature maps are new.
+    """
+
+    def __init__(self, config: RePaViTConfig) -> None:
+        super().__init__(config)
+        if self.site.channels_first or self.main_input_name != "pixel_values":
+            raise ValueError(f"RePaViTBackbone has no feature maps of {self.backbone.config.model_type!r}.")
+        self.num_features = self.site.stage_widths(self.backbone.config)
+        widths = dict(zip(self.out_features, self.channels, strict=True))
+        self.feature_norms = nn.ModuleDict({stage: nn.LayerNorm(width) for stage, width in widths.items()})
+        self.post_init()
+
+    def hidden_maps(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        """The backbone's outputs, and `[batch, height, width, channels]` of the embedding and each stage."""
+        if not self.site.patch_grid:
+            outputs = self.backbone(
+                pixel_values, always_partition=True, output_hidden_states_before_downsampling=True, **kwargs
+            )
+            return outputs, tuple(hidden.movedim(1, -1) for hidden in outputs.reshaped_hidden_states)
+        config, size = self.backbone.config, list(pixel_values.shape[-2:])
+        trained, patch = (
+            list(value) if isinstance(value, list | tuple) else [value] * 2
+            for value in (config.image_size, config.patch_size)
+        )
+        if self.site.resizes_on_request and size != trained:
+            kwargs["interpolate_pos_encoding"] = True
+        outputs = self.backbone(pixel_values, **kwargs)
+        grid = (size[0] // patch[0], size[1] // patch[1])
+        patches = (hidden[:, -grid[0] * grid[1] :] for hidden in outputs.hidden_states)
+        return outputs, tuple(hidden.unflatten(1, grid) for hidden in patches)
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """
+        Args:
+            pixel_values: `[batch, channels, height, width]`, of any size that the backbone takes.
+        """
+        outputs, maps = self.hidden_maps(pixel_values, **kwargs)
+        feature_maps = tuple(
+            self.feature_norms[stage](hidden).movedim(-1, 1).contiguous()
+            for stage, hidden in zip(self.stage_names, maps, strict=True)
+            if stage in self.out_features
+        )
+        return BackboneOutput(feature_maps, outputs.hidden_states, outputs.get("attentions"))
+
+
+__all__ = ["RePaViTBackbone", "RePaViTForImageClassification", "RePaViTModel", "RePaViTPreTrainedModel"]

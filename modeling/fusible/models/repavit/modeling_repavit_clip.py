@@ -1,0 +1,72 @@
+"""CLIP with a RePaViT as vision tower, for zero-shot image classification (section 4 of the RePaViT paper)."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import CLIPModel, CLIPTextModel, PreTrainedModel
+
+from ...core.modeling import FusiblePreTrainedModel
+from .configuration_repavit_clip import RePaViTCLIPConfig
+from .modeling_repavit import RePaViTModel
+
+
+class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
+    """A CLIP that scores images against texts; forward, losses and feature methods are `CLIPModel`'s."""
+
+    config: RePaViTCLIPConfig  # type: ignore[assignment]
+    config_class: type[RePaViTCLIPConfig]
+    base_model_prefix = ""
+    model_tags = ["fusible", "repavit", "clip"]
+
+    def __init__(self, config: RePaViTCLIPConfig) -> None:
+        PreTrainedModel.__init__(self, config)  # CLIPModel's would build its own vision tower
+        self.text_model = CLIPTextModel._from_config(config.text_config)
+        self.vision_model = RePaViTModel._from_config(config.vision_config)
+        self.projection_dim = config.projection_dim
+        self.text_embed_dim = self.text_model.config.hidden_size
+        self.vision_embed_dim = self.vision_model.feature_size
+        self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
+        self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.post_init()
+
+    @classmethod
+    def from_dense(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        calibration: Iterable[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        A training form that starts from the weights of a CLIP checkpoint, whose text tower stays as it is.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub repository of a CLIP model.
+            calibration: as for `RePaViTModel.from_dense`.
+            **kwargs: options of `RePaViTConfig`, and `revision`, `token` and `cache_dir` for the download.
+        """
+        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+        model = cls(RePaViTCLIPConfig.from_clip(pretrained_model_name_or_path, **kwargs))
+        model.vision_model = RePaViTModel.from_dense(pretrained_model_name_or_path, calibration, **kwargs)
+        clip = CLIPModel.from_pretrained(pretrained_model_name_or_path, **hub)
+        own = {name: tensor for name, tensor in clip.state_dict().items() if not name.startswith("vision_model.")}
+        model.load_state_dict(own, strict=False)
+        return model
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """The vision tower's two random images, and two texts of the last two tokens."""
+        last = self.text_model.config.vocab_size - 1
+        return {
+            **self.vision_model.dummy_inputs,
+            "input_ids": torch.tensor([[last - 1, last], [last, last]], device="cpu"),
+        }
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+
+__all__ = ["RePaViTForZeroShotImageClassification"]

@@ -1,0 +1,191 @@
+"""What all models of the S4 family have: embedding, residual layers with state spaces or FFNs, and their states."""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, initialization as init
+from transformers.cache_utils import LinearAttentionLayer
+
+from .adaptive_softmax import AdaptiveEmbedding, AdaptiveSoftmax
+from .configuration_s4 import S4Config
+from .kernel_mixin import S4KernelModel
+from .layers import ScalarNorm, make_norm
+from .outputs import S4Output
+from .pooling import S4DownPool, S4UpPool, check_padding, make_layers, skip_connections
+from .recurrence import S4Recurrence
+from .state_space import S4StateSpace
+
+
+def check_shape(name: str, tensor: torch.Tensor, accepted: dict[str, int | None]) -> None:
+    """Raises `ValueError` unless a tensor has these dimensions, of these sizes or, for `None`, of any size."""
+    sizes = [size if wanted is None else wanted for size, wanted in zip(tensor.shape, accepted.values(), strict=False)]
+    if tensor.ndim != len(accepted) or list(tensor.shape) != sizes:
+        wanted = ", ".join(key if size is None else f"{key} = {size}" for key, size in accepted.items())
+        raise ValueError(f"{name} has the shape {list(tensor.shape)}; this model takes [{wanted}].")
+
+
+class S4PreTrainedModel(S4KernelModel):
+    """Embedding, layers and final norm, which all models of the family have under the same names."""
+
+    config: S4Config
+    config_class: type[S4Config]
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    model_tags = ["fusible", "s4"]
+    _no_split_modules = ["S4Layer"]
+    _keep_in_fp32_modules_strict = {"ssm"}
+    _can_compile_fullgraph = True
+    _is_stateful = True
+    _input_embed_layer = "embeddings"
+
+    def __init__(self, config: S4Config) -> None:
+        super().__init__(config)
+        config.validate_architecture()
+        if config.vocab_size is None:
+            self.embeddings: nn.Module = nn.Linear(config.input_size, config.hidden_size)
+        elif config.cutoffs is not None:
+            self.embeddings = AdaptiveEmbedding(config)
+        else:
+            self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers, self.skips = make_layers(config), skip_connections(config)
+        self.sources = frozenset(self.skips.values())
+        self.stateful = [number for number, kind in enumerate(config.layer_types) if kind == "linear_attention"]
+        self.final_norm = make_norm(config) if config.prenorm else nn.Identity()
+
+    def _note_structure(self) -> None:
+        found = [module.num_dense_heads for module in self.modules() if isinstance(module, S4Recurrence)]
+        self.config.__dict__["dense_heads"] = found
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | S4StateSpace | AdaptiveEmbedding | AdaptiveSoftmax):
+            module.reset_parameters()
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.hidden_size**-0.5)
+        elif isinstance(module, ScalarNorm):
+            init.ones_(module.scale)
+            init.zeros_(module.shift)
+        else:
+            super()._init_weights(module)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As for all models; raises `ValueError` for an adaptive embedding."""
+        if self.config.cutoffs is not None:
+            raise ValueError("The embedding has the clusters of config.cutoffs, which cannot be resized.")
+        return super().resize_token_embeddings(*args, **kwargs)
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Two random sequences, always the same ones."""
+        generator = torch.Generator().manual_seed(0)
+        length = min(self.config.l_max or 64, 64)
+        if self.config.vocab_size is None:
+            shape = (2, length, self.config.input_size)
+            return {"input_values": torch.randn(shape, generator=generator, device="cpu")}
+        ids = torch.randint(self.config.vocab_size, (2, length), generator=generator, device="cpu")
+        return {"input_ids": ids}
+
+    def _slots(self, cache_params: Cache, batch_size: int) -> dict[int, Any]:
+        """A cache's layers for those with a state; raises `ValueError` if it is not for this form and batch."""
+        layers, count = getattr(cache_params, "layers", []), len(self.layers)
+        slots = {number: layers[number] for number in self.stateful if number < len(layers)}
+        if len(layers) != count or not all(isinstance(slot, LinearAttentionLayer) for slot in slots.values()):
+            kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
+            raise ValueError(
+                f"cache_params is a {type(cache_params).__name__} of {len(layers)} layers ({kinds}). This model needs "
+                f"{count}, those with states as LinearAttentionLayer: give what the model returned, or "
+                "transformers.DynamicCache(config=model.config)."
+            )
+        state = next((slot.recurrent_states[0] for slot in slots.values() if slot.has_previous_state[0]), None)
+        if state is not None and state.shape[0] != batch_size:
+            raise ValueError(
+                f"cache_params has states of {state.shape[0]} sequences, and the inputs are {batch_size}. "
+                "cache_params.reorder_cache(indices) takes other ones, or some repeatedly."
+            )
+        if state is not None and getattr(cache_params, "is_fused", self.config.fused) != self.config.fused:
+            raise ValueError("cache_params has the states of the model's other form, which are in another basis.")
+        cast(Any, cache_params).is_fused = self.config.fused
+        return slots
+
+    @staticmethod
+    def detach_states(cache_params: Cache) -> None:
+        """Cuts states off from the graph that made them, for truncated backpropagation through time."""
+        for slot in cache_params.layers:
+            if isinstance(slot, LinearAttentionLayer) and slot.has_previous_state[0]:
+                # a copy, as the graph may need the numbers that tokens are written over
+                slot.recurrent_states[0] = cast(torch.Tensor, slot.recurrent_states[0]).detach().clone()
+
+    def encode(
+        self,
+        input_ids: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        cache_params: Cache | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool | None = None,
+        past_key_values: Any = None,
+        **_: Any,
+    ) -> S4Output:
+        """The stack's outputs; for the arguments see `S4Model`. Raises `ValueError` for those that do not fit."""
+        if past_key_values is not None:
+            raise ValueError("States go in as cache_params, also those that generate() returns as past_key_values.")
+        if sum(x is not None for x in (input_ids, input_values, inputs_embeds)) != 1:
+            raise ValueError("Give exactly one of input_ids, input_values and inputs_embeds.")
+        if (input_ids is not None and self.config.vocab_size is None) or (
+            input_values is not None and self.config.vocab_size is not None
+        ):
+            raise ValueError("A model with config.vocab_size takes input_ids, one without takes input_values.")
+        sizes: dict[str, int | None] = {"batch": None, "length": None}
+        if inputs_embeds is not None:
+            check_shape("inputs_embeds", inputs_embeds, {**sizes, "config.hidden_size": self.config.hidden_size})
+            hidden_states = inputs_embeds
+        elif input_values is not None:
+            check_shape("input_values", input_values, {**sizes, "config.input_size": self.config.input_size})
+            hidden_states = self.embeddings(input_values.to(self.dtype))
+        else:
+            check_shape("input_ids", cast(torch.Tensor, input_ids), sizes)
+            hidden_states = self.embeddings(input_ids)
+        mask = None
+        if attention_mask is not None:
+            batch_size, length = hidden_states.shape[:2]
+            if cache_params is not None:  # that of the whole sequence may be given
+                length = max(length, attention_mask.shape[-1])
+            check_shape("attention_mask", attention_mask, {"batch": batch_size, "length": length})
+            if self.config.pool_sizes:
+                check_padding(attention_mask)  # what comes behind is not seen by what is in front
+            else:
+                mask = attention_mask[:, -hidden_states.shape[1] :, None].to(hidden_states.dtype)
+        if use_cache and cache_params is None:
+            cache_params = DynamicCache(config=self.config)
+        slots = {} if cache_params is None else self._slots(cache_params, hidden_states.shape[0])
+        # not where a layer runs again for its gradient: what it was given must be as it was
+        with_state, overwrite = cache_params is not None, not torch.is_grad_enabled()
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        kept, inputs = [], {}
+        for number, layer in enumerate(self.layers):
+            kept.append(hidden_states if keep else None)
+            if number in self.sources:
+                inputs[number] = hidden_states
+            skip = inputs.pop(self.skips[number]) if number in self.skips else None
+            slot = slots.get(number)
+            before = slot.recurrent_states[0] if slot is not None and slot.has_previous_state[0] else None
+            if isinstance(layer, S4DownPool):
+                hidden_states, state = layer(hidden_states, before)
+            elif isinstance(layer, S4UpPool):
+                hidden_states, state = layer(hidden_states, cast(Any, skip).shape[1], before)
+            else:
+                hidden_states, state = layer(hidden_states, mask, before, with_state, overwrite)
+            if skip is not None:
+                hidden_states = hidden_states + skip.to(hidden_states.device)  # layers may be on several
+            if slot is not None and state is not before:
+                slot.recurrent_states[0], slot.dtype, slot.device = state, state.dtype, state.device
+                slot.is_recurrent_states_initialized[0] = slot.has_previous_state[0] = True
+        hidden_states = self.final_norm(hidden_states)
+        all_states = (*cast(list[torch.Tensor], kept), hidden_states) if keep else None
+        return S4Output(last_hidden_state=hidden_states, cache_params=cache_params, hidden_states=all_states)
+
+
+__all__ = ["S4PreTrainedModel", "check_shape"]

@@ -1,0 +1,311 @@
+"""ZeroI2V: image Transformers that take videos at no extra cost (https://huggingface.co/papers/2310.01324)."""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel, initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from ...core.backbones import site_of
+from ...core.modeling import FusiblePreTrainedModel
+from ...core.subclassing import mix_in_
+from .adapter_files import find_adapter, load_adapter_, write_adapter
+from .adapters import LinearAdapter, adapt_
+from .attention import ShiftedLinear, shift_heads_
+from .configuration_zeroi2v import Offsets, ZeroI2VConfig
+
+
+@dataclass
+class ZeroI2VModelOutput(BaseModelOutputWithPooling):
+    """
+    Outputs for videos.
+
+    Args:
+        last_hidden_state: `[batch, frames * tokens, hidden_size]`, the tokens of all frames, frame by frame.
+        pooler_output: `[batch, hidden_size]`, the mean of `frame_features`.
+        frame_features: `[batch, frames, hidden_size]`, the backbone's image feature of each frame.
+    """
+
+    frame_features: torch.Tensor | None = None
+
+
+class FrameEmbeddings(nn.Module):
+    """Mixed into a backbone's embeddings class: adds a learned vector per frame to all of its tokens."""
+
+    temporal_embedding: nn.Parameter  # [1, frames, channels]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(*args, **kwargs)
+        tokens, *rest = outputs if isinstance(outputs, tuple) else (outputs,)
+        clips = tokens.unflatten(0, (-1, self.temporal_embedding.shape[1]))
+        tokens = (clips + self.temporal_embedding[:, :, None]).flatten(0, 1)
+        return (tokens, *rest) if isinstance(outputs, tuple) else tokens
+
+
+def add_temporal_embedding_(embeddings: nn.Module, num_frames: int, channels: int) -> None:
+    """Makes a backbone's embeddings, in place, tell the frames of a clip apart; at first they do not."""
+    mix_in_(embeddings, FrameEmbeddings)
+    embeddings.temporal_embedding = nn.Parameter(torch.zeros(1, num_frames, channels))
+
+
+class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
+    config: ZeroI2VConfig
+    config_class: type[ZeroI2VConfig]
+    main_input_name = "pixel_values"
+    input_modalities = ["video"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    model_tags = ["fusible", "zeroi2v"]
+
+    def __init__(self, config: ZeroI2VConfig, image_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        config.validate_architecture()
+        self.site = site_of(config.backbone_config)
+        if image_model is None:
+            image_model = AutoModel.from_config(config.backbone_config, **self.site.model_kwargs)
+        self.backbone = image_model
+        embeddings = self.backbone.get_submodule(self.site.embeddings)
+        add_temporal_embedding_(embeddings, config.num_frames, self.site.stage_widths(self.backbone.config)[0])
+        for block in self.site.blocks(self.backbone):
+            attention = block.get_submodule(self.site.projections)
+            shift_heads_(block, attention, config.offsets, config.num_frames, self.site.windowed)
+            adapt_(block, self.site, config)
+        self.feature_size = self.site.feature_size(self.backbone.config)
+
+    def post_init(self) -> None:
+        super().post_init()
+        self._freeze()
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As for all models; what this one adds to the backbone is not initialised by the backbone's rules."""
+        for module in self.modules():
+            if isinstance(module, FrameEmbeddings):
+                init.zeros_(module.temporal_embedding)
+            elif isinstance(module, LinearAdapter | ShiftedLinear) and "_is_hf_initialized" not in module.__dict__:
+                if isinstance(module, LinearAdapter):
+                    module.reset_parameters()
+                else:
+                    self.backbone._init_weights(module.as_linear())
+                for part in module.modules():
+                    part._is_hf_initialized = True  # type: ignore[assignment]
+        super().initialize_weights()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):  # the classifier, as the authors'
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """All but the image model's: adapters, temporal embedding and classifier; and the image model's last norm."""
+        norms = tuple(f"backbone.{norm}." for norm in self.site.final_norms)
+        adapters = re.compile(r"backbone\..*\.(adapter_(before|after)\..*|temporal_embedding)")
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if not name.startswith("backbone.") or name.startswith(norms) or adapters.fullmatch(name)
+        }
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """The image model's parameters, but its last norm's."""
+        trained = self.trained_parameters()
+        return [parameter for name, parameter in self.named_parameters() if name not in trained]
+
+    def _freeze(self) -> None:
+        if self.config.freeze_backbone:
+            for parameter in self.frozen_parameters():
+                parameter.requires_grad_(False)
+
+    @staticmethod
+    def _load_pretrained_model(model: "ZeroI2VPreTrainedModel", *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        result = FusiblePreTrainedModel._load_pretrained_model(model, *args, **kwargs)
+        model._freeze()  # loading makes all parameters trainable
+        return result
+
+    @classmethod
+    def from_image_model(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        num_frames: int | None = None,
+        offsets: Offsets | str = "auto",
+        *,
+        adapter: str | os.PathLike | None = None,
+        dtype: torch.dtype | str = "auto",
+        **kwargs: Any,
+    ) -> Self:
+        """
+        A training form that starts from the weights of an image model. A head, if this class has one, is new.
+
+        Args:
+            pretrained_model_name_or_path: as for `ZeroI2VConfig.from_backbone`.
+            num_frames: frames of a clip, 8 by default.
+            offsets: `temporal_offsets` of `ZeroI2VConfig`.
+            adapter: folder or Hub repository of `save_adapter`, trained on this image model. It knows all options.
+            dtype: of the weights, as for `from_pretrained`.
+            **kwargs: other options of `ZeroI2VConfig`, and `revision`, `token` and `cache_dir` for the download.
+
+        Raises:
+            ValueError: if the backbone is not supported, an option is wrong, or the adapter is of another image model.
+            OSError: if a file is missing or cut off.
+        """
+        hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
+        if num_frames is not None:
+            kwargs["num_frames"] = num_frames
+        if offsets != "auto":
+            kwargs["temporal_offsets"] = offsets
+        file = None
+        if adapter is None:
+            config = cls.config_class.from_backbone(pretrained_model_name_or_path, **kwargs, **hub)
+        elif kwargs:
+            raise ValueError(f"The adapter in {adapter} knows all options; leave out {', '.join(kwargs)}.")
+        else:
+            config, file = find_adapter(adapter, token=hub.get("token"), cache_dir=hub.get("cache_dir"))
+        site = site_of(config.backbone_config)
+        image_model, info = AutoModel.from_pretrained(
+            pretrained_model_name_or_path,
+            config=config.backbone_config,
+            dtype=dtype,
+            output_loading_info=True,
+            **hub,
+            **site.model_kwargs,
+        )
+        if info["missing_keys"]:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is not the image model that is needed here: it has no "
+                f"{', '.join(sorted(info['missing_keys'])[:3])}."
+            )
+        weights_dtype = image_model.dtype
+        model = cls(config, image_model).to(weights_dtype)
+        if file is not None:
+            load_adapter_(file, model.trained_parameters(), model.frozen_parameters())
+        return model
+
+    def save_adapter(self, folder: str | os.PathLike) -> None:
+        """
+        Saves what `freeze_backbone` leaves to train, and the configuration; `from_image_model(..., adapter=folder)`
+        puts it on the image model again.
+
+        Args:
+            folder: its other files stay as they are.
+
+        Raises:
+            ValueError: if there are no adapters any more, or the image model was trained too.
+            OSError: if the folder cannot be written; it is then as it was.
+        """
+        if self.config.fused:
+            raise ValueError("The adapters of a fused model are part of its weights; use save_pretrained.")
+        if not self.config.freeze_backbone:
+            raise ValueError("With freeze_backbone=False the image model is trained too; use save_pretrained.")
+        write_adapter(folder, self.config, self.trained_parameters(), self.frozen_parameters())
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Two random videos of the configured size, always the same ones."""
+        images = self.site.dummy_inputs(self.backbone)["pixel_values"]
+        generator = torch.Generator().manual_seed(0)
+        shape = (len(images), self.config.num_frames, *images.shape[1:])
+        return {"pixel_values": torch.randn(shape, generator=generator, device="cpu")}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> ZeroI2VModelOutput:
+        """
+        Outputs for `[batch, frames, channels, height, width]`; `hidden_states` and `attentions` are the backbone's,
+        whose batch axis holds the frames.
+
+        Raises:
+            ValueError: if the videos have another shape.
+        """
+        frames, channels = self.config.num_frames, self.backbone.config.num_channels
+        if pixel_values.ndim != 5 or pixel_values.shape[1] != frames or pixel_values.shape[2] != channels:
+            raise ValueError(
+                f"pixel_values has shape {list(pixel_values.shape)}; this model takes [batch, frames, channels, "
+                f"height, width] with {frames} frames and {channels} channels."
+            )
+        kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
+        kwargs.setdefault("output_attentions", self.config.output_attentions)
+        outputs = self.backbone(pixel_values.flatten(0, 1), **kwargs)
+        features = self.site.pool(outputs).unflatten(0, (-1, frames))
+        return ZeroI2VModelOutput(
+            last_hidden_state=outputs.last_hidden_state.unflatten(0, (-1, frames)).flatten(1, 2),
+            pooler_output=features.mean(1),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.get("attentions"),
+            frame_features=features,
+        )
+
+
+class ZeroI2VModel(ZeroI2VPreTrainedModel):
+    """ZeroI2V without a head; `pooler_output` is the video's feature `[batch, hidden_size]`."""
+
+    def __init__(self, config: ZeroI2VConfig, image_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config, image_model)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> ZeroI2VModelOutput:
+        """
+        Args:
+            pixel_values: `[batch, frames, channels, height, width]`, normalised by the processor.
+        """
+        return self.encode(pixel_values, **kwargs)
+
+
+class ZeroI2VForVideoClassification(ZeroI2VPreTrainedModel):
+    """ZeroI2V with a linear classifier on the mean of the frames' features."""
+
+    def __init__(self, config: ZeroI2VConfig, image_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config, image_model)
+        self.num_labels = config.num_labels or 0
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(self.feature_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: `[batch, frames, channels, height, width]`, normalised by the processor; or several views of
+                each video, `[batch, views, frames, channels, height, width]`, whose results are averaged as
+                `config.view_average` says.
+            labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
+        """
+        views = pixel_values.shape[1] if pixel_values.ndim == 6 else None
+        outputs = self.encode(pixel_values if views is None else pixel_values.flatten(0, 1), **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        if views is not None:
+            logits = self._average(logits.unflatten(0, (-1, views)))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _average(self, logits: torch.Tensor) -> torch.Tensor:
+        """`[batch, views, labels]` to `[batch, labels]`, whose softmax is the mean of the views' if so configured."""
+        if self.config.view_average == "logits" or self.config.problem_type not in (
+            None,
+            "single_label_classification",
+        ):
+            return logits.mean(1)
+        return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
+
+
+__all__ = ["ZeroI2VForVideoClassification", "ZeroI2VModel", "ZeroI2VModelOutput", "ZeroI2VPreTrainedModel"]

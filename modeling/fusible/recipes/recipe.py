@@ -1,0 +1,228 @@
+"""
+Recipes: what a `recipe.yaml` may say, read strictly, and what it means on the machine at hand.
+
+A recipe lies beside the `config.json` of the model that it trains. It may be based on another file (`base: FILE`) and
+then says what differs. Keys are checked and unknown ones refused; values may be overridden by `key=value`, where dots
+lead into sections: `training.learning_rate=1e-4`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
+from transformers.utils import CONFIG_NAME, logging
+
+import fusible
+
+from .hardware import batch_sizes, default_workers, precision, schedule, uses_deepspeed
+from .parsing import RECIPE_NAME, check_keys, merge, nearest, override, read_layers
+from .sections import Augmentation, Distillation, Settings, parse
+
+
+logger = logging.get_logger(__name__)
+DEFAULTS: dict[str, Any] = {  # of TrainingArguments, where a recipe says nothing
+    "dataloader_drop_last": True,
+    "eval_strategy": "epoch",
+    "logging_steps": 50,
+    "remove_unused_columns": False,
+    "report_to": "none",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+}
+
+
+@dataclass
+class Recipe:
+    """
+    A model, its data and how it is trained.
+
+    Args:
+        dataset: a name in `data.DATASETS`, or a folder or Hub repository.
+        data: options of the data set.
+        base_model: weights to start from: a plain model, or one of fusible's.
+        model: changes of `config.json`.
+        training: `Settings` and `TrainingArguments`.
+        augmentation: see `Augmentation`.
+        distillation: see `Distillation`.
+        output_dir: gets checkpoints, the training form and, in `fused`, the inference form; by default
+            `out/<folder of the recipe>`.
+        resume: "auto" goes on from the last checkpoint, if there is one; "none" starts anew; or a checkpoint's folder.
+        push_to_hub: repository for the training form; the inference form goes to the same name and `-fused`.
+        private: whether repositories that are made are private.
+        hardware: what it was meant for, for readers.
+        expected: the published result, for readers.
+        variants: what differs in other models, and their results, for readers.
+        folder: where `config.json` and processors are.
+    """
+
+    dataset: str
+    data: dict = field(default_factory=dict)
+    base_model: str | None = None
+    model: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    augmentation: dict = field(default_factory=dict)
+    distillation: dict = field(default_factory=dict)
+    output_dir: str | None = None
+    resume: str = "auto"
+    push_to_hub: str | None = None
+    private: bool = False
+    hardware: dict = field(default_factory=dict)
+    expected: dict = field(default_factory=dict)
+    variants: list = field(default_factory=list)
+    folder: Path = Path()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, overrides: Iterable[str] = ()) -> "Recipe":
+        """
+        Reads a recipe.
+
+        Args:
+            path: of the YAML file, or of its folder.
+            overrides: `key=value`, see `override`. Another `dataset` does without the recipe's section `data`, which
+                has the options of its own.
+
+        Raises:
+            FileNotFoundError: if there is no such file, or not the file that it is based on.
+            ValueError: for an unknown key, a missing one or a value of the wrong kind, with the name of the file.
+        """
+        path, overrides = Path(path), list(overrides)
+        path = path / RECIPE_NAME if path.is_dir() else path
+        layers = read_layers(path)
+        for file, layer in layers:
+            cls._checked(layer, path.parent, str(file))
+        written = reduce(merge, (layer for _, layer in layers))
+        values = override(written, overrides)
+        if values.get("dataset") != written.get("dataset"):
+            values = override({key: value for key, value in written.items() if key != "data"}, overrides)
+        recipe = cls._checked(values, path.parent, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+        if not recipe.dataset:
+            raise ValueError(f"{path} names no dataset.")
+        recipe.config  # noqa: B018  (errors come early)
+        return recipe
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], folder: Path, where: str) -> "Recipe":
+        """A recipe with these values, all or some of them; errors say where they are from."""
+        entries = {entry.name: entry for entry in fields(cls) if entry.name != "folder"}
+        training = [entry.name for type_ in (Settings, TrainingArguments) for entry in fields(type_)]
+        for key, value in values.items():
+            if key not in entries:
+                hint = nearest(key, [*entries, *(f"training.{name}" for name in training)])
+                raise ValueError(f"{where} has no key {key!r}. {hint}")
+            if isinstance(value, dict) != (entries[key].type is dict) and value is not None:
+                kind = "a section" if entries[key].type is dict else "no section"
+                raise ValueError(f"{key} of {where} is {value!r}; it must be {kind}.")
+        given = {key: value for key, value in values.items() if value is not None}
+        recipe = cls(folder=folder, **({"dataset": ""} | given))
+        try:
+            check_keys(recipe.training, training, "training")
+            recipe.settings, recipe.augment, recipe.distill  # noqa: B018  (errors come early)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        return recipe
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Those entries of `training` that `TrainingArguments` does not have."""
+        own = {entry.name for entry in fields(Settings)}
+        return parse([Settings], {key: self.training[key] for key in own & self.training.keys()}, "training")[0]
+
+    @cached_property
+    def augment(self) -> Augmentation:
+        """The section `augmentation`."""
+        return parse([Augmentation], self.augmentation, "augmentation")[0]
+
+    @cached_property
+    def distill(self) -> Distillation:
+        """The section `distillation`."""
+        return parse([Distillation], self.distillation, "distillation")[0]
+
+    @cached_property
+    def raw_config(self) -> dict[str, Any]:
+        """`config.json` with the changes of `model`."""
+        text = (self.folder / CONFIG_NAME).read_text(encoding="utf-8")
+        return merge(json.loads(text), self.model)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The model's configuration; a key of `model` that it does not have is an error."""
+        values = dict(self.raw_config)
+        config = AutoConfig.for_model(values.pop("model_type"), **values)
+        derived = ("num_labels", "id2label", "label2id")
+        check_keys(self.model, [*(entry.name for entry in fields(config)), *derived], "model")
+        for name, changes in self.model.items():
+            if isinstance(changes, dict) and isinstance(part := getattr(config, name), PreTrainedConfig):
+                known = [*(entry.name for entry in fields(part)), "model_type", *derived]
+                check_keys(changes, known, f"model.{name}")
+        return config
+
+    @property
+    def model_class(self) -> Any:
+        """The class that `config.json` names."""
+        names = self.raw_config.get("architectures") or ["none"]
+        model_class = getattr(fusible, names[0], None)
+        if model_class is None:
+            raise ValueError(
+                f"{self.folder / CONFIG_NAME} names the architecture {names[0]}, which fusible does not have."
+            )
+        return model_class
+
+    @property
+    def output(self) -> Path:
+        """Where everything goes."""
+        return Path(self.output_dir or Path("out") / self.folder.resolve().name)
+
+    def training_arguments(self) -> TrainingArguments:
+        """
+        What `Trainer` takes, for this machine and number of processes.
+
+        Raises:
+            ValueError: if batch sizes do not divide, or schedule or optimizer cannot do what is asked.
+        """
+        settings = self.settings
+        own = {entry.name for entry in fields(Settings)}
+        values = DEFAULTS | {key: value for key, value in self.training.items() if key not in own}
+        check_keys(values, [entry.name for entry in fields(TrainingArguments)], "training")
+        use_cpu = bool(values.get("use_cpu"))
+        values |= precision(settings.mixed_precision, use_cpu)
+        values.setdefault("dataloader_num_workers", default_workers())
+        values.setdefault("dataloader_pin_memory", torch.accelerator.is_available() and not use_cpu)
+        if settings.optimizer != "lamb":
+            values["optim"] = settings.optimizer
+        elif uses_deepspeed(values.get("deepspeed")):
+            raise ValueError(
+                "training.optimizer is 'lamb', whose steps are as long as each parameter; DeepSpeed gives optimizers "
+                "flat pieces of all of them. Use DDP or FSDP2."
+            )
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
+        values |= batch_sizes(settings.global_batch_size, values, world_size)
+        scale = self._learning_rate_scale(values, world_size)
+        try:
+            values["learning_rate"] = scale * float(values.get("learning_rate", TrainingArguments.learning_rate))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"training.learning_rate is {values['learning_rate']!r}, which is no number.") from error
+        values |= schedule(settings, values, scale)
+        arguments: TrainingArguments = parse(
+            [TrainingArguments], values | {"output_dir": str(self.output)}, "training"
+        )[0]
+        if arguments.n_gpu > 1:  # BatchNorm and experts need a process for each
+            logger.warning(f"Training on one of {arguments.n_gpu} devices; accelerate launch uses all of them.")
+            arguments._n_gpu = 1
+        return arguments
+
+    def _learning_rate_scale(self, values: Mapping[str, Any], world_size: int) -> float:
+        wanted = self.settings.learning_rate_batch_size
+        if wanted is None:
+            return 1.0
+        per_device = int(values.get("per_device_train_batch_size", TrainingArguments.per_device_train_batch_size))
+        ratio = per_device * world_size * int(values.get("gradient_accumulation_steps", 1)) / wanted
+        return ratio if self.settings.learning_rate_scaling == "linear" else ratio**0.5
+
+
+__all__ = ["DEFAULTS", "Recipe"]

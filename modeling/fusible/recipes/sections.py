@@ -1,0 +1,98 @@
+"""The sections of recipes, whose types are checked."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NoReturn, cast
+
+from transformers import HfArgumentParser
+
+from .parsing import check_keys
+
+
+@dataclass
+class Settings:
+    """What `training` has beside the fields of `TrainingArguments`."""
+
+    optimizer: str = field(default="adamw_torch", metadata={"help": "one of TrainingArguments.optim, or lamb"})
+    global_batch_size: int | None = field(default=None, metadata={"help": "of a step, over all devices"})
+    learning_rate_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "global batch size that the learning rates are for; for others they are scaled"},
+    )
+    learning_rate_scaling: Literal["linear", "sqrt"] = "linear"
+    min_learning_rate: float | None = field(default=None, metadata={"help": "at the end of a cosine schedule"})
+    warmup_epochs: float | None = None
+    warmup_learning_rate: float | None = field(default=None, metadata={"help": "at the first step"})
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    ema_decay: float | None = field(default=None, metadata={"help": "also keep an average of the weights"})
+    backbone_learning_rate_factor: float = 1.0
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "factor of the learning rate from block to block"}
+    )
+    ssm_learning_rate: float | None = None
+    ssm_parameters: list[str] | None = None
+
+
+@dataclass
+class Augmentation:
+    """What happens to training inputs; see `augmentation.py` and `video.py`."""
+
+    auto_augment: str | None = None
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos", "random"] = "bicubic"
+    color_jitter: float = 0.0
+    resized_crop_area: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    resized_crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    horizontal_flip: float = 0.5
+    random_erasing: float = 0.0
+    random_erasing_mode: Literal["const", "rand", "pixel"] = "const"
+    repeated_augmentation: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_switch: float = 0.5
+    label_smoothing: float = 0.0
+
+
+@dataclass
+class Distillation:
+    """A teacher to learn from; see `distillation.py`."""
+
+    teacher: str | None = field(default=None, metadata={"help": "folder or Hub repository"})
+    alpha: float = 0.5
+    temperature: float = 1.0
+    kind: Literal["soft", "hard"] = "soft"
+
+
+class _Parser(HfArgumentParser):
+    """Raises instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse(types: Sequence[type], values: Mapping[str, Any], where: str) -> Any:
+    """
+    Values as dataclasses, with their types checked and converted: YAML reads `1e-3` as a string.
+
+    Raises:
+        ValueError: for an unknown key or a value of another type.
+    """
+    check_keys(values, [entry.name for type_ in types for entry in fields(type_) if entry.init], where)
+    arguments: list[str] = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        entries = value if isinstance(value, list | tuple) else [value]
+        texts = [json.dumps(entry) if isinstance(entry, dict | bool) else str(entry) for entry in entries]
+        if len(texts) == 1 and not isinstance(value, list | tuple):
+            arguments.append(f"--{name}={texts[0]}")  # in one piece, as a value can begin with a dash
+        else:
+            arguments += [f"--{name}", *texts]
+    try:
+        parser = _Parser(cast(Any, types), allow_abbrev=False)
+        return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+__all__ = ["Augmentation", "Distillation", "Settings", "parse"]
