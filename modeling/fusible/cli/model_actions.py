@@ -7,16 +7,14 @@ from typing import Any, cast
 from rich.table import Table
 from transformers import AutoConfig
 
-import fusible
-
 from ..benchmark import compare_forms
 from ..export import Format, check_format, example_inputs, export_fused
 from ..hub.model_card import readdress, write_card
-from ..hub.publishing import CARD_NAME, open_repository
-from ..hub.weight_files import files_in, goes_with_weights, is_fusible_model, is_weight_file
+from ..hub.publishing import open_repository
+from ..hub.weight_files import CARD_NAME, files_in, goes_with_weights, is_fusible_model, is_weight_file
 from ..recipes.catalog import catalog_folder, names
 from ..recipes.parsing import RECIPE_NAME, whole_recipe
-from ..saved_models import find_dtype, load
+from ..saved_models import find_dtype, find_model_class, load
 
 
 # what training and checkpoints leave behind
@@ -50,7 +48,7 @@ def time_forms(
     wanted = None if dtype is None else find_dtype(dtype)
     if not Path(source).exists() and source in names():
         config = AutoConfig.from_pretrained(catalog_folder() / source)
-        model = getattr(fusible, config.architectures[0])(config)
+        model = cast(Any, find_model_class(config.model_type, config.architectures[0]))(config)
     else:
         model = load(source, revision)
     if model.config.fused:

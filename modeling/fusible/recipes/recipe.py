@@ -18,8 +18,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME, logging
 
-import fusible
-
+from ..saved_models import find_model_class
 from .hardware import batch_sizes, default_workers, precision, schedule, uses_deepspeed
 from .parsing import RECIPE_NAME, check_keys, merge, nearest, override, read_layers
 from .sections import Augmentation, Distillation, Settings, parse
@@ -166,7 +165,7 @@ class Recipe:
     def model_class(self) -> Any:
         """The class that `config.json` names."""
         names = self.raw_config.get("architectures") or ["none"]
-        model_class = getattr(fusible, names[0], None)
+        model_class = find_model_class(str(self.raw_config.get("model_type")), names[0])
         if model_class is None:
             raise ValueError(
                 f"{self.folder / CONFIG_NAME} names the architecture {names[0]}, which fusible does not have."

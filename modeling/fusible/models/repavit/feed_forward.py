@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ...core.modeling import Fusible, make_linear
+from ...core.fusion import Fusible, make_linear
 
 
 class DropPath(nn.Module):
