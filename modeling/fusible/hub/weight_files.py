@@ -5,14 +5,12 @@ import os
 import re
 import shutil
 import struct
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME
 
 
@@ -98,13 +96,14 @@ def code_files(folder: Path) -> set[str]:
     names = {file.name for file in folder.glob("*.py") if file.read_bytes().startswith(CODE_MARK.encode())}
     try:
         auto_map = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["auto_map"]
-        entries = {str(reference).partition(".")[0] for reference in auto_map.values()}
+        modules = {str(reference).partition(".")[0] for reference in auto_map.values()}
     except (OSError, ValueError, KeyError, AttributeError):  # no configuration, a broken one, or one without code
         return names
-    for file in (folder / f"{entry}.py" for entry in entries):
-        names |= {file.name} if file.is_file() else set()
-        with suppress(OSError):  # it imports what is not there
-            names |= {Path(imported).name for imported in get_relative_import_files(file)}
+    while modules:
+        file = folder / f"{modules.pop()}.py"
+        if file.is_file() and file.name not in names:
+            names.add(file.name)
+            modules |= set(re.findall(r"^from \.(\w+) import", file.read_text(encoding="utf-8"), re.MULTILINE))
     return names
 
 
