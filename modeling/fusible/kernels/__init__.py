@@ -1,0 +1,1 @@
+"""Compiled kernels of S4's operations: their sources, their build and their loading."""

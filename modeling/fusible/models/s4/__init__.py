@@ -1,0 +1,1 @@
+"""S4 (ICLR 2022) and its diagonal form S4D."""
