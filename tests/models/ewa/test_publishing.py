@@ -9,7 +9,7 @@ from transformers import AutoModelForImageClassification, CLIPImageProcessorPil,
 from typer.testing import CliRunner
 
 from fusible import EWAConfig, EWAForImageClassification
-from fusible.cli.app import app
+from fusible.cli import app
 from fusible.data.images.digits import digits_dataset
 from support.model_tests.base import perturb_
 from support.model_tests.storage import assert_same_tensors

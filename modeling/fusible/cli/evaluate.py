@@ -1,49 +1,50 @@
-"""Work of the commands `fusible evaluate` and `fusible train --dry-run`."""
+"""The command `fusible evaluate`."""
 
+import contextlib
+import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import torch
+import typer
 
-from ..data.registry import load_data
-from ..hub.form_facts import form_facts
-from ..hub.methods import METHODS
-from ..hub.weight_files import is_fusible_model
-from ..recipes.recipe import Recipe
-from ..saved_models import load, load_processor
-from ..training.evaluate import evaluate_model, task_of, write_results
+from ._common import Json, Overrides, RecipeName, Revision, Source, show
 
 
-def plan(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def evaluate(
+    source: Source,
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    revision: Revision = None,
+    fused: Annotated[bool, typer.Option("--fused", help="Fuse a training form first.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Also of the latency.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    save: Annotated[bool, typer.Option("--save", help="Write the results into the folder's model card.")] = False,
+    json: Json = False,
+) -> None:
     """
-    What a recipe would train, on this machine: method, sizes of both forms, data and the settings that follow from it.
+    Measure a saved model on the data that a recipe evaluates on; videos in all their views.
 
-    Raises:
-        ValueError: if the recipe is wrong, as `training.train.run` does; the data is not looked at.
+    Examples:
+
+        fusible evaluate out/digits repavit-vit-tiny-0.5 dataset=digits
+
+        fusible evaluate user/my-model repavit-vit-base-0.75 dataset=imagenet-1k --fused --json
     """
-    recipe = Recipe.load(path, overrides)
-    arguments = recipe.training_arguments()
-    with torch.device("meta"):
-        model = recipe.model_class(recipe.config)
-    forms = {"training_form": False, **({"fused_form": True} if model.has_fused_form else {})}
-    return {
-        "recipe": str(path),
-        "method": METHODS[recipe.config.model_type].name,
-        "class": type(model).__name__,
-        **{name: asdict(form_facts(model, fused)) for name, fused in forms.items()},
-        "dataset": recipe.dataset,
-        "output_dir": str(recipe.output),
-        "device": str(arguments.device),
-        "processes": arguments.world_size,
-        "optimizer": recipe.settings.optimizer,
-        "learning_rate": arguments.learning_rate,
-        "per_device_train_batch_size": arguments.per_device_train_batch_size,
-        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
-        "num_train_epochs": arguments.num_train_epochs,
-        "max_steps": arguments.max_steps,
-    }
+    from ..recipes.catalog import find_recipe
+
+    with contextlib.redirect_stdout(sys.stderr):  # where logs belong
+        results = evaluate_saved(
+            source,
+            find_recipe(recipe),
+            overrides or [],
+            revision=revision,
+            fused=fused,
+            batch_size=batch_size,
+            limit=limit,
+            card=Path(source) if save else None,
+        )
+    show(results, json)
 
 
 def evaluate_saved(
@@ -74,11 +75,15 @@ def evaluate_saved(
         ValueError: if the model's classes are not the data's, it has no form to fuse to, or there is no card.
         OSError: if the model or the data are not there.
     """
-    recipe, model, processor = (
-        Recipe.load(recipe_path, overrides),
-        load(source, revision, plain=True),
-        load_processor(source, revision),
-    )
+    from ..data.registry import load_data
+    from ..hub.weight_files import is_fusible_model
+    from ..recipes.recipe import Recipe
+    from ..saved_models import load, load_processor
+    from ..training.evaluate import evaluate_model, task_of, write_results
+
+    recipe = Recipe.load(recipe_path, overrides)
+    model = load(source, revision, plain=True)
+    processor = load_processor(source, revision)
     if fused and not is_fusible_model(model):
         raise ValueError(f"{source} is a plain {model.config.model_type!r} model, which has one form only.")
     recipe.config = model.config
@@ -93,4 +98,4 @@ def evaluate_saved(
     return {"source": source, "form": name, "dataset": recipe.dataset, **results}
 
 
-__all__ = ["evaluate_saved", "plan"]
+__all__ = ["evaluate"]
