@@ -1,5 +1,6 @@
 """Latency of both forms of a model, side by side."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -98,4 +99,9 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-__all__ = ["compare_forms", "device_name", "folder_bytes", "median_seconds"]
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+__all__ = ["compare_forms", "device_name", "folder_bytes", "median_seconds", "usable_cores"]

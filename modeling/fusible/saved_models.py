@@ -5,16 +5,34 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import fusible
 
+from ._auto import AUTO_CLASSES
+from .core.modeling import FusiblePreTrainedModel
 from .hub.methods import METHODS
 from .hub.model_card import write_card
 from .hub.publishing import open_repository
 from .hub.saving import save_model
 from .hub.weight_files import FusibleModel
+
+
+def load_model_class(config: PreTrainedConfig) -> type[FusiblePreTrainedModel]:
+    """
+    The class of fusible's that a configuration names in `architectures`.
+
+    Raises:
+        ValueError: if fusible does not have it.
+    """
+    name = (config.architectures or ["none"])[0]
+    for auto_class, class_name in AUTO_CLASSES.get(config.model_type, {}).items():
+        if class_name == name:
+            return getattr(transformers, auto_class)._model_mapping[type(config)]
+    raise ValueError(
+        f"The configuration of type {config.model_type!r} names {name}, a class that fusible does not have."
+    )
 
 
 def load(source: str, revision: str | None, plain: bool = False) -> Any:
@@ -103,4 +121,4 @@ def publish(
     repository.commit(destination, names)
 
 
-__all__ = ["find_dtype", "load", "load_processor", "publish"]
+__all__ = ["find_dtype", "load", "load_model_class", "load_processor", "publish"]
