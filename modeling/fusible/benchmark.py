@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .core.modeling import FusiblePreTrainedModel
-from .hub.form_facts import moved
+from .hub.form_facts import FormFacts, count_macs, count_parameters, form_facts, max_difference, moved
 
 
 def folder_bytes(folder: str | Path) -> int:
@@ -104,4 +104,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-__all__ = ["compare_forms", "device_name", "folder_bytes", "median_seconds", "usable_cores"]
+__all__ = [
+    "FormFacts",
+    "compare_forms",
+    "count_macs",
+    "count_parameters",
+    "device_name",
+    "folder_bytes",
+    "form_facts",
+    "max_difference",
+    "median_seconds",
+    "usable_cores",
+]
