@@ -10,7 +10,6 @@ ViT-S, interleaved. Prints tables and writes benchmarks/results/ewa_<mode>_<devi
 """
 
 import argparse
-import copy
 import statistics
 from collections.abc import Callable
 from functools import cache, partial
@@ -149,7 +148,7 @@ def compare_speed(device: str, batch_size: int, repeats: int) -> list[dict[str, 
     dense = AutoModelForImageClassification.from_config(AutoConfig.for_model("vit", **sizes, num_labels=1000))
     models: dict[str, Any] = {"dense": dense}
     for partition in ("tokens", "strided", "samples"):
-        models[partition] = EWAForImageClassification.from_dense(copy.deepcopy(dense), partition=partition)
+        models[partition] = EWAForImageClassification.from_dense(dense, partition=partition)
     pixels = torch.randn(batch_size, 3, 224, 224, device=device)
     labels = torch.randint(1000, (batch_size,), device=device)
     optimizers = {name: torch.optim.AdamW(model.to(device).parameters(), 1e-3) for name, model in models.items()}

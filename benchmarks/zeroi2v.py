@@ -87,9 +87,9 @@ def compare_accuracy(epochs: int, seed: int) -> list[dict[str, Any]]:
                     DenseSampling(8, 1),
                     size=24,
                     resize=24,
-                    area=(1, 1),
-                    ratio=(1, 1),
-                    flip=0.0,
+                    resized_crop_area=(1, 1),
+                    resized_crop_ratio=(1, 1),
+                    horizontal_flip=0.0,
                     mean=(0.5, 0.5, 0.5),
                     std=(0.5, 0.5, 0.5),
                 )
@@ -103,7 +103,7 @@ def compare_accuracy(epochs: int, seed: int) -> list[dict[str, Any]]:
         image_model.save_pretrained(Path(folder) / "image")
         for name, options in METHODS.items():
             torch.manual_seed(seed)
-            model = ZeroI2VForVideoClassification.from_image_model(
+            model = ZeroI2VForVideoClassification.from_dense(
                 Path(folder) / "image",
                 adapter_scale=1.0,
                 adapter_dropout=0.0,

@@ -16,10 +16,8 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from fusible import EWAPreTrainedModel
-from fusible.data.registry import load_data
-from fusible.recipes.recipe import Recipe
-from fusible.training.optim import Lamb, param_groups
-from fusible.training.setup import build_model, load_processor
+from fusible.recipes import Recipe
+from fusible.training import Lamb, build_model, load_data, load_processor, param_groups
 
 
 def main(path: str, overrides: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Latency of both forms of a model, side by side."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from .core.modeling import FusiblePreTrainedModel
-from .hub.form_facts import moved
+from .hub.form_facts import FormFacts, count_macs, count_parameters, form_facts, max_difference, moved
 
 
 def folder_bytes(folder: str | Path) -> int:
@@ -98,4 +99,20 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-__all__ = ["compare_forms", "device_name", "folder_bytes", "median_seconds"]
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+__all__ = [
+    "FormFacts",
+    "compare_forms",
+    "count_macs",
+    "count_parameters",
+    "device_name",
+    "folder_bytes",
+    "form_facts",
+    "max_difference",
+    "median_seconds",
+    "usable_cores",
+]

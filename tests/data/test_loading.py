@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fusible.data.dataset import EpochCallback, NumberedCopies, SeededCollator, SeededRows
 from fusible.data.images.augmentation import MixupCutmix, RepeatedAugmentationSampler
-from fusible.data.registry import load_data
+from fusible.data.reproducible import EpochCallback, RepeatSampler, SeededCollator, SeededDataset
 from fusible.recipes.recipe import Recipe
-from fusible.training.setup import load_processor
+from fusible.training.setup import load_data, load_processor
 from fusible.training.train import prepare
 from support.model_tests.storage import assert_same_tensors
 from support.tiny_recipes import FOLDERS, overrides
@@ -112,7 +111,7 @@ class Noise(torch.utils.data.Dataset):
 
 
 def test_rows_do_not_depend_on_workers_or_the_past():
-    rows = SeededRows(Noise(), seed=3)
+    rows = SeededDataset(Noise(), seed=3)
     first = rows[5]["pixel_values"]
     torch.rand(7)
     before = torch.get_rng_state()
@@ -129,7 +128,7 @@ def test_rows_do_not_depend_on_workers_or_the_past():
 
 
 def test_workers_that_stay_know_the_epoch():
-    rows = SeededRows(Noise(), seed=3)
+    rows = SeededDataset(Noise(), seed=3)
     alone, beside = (
         DataLoader(rows, batch_size=4, collate_fn=SeededCollator(MixupCutmix(2, mixup=0.8)), **options)
         for options in ({}, {"num_workers": 1, "persistent_workers": True})
@@ -143,8 +142,8 @@ def test_workers_that_stay_know_the_epoch():
 
 
 def test_copies_differ():
-    rows = SeededRows(Noise(), seed=3)
-    sampler = NumberedCopies(RepeatedAugmentationSampler(8, 2, batch_size=8), 8)
+    rows = SeededDataset(Noise(), seed=3)
+    sampler = RepeatSampler(RepeatedAugmentationSampler(8, 2, batch_size=8), 8)
     numbers = list(sampler)
     assert len(numbers) == len(sampler) == 8 and len({number % 8 for number in numbers}) == 4
     seen = [rows[number] for number in numbers]
@@ -156,7 +155,7 @@ def test_copies_differ():
 
 
 def test_epochs_reach_the_rows():
-    rows = SeededRows(Noise())
+    rows = SeededDataset(Noise())
     for epoch, expected in ((None, 0), (1.0, 1), (1.75, 1)):
         EpochCallback(rows).on_epoch_begin(None, type("State", (), {"epoch": epoch}), None)
         assert rows.epoch == expected

@@ -17,11 +17,10 @@ from transformers import (
 )
 from transformers.optimization import get_scheduler
 
-from fusible.data.registry import load_data
 from fusible.models.ewa.modeling_ewa import EWAPreTrainedModel
 from fusible.recipes.recipe import Recipe
 from fusible.training.optim import Lamb
-from fusible.training.setup import build_model, load_processor
+from fusible.training.setup import build_model, load_data, load_processor
 from fusible.training.train import prepare, run
 from support.model_tests.storage import assert_same_tensors
 from support.paths import HUB_CONFIGS
@@ -240,9 +239,7 @@ def test_base_models(tmp_path):
     )
     assert torch.equal(again.backbone.get_parameter(name), vit.vit.get_parameter(name))
     with pytest.raises(ValueError, match="S4ForImageClassification starts from weights of its own kind only"):
-        recipe = Recipe.load(REPAVIT, [f"base_model={tmp_path / 'vit'}"])
-        recipe.raw_config["architectures"] = ["S4ForImageClassification"]
-        build_model(recipe, load_data(Recipe.load(REPAVIT, overrides(REPAVIT, tmp_path)), load_processor(recipe)))
+        start("s4-digits", "vit")
 
 
 def test_a_teacher(tmp_path):

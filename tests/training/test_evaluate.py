@@ -23,9 +23,9 @@ from fusible import (
     ZeroI2VForVideoClassification,
 )
 from fusible.cli import app
-from fusible.data.dataset import Data
+from fusible.data.dataset import DataBundle
 from fusible.data.videos.annotations import VideoList
-from fusible.data.videos.datasets import TestVideos
+from fusible.data.videos.datasets import EvaluationVideos
 from fusible.data.videos.sampling import UniformSampling
 from fusible.training.evaluate import (
     all_views,
@@ -124,7 +124,7 @@ def test_evaluate_model(fused):
     model = make_model(num_labels=3)
     rows = Rows({"pixel_values": torch.randn(10, 3, 16, 16), "labels": torch.randint(3, (10,))})
     form = model.fuse() if fused else model
-    results = evaluate_model(form, Data(train=None, eval=rows), batch_size=4, limit=7, repeats=2)
+    results = evaluate_model(form, DataBundle(train=None, eval=rows), batch_size=4, limit=7, repeats=2)
     with torch.no_grad():
         output = model(**{name: values[:7] for name, values in rows.columns.items()})
     accuracy = (output.logits.argmax(1) == rows.columns["labels"][:7]).double().mean().item()
@@ -132,13 +132,13 @@ def test_evaluate_model(fused):
     results.pop("loss")
     assert results == {"samples": 7, "batch_size": 4, "device": "cpu"}
     with pytest.raises(ValueError, match="no rows for evaluation"):
-        evaluate_model(form, Data(train=rows))
+        evaluate_model(form, DataBundle(train=rows))
 
 
 def test_videos_are_evaluated_in_all_views(tmp_path):
     backbone = {"model_type": "clip_vision_model", **BACKBONE}
     config = ZeroI2VConfig(backbone_config=backbone, num_frames=4, num_clips=3, num_crops=1)
-    one = TestVideos(VideoList([tmp_path], [0], ["a"]), UniformSampling(4), size=16, resize=20)
+    one = EvaluationVideos(VideoList([tmp_path], [0], ["a"]), UniformSampling(4), size=16, resize=20)
     views = all_views(one, ZeroI2VForVideoClassification(config).config)
     assert (views.num_clips, views.num_crops, views.resize) == (3, 1, 16) and (one.num_clips, one.resize) == (1, 20)
 

@@ -9,11 +9,10 @@ import yaml
 from transformers.trainer_utils import set_seed
 
 from fusible import S4Config
-from fusible.data.registry import load_data
 from fusible.recipes.parsing import merge, override, read_recipe
 from fusible.recipes.recipe import Recipe
 from fusible.training.resume import last_checkpoint
-from fusible.training.setup import build_model, load_processor
+from fusible.training.setup import build_model, load_data, load_processor
 from fusible.training.train import prepare
 from support.model_tests.storage import assert_same_tensors
 from support.paths import HUB_CONFIGS

@@ -75,19 +75,18 @@ def evaluate_saved(
         ValueError: if the model's classes are not the data's, it has no form to fuse to, or there is no card.
         OSError: if the model or the data are not there.
     """
-    from ..data.registry import load_data
     from ..hub.weight_files import is_fusible_model
     from ..recipes.recipe import Recipe
     from ..saved_models import load, load_processor
     from ..training.evaluate import evaluate_model, task_of, write_results
+    from ..training.setup import load_data
 
     recipe = Recipe.load(recipe_path, overrides)
     model = load(source, revision, plain=True)
     processor = load_processor(source, revision)
     if fused and not is_fusible_model(model):
         raise ValueError(f"{source} is a plain {model.config.model_type!r} model, which has one form only.")
-    recipe.config = model.config
-    data = load_data(recipe, processor)
+    data = load_data(recipe, processor, model.config)
     if data.classes is not None and len(data.classes) != model.config.num_labels:
         raise ValueError(f"{source} has {model.config.num_labels} classes, {recipe.dataset} has {len(data.classes)}.")
     form: Any = model.fuse() if fused else model

@@ -4,10 +4,11 @@ import os
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .backbones import SITES
 from .configuration import FusibleConfig
+from .dense import DOWNLOAD_OPTIONS, dense_config
 
 
 @strict
@@ -21,22 +22,19 @@ class BackboneFusibleConfig(FusibleConfig):
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
 
     @classmethod
-    def from_backbone(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+    def from_backbone(cls, model: PreTrainedModel | str | os.PathLike, **kwargs: Any) -> Self:
         """
-        The configuration of a model on the backbone of any checkpoint that is supported.
+        The configuration of a model on the backbone of any model that is supported.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub repository, of the backbone, of a model with a head on it, or
-                of a CLIP-like model, whose vision tower is taken.
-            **kwargs: options of this class, and `revision`, `token` and `cache_dir` for the download.
+            model: the backbone, a model with a head on it, or a CLIP-like model, whose vision tower is taken; or its
+                folder or Hub repository.
+            **kwargs: options of this class, and those for the download, such as `revision`.
 
         Raises:
             ValueError: if the backbone is not supported, or an option is wrong.
         """
-        hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
-        dense = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        if "vision_config" in dense.sub_configs:
-            dense = dense.vision_config
+        dense = dense_config(model, **{name: kwargs.pop(name) for name in DOWNLOAD_OPTIONS if name in kwargs})
         if cls.keeps_labels and "num_labels" not in kwargs:
             kwargs = {"id2label": dense.id2label, "label2id": dense.label2id, **kwargs}
         return cls(backbone_config=dense, **kwargs)

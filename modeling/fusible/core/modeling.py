@@ -2,14 +2,15 @@
 
 import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from ..hub.publishing import push_model
 from ..hub.saving import save_model
@@ -281,6 +282,38 @@ class FusiblePreTrainedModel(PreTrainedModel):
             if str(file).endswith(".safetensors"):
                 check_signature(file, model.config)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    # what training needs to know of a model
+
+    label_names: ClassVar[tuple[str, ...] | None] = None  # `TrainingArguments.label_names`, where it is not "labels"
+    starts_from_data: ClassVar[bool] = False  # `from_dense` takes `calibration`, some batches of inputs
+
+    @classmethod
+    def from_dense(cls, model: PreTrainedModel | str | os.PathLike, **kwargs: Any) -> Self:
+        """
+        A training form that starts from the weights of a dense model.
+
+        Args:
+            model: a dense model, which stays as it is, or its folder or Hub repository.
+            **kwargs: options of the configuration, and arguments of `from_pretrained` for the dense model.
+
+        Raises:
+            ValueError: if models of this class do not start from others.
+        """
+        raise ValueError(f"{cls.__name__} starts from weights of its own kind only, not {model}.")
+
+    def training_callbacks(self) -> list[TrainerCallback]:
+        """New callbacks without which `Trainer` does not train the model as its method does."""
+        return []
+
+    @property
+    def auxiliary_loss(self) -> Callable[..., torch.Tensor] | None:
+        """
+        What the model adds to the loss of the labels in training, as a function of `labels` and `num_items_in_batch`.
+
+        A loss that is computed outside the model has to add it. `None` for most models.
+        """
+        return None
 
 
 __all__ = ["FusiblePreTrainedModel", "fuse_"]

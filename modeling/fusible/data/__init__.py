@@ -1,0 +1,7 @@
+"""Data for training and evaluation: usable in any training loop, without recipes."""
+
+import lazy_loader
+
+
+# the public names are those of the stub file, which type checkers read
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.progress import track
 
+from ..benchmark import usable_cores
 from ..hub.atomic import replaced_folder
-from ..recipes.hardware import usable_cores
 
 
 Row = tuple[str | bytes, int]  # what the model is to read, and its label

@@ -1,0 +1,7 @@
+"""Recipes: what a `recipe.yaml` says, and what it means on the machine at hand."""
+
+import lazy_loader
+
+
+# the public names are those of the stub file, which type checkers read
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,16 +9,12 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
+from ..benchmark import usable_cores
 from .sections import Settings
 
 
 logger = logging.get_logger(__name__)
 MAX_DEVICE_BATCH = 128  # where a recipe gives a global batch size only
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers() -> int:
@@ -105,6 +101,5 @@ __all__ = [
     "default_workers",
     "precision",
     "schedule",
-    "usable_cores",
     "uses_deepspeed",
 ]

@@ -1,7 +1,6 @@
 """Recipe files: YAML with bases, overrides and hints for unknown keys. Nothing here needs torch or transformers."""
 
 import copy
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from functools import reduce
@@ -73,22 +72,6 @@ def whole_recipe(path: Path) -> str:
     return yaml.safe_dump(read_recipe(path), sort_keys=False, allow_unicode=True)
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
-    """A hint that names what was meant, or else all there is."""
-    known = sorted(known)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    close = close or [name for name in known if name.rpartition(".")[2] == key][:1]
-    return f"Did you mean {close[0]}?" if close else f"Known are {', '.join(known)}."
-
-
-def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raises `ValueError` for the first key that is not known."""
-    known = list(known)
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{where} has no {key!r}. {nearest(key, known)}")
-
-
 def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """
     A copy of nested values in which `a.b=value` sets `b` in the section `a`; the value is read as YAML.
@@ -128,9 +111,7 @@ def merge(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 __all__ = [
     "RECIPE_NAME",
     "Loader",
-    "check_keys",
     "merge",
-    "nearest",
     "override",
     "read_layers",
     "read_recipe",

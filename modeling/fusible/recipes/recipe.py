@@ -18,9 +18,11 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME, logging
 
-from ..saved_models import find_model_class
+from ..core.modeling import FusiblePreTrainedModel
+from ..core.options import check_keys, nearest
+from ..saved_models import load_model_class
 from .hardware import batch_sizes, default_workers, precision, schedule, uses_deepspeed
-from .parsing import RECIPE_NAME, check_keys, merge, nearest, override, read_layers
+from .parsing import RECIPE_NAME, merge, override, read_layers
 from .sections import Augmentation, Distillation, Settings, parse
 
 
@@ -34,6 +36,8 @@ DEFAULTS: dict[str, Any] = {  # of TrainingArguments, where a recipe says nothin
     "save_strategy": "epoch",
     "save_total_limit": 2,
 }
+SETTINGS_KEYS = [entry.name for entry in fields(Settings)]
+TRAINING_KEYS = [*SETTINGS_KEYS, *(entry.name for entry in fields(TrainingArguments))]
 
 
 @dataclass
@@ -58,6 +62,9 @@ class Recipe:
         expected: the published result, for readers.
         variants: what differs in other models, and their results, for readers.
         folder: where `config.json` and processors are.
+
+    Raises:
+        ValueError: for an unknown option of a section, or a value of the wrong kind.
     """
 
     dataset: str
@@ -75,6 +82,16 @@ class Recipe:
     expected: dict = field(default_factory=dict)
     variants: list = field(default_factory=list)
     folder: Path = Path()
+    settings: Settings = field(init=False)  # what `training` has beside `TrainingArguments`
+    augment: Augmentation = field(init=False)
+    distill: Distillation = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_keys(self.training, TRAINING_KEYS, "training")
+        own = {key: value for key, value in self.training.items() if key in SETTINGS_KEYS}
+        self.settings = parse([Settings], own, "training")[0]
+        self.augment = parse([Augmentation], self.augmentation, "augmentation")[0]
+        self.distill = parse([Distillation], self.distillation, "distillation")[0]
 
     @classmethod
     def load(cls, path: str | os.PathLike, overrides: Iterable[str] = ()) -> "Recipe":
@@ -94,53 +111,49 @@ class Recipe:
         path = path / RECIPE_NAME if path.is_dir() else path
         layers = read_layers(path)
         for file, layer in layers:
-            cls._checked(layer, path.parent, str(file))
+            cls._from_values(layer, path.parent, str(file))
         written = reduce(merge, (layer for _, layer in layers))
         values = override(written, overrides)
         if values.get("dataset") != written.get("dataset"):
             values = override({key: value for key, value in written.items() if key != "data"}, overrides)
-        recipe = cls._checked(values, path.parent, f"{path} with {' '.join(overrides)}" if overrides else str(path))
-        if not recipe.dataset:
-            raise ValueError(f"{path} names no dataset.")
-        recipe.config  # noqa: B018  (errors come early)
+        where = f"{path} with {' '.join(overrides)}" if overrides else str(path)
+        recipe = cls._from_values(values, path.parent, where)
+        recipe.validate()
         return recipe
 
     @classmethod
-    def _checked(cls, values: Mapping[str, Any], folder: Path, where: str) -> "Recipe":
+    def _from_values(cls, values: Mapping[str, Any], folder: Path, where: str) -> "Recipe":
         """A recipe with these values, all or some of them; errors say where they are from."""
-        entries = {entry.name: entry for entry in fields(cls) if entry.name != "folder"}
-        training = [entry.name for type_ in (Settings, TrainingArguments) for entry in fields(type_)]
+        entries = {entry.name: entry for entry in fields(cls) if entry.init and entry.name != "folder"}
         for key, value in values.items():
             if key not in entries:
-                hint = nearest(key, [*entries, *(f"training.{name}" for name in training)])
+                hint = nearest(key, [*entries, *(f"training.{name}" for name in TRAINING_KEYS)])
                 raise ValueError(f"{where} has no key {key!r}. {hint}")
             if isinstance(value, dict) != (entries[key].type is dict) and value is not None:
                 kind = "a section" if entries[key].type is dict else "no section"
                 raise ValueError(f"{key} of {where} is {value!r}; it must be {kind}.")
         given = {key: value for key, value in values.items() if value is not None}
-        recipe = cls(folder=folder, **({"dataset": ""} | given))
         try:
-            check_keys(recipe.training, training, "training")
-            recipe.settings, recipe.augment, recipe.distill  # noqa: B018  (errors come early)
+            return cls(folder=folder, **({"dataset": ""} | given))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        return recipe
 
-    @cached_property
-    def settings(self) -> Settings:
-        """Those entries of `training` that `TrainingArguments` does not have."""
-        own = {entry.name for entry in fields(Settings)}
-        return parse([Settings], {key: self.training[key] for key in own & self.training.keys()}, "training")[0]
+    def validate(self) -> None:
+        """
+        Checks what needs the model's configuration; the sections are checked when the recipe is made.
 
-    @cached_property
-    def augment(self) -> Augmentation:
-        """The section `augmentation`."""
-        return parse([Augmentation], self.augmentation, "augmentation")[0]
-
-    @cached_property
-    def distill(self) -> Distillation:
-        """The section `distillation`."""
-        return parse([Distillation], self.distillation, "distillation")[0]
+        Raises:
+            ValueError: if no data set is named, or `model` changes what the configuration does not have.
+        """
+        if not self.dataset:
+            raise ValueError(f"The recipe in {self.folder} names no dataset.")
+        derived = ("num_labels", "id2label", "label2id")
+        check_keys(self.model, [*(entry.name for entry in fields(self.config)), *derived], "model")
+        for name, changes in self.model.items():
+            part = getattr(self.config, name)
+            if isinstance(changes, dict) and isinstance(part, PreTrainedConfig):
+                known = [*(entry.name for entry in fields(part)), "model_type", *derived]
+                check_keys(changes, known, f"model.{name}")
 
     @cached_property
     def raw_config(self) -> dict[str, Any]:
@@ -150,27 +163,19 @@ class Recipe:
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The model's configuration; a key of `model` that it does not have is an error."""
+        """The model's configuration."""
         values = dict(self.raw_config)
-        config = AutoConfig.for_model(values.pop("model_type"), **values)
-        derived = ("num_labels", "id2label", "label2id")
-        check_keys(self.model, [*(entry.name for entry in fields(config)), *derived], "model")
-        for name, changes in self.model.items():
-            if isinstance(changes, dict) and isinstance(part := getattr(config, name), PreTrainedConfig):
-                known = [*(entry.name for entry in fields(part)), "model_type", *derived]
-                check_keys(changes, known, f"model.{name}")
-        return config
+        return AutoConfig.for_model(values.pop("model_type"), **values)
 
     @property
-    def model_class(self) -> Any:
-        """The class that `config.json` names."""
-        names = self.raw_config.get("architectures") or ["none"]
-        model_class = find_model_class(str(self.raw_config.get("model_type")), names[0])
-        if model_class is None:
-            raise ValueError(
-                f"{self.folder / CONFIG_NAME} names the architecture {names[0]}, which fusible does not have."
-            )
-        return model_class
+    def model_class(self) -> type[FusiblePreTrainedModel]:
+        """
+        The class that `config.json` names.
+
+        Raises:
+            ValueError: if fusible does not have it.
+        """
+        return load_model_class(self.config)
 
     @property
     def output(self) -> Path:
@@ -185,9 +190,7 @@ class Recipe:
             ValueError: if batch sizes do not divide, or schedule or optimizer cannot do what is asked.
         """
         settings = self.settings
-        own = {entry.name for entry in fields(Settings)}
-        values = DEFAULTS | {key: value for key, value in self.training.items() if key not in own}
-        check_keys(values, [entry.name for entry in fields(TrainingArguments)], "training")
+        values = DEFAULTS | {key: value for key, value in self.training.items() if key not in SETTINGS_KEYS}
         use_cpu = bool(values.get("use_cpu"))
         values |= precision(settings.mixed_precision, use_cpu)
         values.setdefault("dataloader_num_workers", default_workers())

@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn, cast
 
 from transformers import HfArgumentParser
 
-from .parsing import check_keys
+from ..core.options import check_keys
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Settings:
 
 
 @dataclass
-class Augmentation:
-    """What happens to training inputs; see `augmentation.py` and `video.py`."""
+class InputAugmentation:
+    """Random changes of single training inputs: options of the data set's transform."""
 
     auto_augment: str | None = None
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos", "random"] = "bicubic"
@@ -46,6 +46,18 @@ class Augmentation:
     horizontal_flip: float = 0.5
     random_erasing: float = 0.0
     random_erasing_mode: Literal["const", "rand", "pixel"] = "const"
+
+    def changed(self) -> dict[str, Any]:
+        """Those of these options that differ from their defaults, which are the transforms' own."""
+        defaults = InputAugmentation()
+        options = {entry.name: getattr(self, entry.name) for entry in fields(InputAugmentation)}
+        return {name: value for name, value in options.items() if value != getattr(defaults, name)}
+
+
+@dataclass
+class Augmentation(InputAugmentation):
+    """Random changes of training inputs, and of their batches."""
+
     repeated_augmentation: int = 1
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -55,7 +67,7 @@ class Augmentation:
 
 @dataclass
 class Distillation:
-    """A teacher to learn from; see `distillation.py`."""
+    """A teacher to learn from, see `training.distillation`."""
 
     teacher: str | None = field(default=None, metadata={"help": "folder or Hub repository"})
     alpha: float = 0.5
@@ -95,4 +107,4 @@ def parse(types: Sequence[type], values: Mapping[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-__all__ = ["Augmentation", "Distillation", "Settings", "parse"]
+__all__ = ["Augmentation", "Distillation", "InputAugmentation", "Settings", "parse"]

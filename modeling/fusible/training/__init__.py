@@ -1,1 +1,7 @@
-"""What training needs beside the models, which know nothing of it."""
+"""Training: recipes as a whole, and parts for a loop of your own."""
+
+import lazy_loader
+
+
+# the public names are those of the stub file, which type checkers read
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

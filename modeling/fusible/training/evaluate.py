@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from ..benchmark import device_name, median_seconds
-from ..data.dataset import Data
-from ..data.videos.datasets import TestVideos
+from ..data.dataset import DataBundle
+from ..data.videos.datasets import EvaluationVideos
 from ..hub.model_card import PIPELINE_TAGS
 from ..hub.weight_files import CARD_NAME
 
@@ -38,7 +38,7 @@ NAMES = {  # in cards: type of the metric on the Hub, and its name
 
 
 def load_metric(name: str) -> Any:
-    """One of the package's metrics for `evaluate`: `ranked_accuracy`, `mean_iou`, `token_perplexity`. Needs no Hub."""
+    """One of the package's metrics for `evaluate`: `topk_accuracy`, `mean_iou`, `perplexity`. Needs no Hub."""
     import evaluate
 
     return evaluate.load(str(METRICS / f"{name}.py"), keep_in_memory=True)
@@ -98,14 +98,14 @@ def trainer_metrics(model: PreTrainedModel) -> dict[str, Any]:
     """
     task = task_of(model)
     if task in CLASSIFICATION and model.config.problem_type in (None, "single_label_classification"):
-        return _arguments(_likeliest, partial(_accuracy, load_metric("ranked_accuracy")))
+        return _arguments(_likeliest, partial(_accuracy, load_metric("topk_accuracy")))
     if task == SEGMENTATION:
         ignored = model.config.to_dict().get("semantic_loss_ignore_index", IGNORED_PIXEL)
         return _arguments(
             _segment, partial(_mean_iou, load_metric("mean_iou"), int(model.config.num_labels or 0), ignored)
         )
     if task == LANGUAGE:
-        return _arguments(_token_losses, partial(_perplexity, load_metric("token_perplexity")))
+        return _arguments(_token_losses, partial(_perplexity, load_metric("perplexity")))
     return {}
 
 
@@ -115,14 +115,14 @@ def _arguments(preprocess: Callable, compute: Callable) -> dict[str, Any]:
 
 def all_views(dataset: Any, config: Any) -> Any:
     """Videos as the model's configuration has them tested, `num_clips` x `num_crops` views; other data as it is."""
-    if isinstance(dataset, TestVideos):
+    if isinstance(dataset, EvaluationVideos):
         dataset = copy.copy(dataset)
         dataset.num_clips, dataset.num_crops, dataset.resize = config.num_clips, config.num_crops, dataset.size
     return dataset
 
 
 def evaluate_model(
-    model: PreTrainedModel, data: Data, *, batch_size: int = 32, limit: int | None = None, repeats: int = 10
+    model: PreTrainedModel, data: DataBundle, *, batch_size: int = 32, limit: int | None = None, repeats: int = 10
 ) -> dict[str, Any]:
     """
     Loss and metrics of a model on the data's rows for evaluation, and how long a batch takes.
@@ -142,11 +142,11 @@ def evaluate_model(
     """
     if data.eval is None:
         raise ValueError("The data has no rows for evaluation; name the split that has them.")
-    rows = all_views(data.eval, model.config)
+    dataset = all_views(data.eval, model.config)
     if limit is not None:
-        if not hasattr(rows, "__len__"):
+        if not hasattr(dataset, "__len__"):
             raise ValueError("The data is a stream, which limit cannot cut; evaluate all of it.")
-        rows = torch.utils.data.Subset(rows, range(min(limit, len(rows))))
+        dataset = torch.utils.data.Subset(dataset, range(min(limit, len(dataset))))
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
@@ -155,18 +155,18 @@ def evaluate_model(
             dataloader_pin_memory=torch.accelerator.is_available(),
             report_to="none",
         )
-        if task_of(model) == "time-series-forecasting":
-            arguments.label_names = ["future_values"]
-        judge = Trainer(model, arguments, data_collator=data.collate, eval_dataset=rows, **trainer_metrics(model))
-        results = judge.evaluate(metric_key_prefix="")
+        if (label_names := getattr(model, "label_names", None)) is not None:
+            arguments.label_names = list(label_names)
+        trainer = Trainer(model, arguments, data_collator=data.collate, eval_dataset=dataset, **trainer_metrics(model))
+        results = trainer.evaluate(metric_key_prefix="")
     results = {name.removeprefix("_"): value for name, value in results.items()}
     others = ("runtime", "per_second", "preparation_time", "epoch")
     metrics: dict[str, Any] = {name: value for name, value in results.items() if not name.endswith(others)}
-    first = list(itertools.islice(iter(rows), batch_size))
+    first = list(itertools.islice(iter(dataset), batch_size))
     batch = {name: value.to(model.device) for name, value in data.collate(first).items() if name not in LABELS}
     (seconds,) = median_seconds([partial(model.eval(), **batch)], repeats)
     return metrics | {
-        "samples": len(rows) if hasattr(rows, "__len__") else None,
+        "samples": len(dataset) if hasattr(dataset, "__len__") else None,
         "latency_ms": 1e3 * seconds,
         "batch_size": len(first),
         "device": device_name(model.device),

@@ -1,24 +1,31 @@
-"""Where a training starts: processor and weights that a recipe names."""
+"""Processor, data, model and teacher that a recipe names."""
 
-import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainingArguments,
+)
 from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from .._auto import auto_class_of
-from ..data.dataset import Data
+from ..core.modeling import FusiblePreTrainedModel
+from ..data import registry
+from ..data.dataset import DataBundle
 from ..hub.methods import METHODS
-from ..models.ewa.modeling_ewa import EWAPreTrainedModel
-from ..models.repavit.modeling_repavit import RePaViTPreTrainedModel
-from ..models.zeroi2v.modeling_zeroi2v import ZeroI2VPreTrainedModel
 from ..recipes.recipe import Recipe
 
 
 logger = logging.get_logger(__name__)
 CALIBRATION_BATCHES = 4
+CALIBRATION_BATCH_SIZE = 32
 
 
 def load_processor(recipe: Recipe) -> Any:
@@ -40,7 +47,30 @@ def load_processor(recipe: Recipe) -> Any:
     return None
 
 
-def build_model(recipe: Recipe, data: Data) -> PreTrainedModel:
+def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = None) -> DataBundle:
+    """
+    The data of a recipe.
+
+    Args:
+        recipe: names it.
+        processor: image processor or tokenizer.
+        config: of the model that reads the data, by default the recipe's.
+
+    Raises:
+        ValueError: as `fusible.data.load_data`.
+    """
+    return registry.load_data(
+        recipe.dataset,
+        recipe.data,
+        config=config or recipe.config,
+        model_class=recipe.model_class,
+        processor=processor,
+        augmentation=recipe.augment.changed(),
+        shuffle_seed=int(recipe.training.get("seed", TrainingArguments.seed)),
+    )
+
+
+def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
     """
     The training form: new, or from the weights of `base_model`, with the classes of the data.
 
@@ -56,25 +86,23 @@ def build_model(recipe: Recipe, data: Data) -> PreTrainedModel:
         config.id2label, config.label2id = labels["id2label"], labels["label2id"]
     if recipe.base_model is None:
         return model_class(config)
-    options = {
-        k: v for k, v in recipe.raw_config.items() if k not in ("architectures", "backbone_config", "model_type")
-    }
+    if AutoConfig.from_pretrained(recipe.base_model).model_type in METHODS:
+        return model_class.from_pretrained(recipe.base_model, config=config, ignore_mismatched_sizes=True)
+    given = ("architectures", "backbone_config", "model_type", "transformers_version")
+    options = {name: value for name, value in recipe.raw_config.items() if name not in given}
     if labels:
         options.pop("num_labels", None)
         options |= labels
-    if AutoConfig.from_pretrained(recipe.base_model).model_type in METHODS:
-        return model_class.from_pretrained(recipe.base_model, config=config, ignore_mismatched_sizes=True)
-    if issubclass(model_class, ZeroI2VPreTrainedModel):
-        return model_class.from_image_model(recipe.base_model, **options)
-    if issubclass(model_class, EWAPreTrainedModel):
-        return model_class.from_dense(recipe.base_model, ignore_mismatched_sizes=True, **options)
-    if issubclass(model_class, RePaViTPreTrainedModel):
-        rows = (data.train[number] for number in torch.randperm(len(data.train)).tolist())
-        size = min(32, len(data.train))
-        batches = (data.collate([next(rows) for _ in range(size)]) for _ in range(len(data.train) // size))
-        calibration = itertools.islice(batches, CALIBRATION_BATCHES)
-        return model_class.from_dense(recipe.base_model, calibration=calibration, **options)
-    raise ValueError(f"{model_class.__name__} starts from weights of its own kind only, not {recipe.base_model}.")
+    if model_class.starts_from_data:
+        options["calibration"] = _calibration(data)
+    return model_class.from_dense(recipe.base_model, **options)
+
+
+def _calibration(data: DataBundle) -> Iterator[dict[str, Any]]:
+    """Some batches of the training data, in random order."""
+    numbers = torch.randperm(len(data.train))[: CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE]
+    for batch in numbers.split(CALIBRATION_BATCH_SIZE):
+        yield data.collate([data.train[number] for number in batch.tolist()])
 
 
 def load_teacher(name: str, student: PreTrainedModel) -> PreTrainedModel:
@@ -84,4 +112,4 @@ def load_teacher(name: str, student: PreTrainedModel) -> PreTrainedModel:
     return teacher.fuse() if getattr(teacher.config, "fused", None) is False else teacher
 
 
-__all__ = ["build_model", "load_processor", "load_teacher"]
+__all__ = ["build_model", "load_data", "load_processor", "load_teacher"]

@@ -1,5 +1,5 @@
 """
-Trains what a recipe says, and ends with a fused, evaluated repository.
+Training of a recipe, up to a fused, evaluated repository.
 
     accelerate launch -m fusible.training.train hub_configs/<repo>/recipe.yaml [key=value ...]
 """
@@ -18,13 +18,12 @@ from transformers import Trainer
 from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
-from ..data.registry import load_data
 from ..recipes.catalog import CARD_DATA_NAME, find_recipe
 from ..recipes.recipe import Recipe
 from ..saved_models import publish
 from .evaluate import model_index, task_of, trainer_metrics
-from .resume import checkpoint_of, last_checkpoint
-from .setup import build_model, load_processor
+from .resume import checkpoint_of
+from .setup import build_model, load_data, load_processor
 from .trainer import RecipeTrainer, make_trainer
 
 
@@ -89,14 +88,14 @@ def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict
     fused = source.fuse() if source.has_fused_form else None
     # DeepSpeed prepares no model that is not trained
     if fused is not None and trainer.eval_dataset is not None and not trainer.is_deepspeed_enabled:
-        judge = Trainer(
+        eval_trainer = Trainer(
             copy.copy(fused),
             trainer.args,
             data_collator=trainer.eval_collator,
             eval_dataset=trainer.eval_dataset,
             **trainer_metrics(source),
         )
-        results = results | {"fused_form": judge.evaluate()}
+        results = results | {"fused_form": eval_trainer.evaluate()}
     if trainer.args.should_save:
         card_file = recipe.folder / CARD_DATA_NAME
         card = yaml.safe_load(card_file.read_text(encoding="utf-8"))["metadata"] if card_file.is_file() else {}
@@ -137,4 +136,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["RecipeTrainer", "build_model", "last_checkpoint", "load_processor", "make_trainer", "prepare", "run"]
+__all__ = ["finish", "main", "prepare", "run"]

@@ -36,15 +36,15 @@ def apply(name: str, argument: float | None) -> np.ndarray:
 
 
 def test_operations_on_values():
-    values, grey = NOISE.astype(int), np.asarray(PICTURE.convert("L")).astype(int)
+    values, gray = NOISE.astype(int), np.asarray(PICTURE.convert("L")).astype(int)
     assert (apply("invert", None) == 255 - values).all()
     assert (apply("solarize", 100) == np.where(values < 100, values, 255 - values)).all()
     assert (apply("solarize_add", 60) == np.where(values < 128, np.minimum(values + 60, 255), values)).all()
     for bits in range(9):
         assert (apply("posterize", bits) == values // 2 ** (8 - bits) * 2 ** (8 - bits)).all()
     assert abs(apply("brightness", 0.3) - 0.3 * values).max() <= 1
-    assert abs(apply("contrast", 0.3) - (0.3 * values + 0.7 * grey.mean())).max() <= 2
-    assert abs(apply("color", 0.3) - (0.3 * values + 0.7 * grey[..., None])).max() <= 2
+    assert abs(apply("contrast", 0.3) - (0.3 * values + 0.7 * gray.mean())).max() <= 2
+    assert abs(apply("color", 0.3) - (0.3 * values + 0.7 * gray[..., None])).max() <= 2
     assert (apply("sharpness", 1.0) == values).all() and (apply("sharpness", 0.1) != values).any()
     low, high = values.min((0, 1)), values.max((0, 1))
     assert abs(apply("auto_contrast", None) - (values - low) * 255 / (high - low)).max() <= 1

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from fusible import EWAForSemanticSegmentation
 from fusible.cli import app
-from fusible.data.registry import load_data
 from fusible.recipes.recipe import Recipe
+from fusible.training.setup import load_data
 from fusible.training.train import prepare, run
 
 
@@ -128,7 +128,7 @@ def test_generated_maps(recipe):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["augmentation.mixup=0.5"], "augmentation.mixup is not for segmentation"),
+        (["augmentation.color_jitter=0.5"], "augmentation.color_jitter is not for segmentation"),
         (["data.eval_split=dev"], "There is no split 'dev'; there are train, test"),
         (["data.map_column=masks"], "data.map_column is 'masks'; the columns are map"),
     ],
@@ -139,8 +139,13 @@ def test_errors(recipe, overrides, message):
         load_data(Recipe.load(recipe, overrides), processor)
 
 
+def test_maps_are_not_mixed(recipe):
+    with pytest.raises(ValueError, match="augmentation.mixup is not for segmentation"):
+        prepare(Recipe.load(recipe, ["augmentation.mixup=0.5"]))
+
+
 def test_processors_that_do_not_fit(recipe):
-    with pytest.raises(ValueError, match="need a preprocessor_config.json"):
+    with pytest.raises(ValueError, match="need a processor: give one, or put preprocessor_config.json"):
         load_data(Recipe.load(recipe), None)
     with pytest.raises(ValueError, match="set its do_center_crop to false"):
         load_data(Recipe.load(recipe), BeitImageProcessorPil(do_center_crop=True))

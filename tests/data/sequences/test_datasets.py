@@ -2,7 +2,6 @@
 
 import csv
 import wave
-from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -19,6 +18,7 @@ from fusible import (
     S4ForSequenceClassification,
     S4ForTimeSeriesPrediction,
 )
+from fusible.data import load_data
 from fusible.data.images.digits import digit_pixels
 from fusible.data.sequences.audio import (
     DIGITS,
@@ -30,6 +30,7 @@ from fusible.data.sequences.audio import (
     read_wave,
     split_recordings,
 )
+from fusible.data.sequences.forecasting import CALENDAR, Forecasts
 from fusible.data.sequences.long_range_arena import (
     byte_tokenizer,
     load_aan,
@@ -39,14 +40,7 @@ from fusible.data.sequences.long_range_arena import (
     pad_tokens,
 )
 from fusible.data.sequences.registry import SEQUENCES
-from fusible.data.sequences.series import (
-    CALENDAR,
-    Forecasts,
-    TokenBlocks,
-    load_wikitext,
-    token_stream,
-    wikitext_tokenizer,
-)
+from fusible.data.text.language_modeling import TokenBlocks, load_wikitext, token_stream, wikitext_tokenizer
 from fusible.data.text.tokenizers import frequent_words, word_tokenizer
 
 
@@ -69,11 +63,11 @@ def write_aan(folder):
             csv.writer(file, delimiter="\t").writerows(rows * 2)
 
 
-def write_images(folder, column, grey, size):
+def write_images(folder, column, gray, size):
     generator = np.random.default_rng(0)
     features = Features({column: Image(), "label": ClassLabel(names=[f"class {i}" for i in range(10)])})
     for split in ("train", "test"):
-        shape = (6, size, size) if grey else (6, size, size, 3)
+        shape = (6, size, size) if gray else (6, size, size, 3)
         images = generator.integers(256, size=shape, dtype=np.uint8)
         rows = Dataset.from_dict({column: list(images), "label": [3, 1, 4, 1, 5, 9]}, features=features)
         rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
@@ -136,14 +130,14 @@ def test_pairs_of_documents(tmp_path):
         load_aan(tmp_path / "elsewhere", "test")
 
 
-@pytest.mark.parametrize("grey", [True, False])
-def test_images(tmp_path, grey):
+@pytest.mark.parametrize("gray", [True, False])
+def test_images(tmp_path, gray):
     write_images(tmp_path, "img", False, 4)
-    mean, std = ([0.4], [0.2]) if grey else ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
-    rows = load_pixels(str(tmp_path), "train[:5]", image="img", grey=grey, mean=mean, std=std)
+    mean, std = ([0.4], [0.2]) if gray else ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+    rows = load_pixels(str(tmp_path), "train[:5]", image="img", gray=gray, mean=mean, std=std)
     assert len(rows) == 5 and rows.column_names == ["pixel_values", "labels"]
     images = np.load(tmp_path / "train.npy").astype(np.float64)
-    if grey:  # ITU-R 601, rounded to whole numbers
+    if gray:  # ITU-R 601, rounded to whole numbers
         expected = (np.floor(images @ [0.299, 0.587, 0.114] + 0.5) / 255 - 0.4) / 0.2
         expected, tolerance = expected[:, None], 1.01 / 255 / 0.2
     else:
@@ -389,11 +383,11 @@ def test_models_learn_from_it(name, tmp_path, monkeypatch):
     write, model_class, options, data_options = CASES[name]
     monkeypatch.chdir(tmp_path)
     if name == "listops_files":
-        SEQUENCES["listops"](None, None, **CASES["listops"][3])
+        load_data("listops", CASES["listops"][3])
     elif write is not None:
         write(tmp_path)
     config = S4Config(**{**TINY, **options})
-    data = SEQUENCES[name](SimpleNamespace(config=config), None, **data_options)
+    data = load_data(name, data_options, config=config)
     if name == "wikitext":
         assert len(data.processor) == 11
     arguments = TrainingArguments(

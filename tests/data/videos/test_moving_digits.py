@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fusible.data.images.digits import digit_images
 from fusible.data.videos.annotations import folder_of_classes, mirrored_labels
-from fusible.data.videos.datasets import TestVideos, TrainingVideos
+from fusible.data.videos.datasets import EvaluationVideos, TrainingVideos
 from fusible.data.videos.decoding import count_frames, read_frames
 from fusible.data.videos.moving_digits import (
     DIRECTIONS,
@@ -134,9 +134,17 @@ def test_files(tmp_path):
 
     sampling = DenseSampling(8, 1)
     for data in (
-        TestVideos(videos, sampling, size=24, mean=[0.5] * 3, std=[0.5] * 3),
+        EvaluationVideos(videos, sampling, size=24, mean=[0.5] * 3, std=[0.5] * 3),
         TrainingVideos(
-            videos, sampling, size=24, resize=24, area=(1, 1), ratio=(1, 1), flip=0, mean=[0.5] * 3, std=[0.5] * 3
+            videos,
+            sampling,
+            size=24,
+            resize=24,
+            resized_crop_area=(1, 1),
+            resized_crop_ratio=(1, 1),
+            horizontal_flip=0,
+            mean=[0.5] * 3,
+            std=[0.5] * 3,
         ),
     ):
         row = data[25]

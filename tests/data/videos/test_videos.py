@@ -33,7 +33,7 @@ from fusible.data.videos.annotations import (
     ucf101,
 )
 from fusible.data.videos.datasets import (
-    TestVideos,
+    EvaluationVideos,
     TrainingVideos,
     crops,
     normalize,
@@ -410,7 +410,7 @@ SMALL = {"size": 24, "mean": [0.5] * 3, "std": [0.2] * 3}
 
 
 def test_test_rows(videos):
-    data = TestVideos(videos, DenseSampling(4, 2), **SMALL)
+    data = EvaluationVideos(videos, DenseSampling(4, 2), **SMALL)
     row = data[1]
     source = read_frames(videos.paths[1], np.arange)
     assert row["labels"] == videos.labels[1] and isinstance(row["labels"], int) and len(data) == 8
@@ -420,7 +420,7 @@ def test_test_rows(videos):
         (source[0, 2, 7, 1] / 255 - 0.5) / 0.2, abs=1e-6
     )
 
-    views = TestVideos(videos, DenseSampling(4, 2), num_clips=2, num_crops=3, **SMALL)
+    views = EvaluationVideos(videos, DenseSampling(4, 2), num_clips=2, num_crops=3, **SMALL)
     assert len(views) == 8 and views[1]["pixel_values"].shape == (6, 4, 3, 24, 24)
     columns = [slice(0, 24), slice(8, 32), slice(4, 28)]
     starts = [0, 5]
@@ -432,7 +432,15 @@ def test_test_rows(videos):
 
 
 def test_training_rows(videos):
-    data = TrainingVideos(videos, UniformSampling(4), resize=24, area=(1, 1), ratio=(1, 1), flip=0.5, **SMALL)
+    data = TrainingVideos(
+        videos,
+        UniformSampling(4),
+        resize=24,
+        resized_crop_area=(1, 1),
+        resized_crop_ratio=(1, 1),
+        horizontal_flip=0.5,
+        **SMALL,
+    )
     number = videos.classes.index("go left")
     index = videos.labels.index(number)
     source = torch.stack([expected_row(read_frames(videos.paths[index], np.arange), [i])[0] for i in range(12)])
@@ -450,8 +458,16 @@ def test_training_rows(videos):
     assert set(labels) == {number, videos.classes.index("go right")} and min(labels.values()) > 15
     assert len(clips) > 20 and all(max(clip) < 12 and list(clip) == sorted(clip) for clip in clips)
 
-    always = TrainingVideos(videos, UniformSampling(4), resize=24, area=(1, 1), ratio=(1, 1), flip=1, **SMALL)
-    plain = TestVideos(VideoList(videos.paths, videos.labels, videos.classes), UniformSampling(4), **SMALL)
+    always = TrainingVideos(
+        videos,
+        UniformSampling(4),
+        resize=24,
+        resized_crop_area=(1, 1),
+        resized_crop_ratio=(1, 1),
+        horizontal_flip=1,
+        **SMALL,
+    )
+    plain = EvaluationVideos(VideoList(videos.paths, videos.labels, videos.classes), UniformSampling(4), **SMALL)
     for name, is_flipped in {"look left": False, "stay": True}.items():  # no class for "look right"
         index = videos.labels.index(videos.classes.index(name))
         row, every = always[index], read_frames(videos.paths[index], np.arange)
@@ -463,7 +479,7 @@ def test_training_rows(videos):
 
 def test_augmented_rows(videos):
     """All frames get the same operations, then the same rectangle is erased."""
-    whole = {"resize": 24, "area": (1, 1), "ratio": (1, 1), "flip": 0.0, **SMALL}
+    whole = {"resize": 24, "resized_crop_area": (1, 1), "resized_crop_ratio": (1, 1), "horizontal_flip": 0.0, **SMALL}
     index = videos.labels.index(videos.classes.index("stay"))
     inverting = TrainingVideos(videos, UniformSampling(4), auto_augment="rand-m7-n4", **whole)
     torch.manual_seed(0)
@@ -482,13 +498,13 @@ def test_default_crops_are_random(videos):
     assert all(row.shape == (4, 3, 24, 24) for row in rows) and not torch.equal(rows[0], rows[1])
     with pytest.raises(ValueError, match="size is 24 and resize is 20"):
         TrainingVideos(videos, UniformSampling(4), size=24, resize=20)
-    for wrong in ({"area": (0.5, 0.1)}, {"flip": 2.0}, {"corrupt": "stop"}):
+    for wrong in ({"resized_crop_area": (0.5, 0.1)}, {"horizontal_flip": 2.0}, {"corrupt": "stop"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
             TrainingVideos(videos, UniformSampling(4), **wrong)
     with pytest.raises(ValueError, match="num_crops 2"):
-        TestVideos(videos, UniformSampling(4), num_crops=2)
+        EvaluationVideos(videos, UniformSampling(4), num_crops=2)
     with pytest.raises(ValueError, match="no videos"):
-        TestVideos(VideoList([], [], ["a"]), UniformSampling(4))
+        EvaluationVideos(VideoList([], [], ["a"]), UniformSampling(4))
 
 
 def with_bad(videos, bad_files, *names):
@@ -500,10 +516,10 @@ def with_bad(videos, bad_files, *names):
 
 @pytest.mark.parametrize("name", BAD)
 def test_unusable_videos_are_replaced(videos, bad_files, name):
-    data = TestVideos(with_bad(videos, bad_files, name, name), UniformSampling(4), num_crops=3, **SMALL)
+    data = EvaluationVideos(with_bad(videos, bad_files, name, name), UniformSampling(4), num_crops=3, **SMALL)
     with pytest.warns(CorruptVideoWarning, match=f"{name} .*Another video takes its place"):
         row = data[0]
-    clean = TestVideos(videos, UniformSampling(4), num_crops=3, **SMALL)
+    clean = EvaluationVideos(videos, UniformSampling(4), num_crops=3, **SMALL)
     twins = [
         other for other in map(clean.__getitem__, range(8)) if torch.equal(other["pixel_values"], row["pixel_values"])
     ]
@@ -514,7 +530,7 @@ def test_unusable_videos_are_replaced(videos, bad_files, name):
 
 def test_corrupt_videos_can_be_used_up_to_the_defect(videos, bad_files):
     mixed = with_bad(videos, bad_files, "half.mp4", "damaged.mp4", "empty.mp4")
-    data = TestVideos(mixed, UniformSampling(4), corrupt="loop", **SMALL)
+    data = EvaluationVideos(mixed, UniformSampling(4), corrupt="loop", **SMALL)
     source = pictures(8)
     with pytest.warns(CorruptVideoWarning, match="The first 4 frames are used"):
         row = data[0]
@@ -525,13 +541,13 @@ def test_corrupt_videos_can_be_used_up_to_the_defect(videos, bad_files):
     ):
         row = data[1]
     assert torch.equal(row["pixel_values"], expected_row(source, [0, 0, 1, 2]))
-    data = TestVideos(with_bad(videos, bad_files, "empty.mp4"), UniformSampling(4), corrupt="loop", **SMALL)
+    data = EvaluationVideos(with_bad(videos, bad_files, "empty.mp4"), UniformSampling(4), corrupt="loop", **SMALL)
     with pytest.warns(CorruptVideoWarning, match=r"empty\.mp4 .*Another video"):
         assert data[0]["labels"] != 4
 
 
 def test_short_videos(videos):
-    loop, skip = (TestVideos(videos, DenseSampling(4, 5), short=short, **SMALL) for short in ("loop", "skip"))
+    loop, skip = (EvaluationVideos(videos, DenseSampling(4, 5), short=short, **SMALL) for short in ("loop", "skip"))
     with pytest.warns(ShortVideoWarning, match="12 frames, a clip needs 16; frames are repeated"):
         row = loop[0]
     assert torch.equal(row["pixel_values"], expected_row(read_frames(videos.paths[0], np.arange), [0, 5, 10, 3]))
@@ -557,7 +573,7 @@ def test_workers_and_epochs_have_random_numbers_of_their_own(videos, bad_files):
         assert torch.equal(first, again[0]) and torch.equal(second, again[1])
     assert not torch.equal(epochs(data, 0, seed=1, count=1)[0], epochs(data, 0, seed=2, count=1)[0])
 
-    test = TestVideos(with_bad(videos, bad_files, "empty.mp4"), UniformSampling(4), **SMALL)
+    test = EvaluationVideos(with_bad(videos, bad_files, "empty.mp4"), UniformSampling(4), **SMALL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CorruptVideoWarning)
         rows = [epochs(test, workers, seed)[epoch] for workers, seed, epoch in ((0, 0, 0), (2, 1, 0), (2, 1, 1))]
@@ -598,7 +614,7 @@ def test_trainer_takes_them(videos, tmp_path):
         tiny_model(),
         arguments,
         train_dataset=TrainingVideos(videos, sampling, **SMALL),
-        eval_dataset=TestVideos(videos, sampling, **SMALL),
+        eval_dataset=EvaluationVideos(videos, sampling, **SMALL),
     )
     assert math.isfinite(trainer.train().training_loss)
     result = trainer.predict(trainer.eval_dataset)

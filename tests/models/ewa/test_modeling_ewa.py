@@ -202,20 +202,26 @@ def test_a_dense_start_is_the_dense_model_to_the_bit(num_experts, tmp_path):
     with torch.no_grad():
         expected = dense(pixels).logits
         from_folder = EWAForImageClassification.from_dense(tmp_path, num_experts=num_experts).eval()
-        from_object = EWAForImageClassification.from_dense(copy.deepcopy(dense), num_experts=num_experts).eval()
+        from_object = EWAForImageClassification.from_dense(dense, num_experts=num_experts).eval()
         for model in (from_folder, from_object):
             assert torch.equal(model(pixels).logits, expected)
             assert relative_error(model.train()(pixels).logits, expected) < 1e-5
             assert_same_tensors(model.fuse(), dense)
-    new_head = EWAForImageClassification.from_dense(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    new_head = EWAForImageClassification.from_dense(tmp_path, num_labels=7)
     assert new_head.config.num_labels == new_head.fuse().config.num_labels == new_head(pixels).logits.shape[1] == 7
     assert EWAForImageClassification.from_dense(tmp_path).config.num_labels == 5
 
 
 def test_dense_start_takes_only_what_it_needs(tmp_path):
     dense = AutoModelForImageClassification.from_config(AutoConfig.for_model(**backbone_of("vit")))
-    with pytest.raises(ValueError, match=r"Neither options of EWAConfig .* \['nr_experts'\]"):
+    with pytest.raises(ValueError, match="EWAConfig has no 'nr_experts'. Did you mean num_experts?"):
         EWAForImageClassification.from_dense(dense, nr_experts=3)
+    with pytest.raises(ValueError, match="nothing to load with revision"):
+        EWAForImageClassification.from_dense(dense, revision="main")
+    with pytest.raises(ValueError, match="has 5 labels, not 7; change its head"):
+        EWAForImageClassification.from_dense(dense, num_labels=7)
+    with pytest.raises(ValueError, match="ViTModel is no dense model for AutoModelForImageClassification"):
+        EWAForImageClassification.from_dense(dense.vit)
 
 
 def test_labels_are_the_plain_models(tmp_path):

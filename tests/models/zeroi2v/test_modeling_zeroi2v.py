@@ -388,7 +388,7 @@ def test_lora_is_refused_where_it_would_lose_the_shift():
 
 
 class TestImageModels:
-    """`from_image_model` and `save_adapter`."""
+    """`from_dense` and `save_adapter`."""
 
     @pytest.fixture(params=["clip_vision_model", "clip", "vit", "swin"])
     def image_model(self, request, tmp_path):
@@ -405,7 +405,9 @@ class TestImageModels:
     @torch.no_grad()
     def test_start(self, image_model):
         """At first all frames but the temporal heads' are the image model's."""
-        model = ZeroI2VForVideoClassification.from_image_model(image_model, 3, [], num_labels=7).eval()
+        model = ZeroI2VForVideoClassification.from_dense(
+            image_model, num_frames=3, temporal_offsets=[], num_labels=7
+        ).eval()
         assert model.config.num_frames == 3 and model.config.num_labels == 7 and not model.training
         pixels = videos(model.config, dtype=torch.float32)
         dense = AutoModel.from_pretrained(image_model).eval()
@@ -413,11 +415,11 @@ class TestImageModels:
         features = model.site.pool(dense(pixels.flatten(0, 1))).unflatten(0, (2, 3))
         assert relative_error(model.encode(pixels).frame_features, features) < 1e-6
         assert trainable(model) == set(model.trained_parameters())
-        assert ZeroI2VModel.from_image_model(image_model, offsets="auto").config.num_frames == 8
+        assert ZeroI2VModel.from_dense(image_model, temporal_offsets="auto").config.num_frames == 8
 
     def test_adapter_is_the_trained_part(self, image_model, tmp_path):
-        model = ZeroI2VForVideoClassification.from_image_model(
-            image_model, 3, [-1], num_labels=5, adapter_scale=0.8, num_adapters=3
+        model = ZeroI2VForVideoClassification.from_dense(
+            image_model, num_frames=3, temporal_offsets=[-1], num_labels=5, adapter_scale=0.8, num_adapters=3
         ).eval()
         for parameter in model.trained_parameters().values():
             parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
@@ -426,17 +428,17 @@ class TestImageModels:
         assert {path.name for path in folder.iterdir()} == {"zeroi2v_adapter.json", "zeroi2v_adapter.safetensors"}
         trained = sum(p.nbytes for p in model.trained_parameters().values())
         assert 0 < (folder / "zeroi2v_adapter.safetensors").stat().st_size - trained < 10_000
-        loaded = ZeroI2VForVideoClassification.from_image_model(image_model, adapter=folder).eval()
+        loaded = ZeroI2VForVideoClassification.from_dense(image_model, adapter=folder).eval()
         assert loaded.config.to_dict() == model.config.to_dict()
         assert_same_tensors(loaded, model)
         assert trainable(loaded) == trainable(model)
         pixels = videos(model.config, dtype=torch.float32)
         assert torch.equal(loaded(pixels).logits, model(pixels).logits)
-        headless = ZeroI2VModel.from_image_model(image_model, adapter=folder)
+        headless = ZeroI2VModel.from_dense(image_model, adapter=folder)
         assert torch.equal(headless.eval()(pixels).pooler_output, model.encode(pixels).pooler_output)
 
     def test_dtype(self, image_model):
-        model = ZeroI2VModel.from_image_model(image_model, 3, dtype=torch.bfloat16)
+        model = ZeroI2VModel.from_dense(image_model, num_frames=3, dtype=torch.bfloat16)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
         assert model(videos(model.config, dtype=torch.bfloat16)).pooler_output.isfinite().all()
 
@@ -450,24 +452,26 @@ class TestAdapterErrors:
             dense = AutoModel.from_config(config.backbone_config)
             perturb_(dense)
             dense.save_pretrained(tmp_path / name)
-        ZeroI2VModel.from_image_model(tmp_path / "image", 3).save_adapter(tmp_path / "adapter")
+        ZeroI2VModel.from_dense(tmp_path / "image", num_frames=3).save_adapter(tmp_path / "adapter")
         return tmp_path
 
     def test_another_image_model(self, folders):
         with pytest.raises(ValueError, match="trained on another image model"):
-            ZeroI2VModel.from_image_model(folders / "other", adapter=folders / "adapter")
+            ZeroI2VModel.from_dense(folders / "other", adapter=folders / "adapter")
         vit = ZeroI2VConfig(backbone_config=backbone_of("vit")).backbone_config
         AutoModel.from_config(vit).save_pretrained(folders / "vit")
         with pytest.raises(ValueError, match="is not the image model that is needed here"):
-            ZeroI2VModel.from_image_model(folders / "vit", adapter=folders / "adapter")
+            ZeroI2VModel.from_dense(folders / "vit", adapter=folders / "adapter")
 
     def test_a_head_that_is_not_there_is_new(self, folders):
-        model = ZeroI2VForVideoClassification.from_image_model(folders / "image", adapter=folders / "adapter")
+        model = ZeroI2VForVideoClassification.from_dense(folders / "image", adapter=folders / "adapter")
         assert model.classifier.weight.any()
 
     def test_options_are_the_adapters(self, folders):
-        with pytest.raises(ValueError, match="leave out adapter_scale, num_frames, temporal_offsets"):
-            ZeroI2VModel.from_image_model(folders / "image", 3, [1], adapter=folders / "adapter", adapter_scale=1.0)
+        with pytest.raises(ValueError, match="leave out num_frames, temporal_offsets, adapter_scale"):
+            ZeroI2VModel.from_dense(
+                folders / "image", num_frames=3, temporal_offsets=[1], adapter=folders / "adapter", adapter_scale=1.0
+            )
 
     def test_broken_files(self, folders):
         file = folders / "adapter" / "zeroi2v_adapter.safetensors"
@@ -475,20 +479,20 @@ class TestAdapterErrors:
         for length in (0, 100, len(whole) - 1):
             file.write_bytes(whole[:length])
             with pytest.raises(OSError, match="no complete safetensors file"):
-                ZeroI2VModel.from_image_model(folders / "image", adapter=folders / "adapter")
+                ZeroI2VModel.from_dense(folders / "image", adapter=folders / "adapter")
         file.write_bytes(whole)
         config = folders / "adapter" / "zeroi2v_adapter.json"
         config.write_text(config.read_text().replace('"adapter_scale": 0.5', '"adapter_scale": 0.25'))
         with pytest.raises(ValueError, match="saved with another configuration"):
-            ZeroI2VModel.from_image_model(folders / "image", adapter=folders / "adapter")
+            ZeroI2VModel.from_dense(folders / "image", adapter=folders / "adapter")
         with pytest.raises(OSError, match="zeroi2v_adapter.json"):
-            ZeroI2VModel.from_image_model(folders / "image", adapter=folders / "image")
+            ZeroI2VModel.from_dense(folders / "image", adapter=folders / "image")
 
     def test_nothing_to_save(self, folders):
-        model = ZeroI2VModel.from_image_model(folders / "image", 3)
+        model = ZeroI2VModel.from_dense(folders / "image", num_frames=3)
         with pytest.raises(ValueError, match="adapters of a fused model are part of its weights"):
             model.fuse().save_adapter(folders / "fused")
-        model = ZeroI2VModel.from_image_model(folders / "image", 3, freeze_backbone=False)
+        model = ZeroI2VModel.from_dense(folders / "image", num_frames=3, freeze_backbone=False)
         with pytest.raises(ValueError, match="the image model is trained too"):
             model.save_adapter(folders / "free")
 
@@ -505,7 +509,7 @@ def test_the_example_of_the_readme(tmp_path, monkeypatch):
     exec(example, names)
     model = names["model"].eval()
     fused = AutoModelForVideoClassification.from_pretrained("video-fused")
-    again = ZeroI2VForVideoClassification.from_image_model("clip", adapter="video-adapter").eval()
+    again = ZeroI2VForVideoClassification.from_dense("clip", adapter="video-adapter").eval()
     pixels = torch.randn(2, 8, 3, 16, 16)
     with torch.no_grad():
         assert relative_error(fused(pixels).logits, model(pixels).logits) < 1e-4

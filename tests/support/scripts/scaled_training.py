@@ -29,11 +29,10 @@ from transformers import TrainerCallback  # noqa: E402
 from transformers.distributed import DistributedConfig  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from fusible.data.registry import load_data  # noqa: E402
 from fusible.models.ewa.modeling_ewa import EWAPreTrainedModel  # noqa: E402
 from fusible.recipes.recipe import Recipe  # noqa: E402
 from fusible.training.resume import checkpoint_of  # noqa: E402
-from fusible.training.setup import load_processor  # noqa: E402
+from fusible.training.setup import load_data, load_processor  # noqa: E402
 from fusible.training.train import prepare  # noqa: E402
 from fusible.training.trainer import RecipeTrainer, make_trainer  # noqa: E402
 from support.tiny_recipes import fix_partition  # noqa: E402

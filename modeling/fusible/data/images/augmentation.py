@@ -56,7 +56,7 @@ class TrainingTransform:
         processor: Any,
         *,
         auto_augment: str | None = None,
-        interpolation: Interpolation = "bilinear",
+        interpolation: Interpolation = "bicubic",
         color_jitter: float = 0.0,
         random_erasing: float = 0.0,
         random_erasing_mode: ErasingMode = "const",

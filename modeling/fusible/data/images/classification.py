@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from transformers import TrainingArguments
 
-from ...recipes.recipe import Recipe
-from ..dataset import Data, Mapped
+from ..dataset import DataBundle, MappedDataset
 from .augmentation import image_transform
 from .digits import digits_dataset
 
@@ -61,24 +60,34 @@ def find_column(features: Mapping[str, Any], given: str | None, kind: type, opti
 
 
 def image_data(
-    recipe: Recipe,
-    processor: Any,
     splits: Any,
+    processor: Any,
+    augmentation: Mapping[str, Any] | None = None,
     *,
     train_split: str = "train",
     eval_split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     num_examples: int | None = None,
-) -> Data:
+) -> DataBundle:
     """
     Splits of `datasets`, in memory, on disk or as streams, as data for image classifiers.
+
+    Args:
+        splits: by name, such as a `DatasetDict`.
+        processor: the image processor.
+        augmentation: options of `TrainingTransform`.
+        train_split: name of the split to train on.
+        eval_split: name of the split to evaluate on; by default validation, val or test.
+        image_column: needed if there are several columns of images.
+        label_column: needed if there are several columns of classes.
+        num_examples: of a stream for training, if it is known.
 
     Raises:
         ValueError: if there is no image processor, no such split, or no telling which columns are meant.
     """
     if processor is None:
-        raise ValueError(f"Images need a preprocessor_config.json beside the recipe, in {recipe.folder}.")
+        raise ValueError("Images need a processor: give one, or put preprocessor_config.json beside the recipe.")
     eval_split = find_eval_split(splits, train_split, eval_split)
     train = splits[train_split]
     is_stream = isinstance(train, datasets.IterableDataset)
@@ -89,34 +98,27 @@ def image_data(
     label = find_column(features, label_column, datasets.ClassLabel, "label_column")
     names = features[label].names if isinstance(features[label], datasets.ClassLabel) else None
 
-    augment = recipe.augment
-    options = {
-        name: getattr(augment, name)
-        for name in ("auto_augment", "interpolation", "color_jitter", "random_erasing", "random_erasing_mode")
-        + ("resized_crop_area", "resized_crop_ratio", "horizontal_flip")
-    }
-
-    def rows(split: Any, training: bool) -> Any:
-        function = partial(
-            _image_row, transform=image_transform(processor, training, **options), image=image, label=label
-        )
+    def prepared(split: Any, training: bool) -> Any:
+        transform = image_transform(processor, training, **(augmentation or {}))
+        function = partial(_image_row, transform=transform, image=image, label=label)
         if is_stream:
             return split.map(function, remove_columns=list(features))
-        return Mapped(split, function)
+        return MappedDataset(split, function)
 
-    return Data(
-        rows(train, True),
-        rows(splits[eval_split], False) if eval_split else None,
+    return DataBundle(
+        prepared(train, True),
+        prepared(splits[eval_split], False) if eval_split else None,
         classes=names,
         num_examples=num_examples,
     )
 
 
 def images(
-    recipe: Recipe,
     processor: Any,
+    augmentation: Mapping[str, Any] | None = None,
+    shuffle_seed: int = TrainingArguments.seed,
     *,
-    path: str | None = None,
+    path: str,
     name: str | None = None,
     revision: str | None = None,
     streaming: bool = False,
@@ -126,14 +128,15 @@ def images(
     eval_split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> Data:
+) -> DataBundle:
     """
     Images of classes by `datasets.load_dataset`: a folder of images, parquet files or webdataset shards, or a
     repository on the Hub.
 
     Args:
-        recipe: its `dataset` is the path, if no other is given.
         processor: the image processor.
+        augmentation: options of `TrainingTransform`.
+        shuffle_seed: of the order of a stream.
         path: folder or repository.
         name: of one of the repository's configurations.
         revision: of the repository.
@@ -145,26 +148,31 @@ def images(
         image_column: needed if there are several columns of images.
         label_column: needed if there are several columns of classes.
     """
-    path = path or IMAGE_REPOSITORIES.get(recipe.dataset, recipe.dataset)
     splits = cast(Any, datasets.load_dataset(path, name, revision=revision, streaming=streaming))
     if streaming:
         train = splits.get(train_split)
         if train is not None:
             known = (train.info.splits or {}).get(train_split)
             num_examples = num_examples or (known.num_examples if known else None)
-            seed = int(recipe.training.get("seed", TrainingArguments.seed))
-            splits[train_split] = train.shuffle(seed=seed, buffer_size=shuffle_buffer)
-    columns = {"image_column": image_column, "label_column": label_column}
+            splits[train_split] = train.shuffle(seed=shuffle_seed, buffer_size=shuffle_buffer)
     return image_data(
-        recipe, processor, splits, train_split=train_split, eval_split=eval_split, num_examples=num_examples, **columns
+        splits,
+        processor,
+        augmentation,
+        train_split=train_split,
+        eval_split=eval_split,
+        image_column=image_column,
+        label_column=label_column,
+        num_examples=num_examples,
     )
 
 
-def digits(recipe: Recipe, processor: Any, *, seed: int = 0) -> Data:
+def digits(processor: Any, augmentation: Mapping[str, Any] | None = None, *, seed: int = 0) -> DataBundle:
     """The 1,797 images of scikit-learn's digits, of which a fifth is for evaluation; `seed` is the split's."""
     splits = digits_dataset(seed)
-    data = image_data(recipe, processor, splits)
-    data.train.rows, data.eval.rows = list(splits["train"]), list(splits["test"])  # small, so decoded once
+    data = image_data(splits, processor, augmentation)
+    data.train.dataset = list(splits["train"])  # small, so decoded once
+    data.eval.dataset = list(splits["test"])
     return data
 
 

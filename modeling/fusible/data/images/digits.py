@@ -1,5 +1,5 @@
 """
-scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, in 10 classes.
+scikit-learn's handwritten digits: 1,797 gray images of 8x8 pixels, in 10 classes.
 
 A fifth of each digit's images is for testing. `digits_dataset` and `digit_images` draw it by different generators, so
 that their splits differ; published numbers depend on either.

@@ -1,6 +1,5 @@
 """Images and the class of each of their pixels, from `datasets`: folders, parquet files and Hub repositories."""
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
@@ -10,9 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ...recipes.recipe import Recipe
-from ...recipes.sections import Augmentation
-from ..dataset import Data, Mapped
+from ..dataset import DataBundle, MappedDataset
 from .classification import find_column, find_eval_split
 
 
@@ -31,28 +28,18 @@ def _row(row: Mapping[str, Any], processor: Any, image: str, label_map: str, fli
     return {"pixel_values": pixels, "labels": torch.from_numpy(labels)}
 
 
-def _check_augmentation(augment: Augmentation) -> None:
-    changed = [
-        field.name
-        for field in dataclasses.fields(augment)
-        if field.name != "horizontal_flip" and getattr(augment, field.name) != getattr(Augmentation(), field.name)
-    ]
-    if changed:
-        raise ValueError(f"augmentation.{changed[0]} is not for segmentation, which has horizontal_flip only.")
-
-
 def segmentation(
-    recipe: Recipe,
     processor: Any,
+    augmentation: Mapping[str, Any] | None = None,
     *,
-    path: str | None = None,
+    path: str,
     name: str | None = None,
     revision: str | None = None,
     train_split: str = "train",
     eval_split: str | None = None,
     image_column: str | None = None,
     map_column: str | None = None,
-) -> Data:
+) -> DataBundle:
     """
     Images with maps of classes, by `datasets.load_dataset`.
 
@@ -61,8 +48,8 @@ def segmentation(
     images, also for evaluation.
 
     Args:
-        recipe: its `dataset` is the path, if no other is given.
         processor: the image processor, which must not crop; `do_reduce_labels` makes 0 no class.
+        augmentation: `horizontal_flip` only, the probability of it (0.5 by default).
         path: folder or repository.
         name: of one of the repository's configurations.
         revision: of the repository.
@@ -76,11 +63,13 @@ def segmentation(
             than flips.
     """
     if processor is None:
-        raise ValueError(f"Images need a preprocessor_config.json beside the recipe, in {recipe.folder}.")
+        raise ValueError("Images need a processor: give one, or put preprocessor_config.json beside the recipe.")
     if getattr(processor, "do_center_crop", False):
         raise ValueError("The image processor crops, so that maps would not fit; set its do_center_crop to false.")
-    _check_augmentation(recipe.augment)
-    splits = cast(Any, datasets.load_dataset(path or recipe.dataset, name, revision=revision))
+    augmentation = {"horizontal_flip": 0.5, **(augmentation or {})}
+    for option in augmentation.keys() - {"horizontal_flip"}:
+        raise ValueError(f"augmentation.{option} is not for segmentation, which has horizontal_flip only.")
+    splits = cast(Any, datasets.load_dataset(path, name, revision=revision))
     eval_split = find_eval_split(splits, train_split, eval_split)
     features = splits[train_split].features
     image = find_column(features, image_column or "image", datasets.Image, "image_column")
@@ -89,10 +78,11 @@ def segmentation(
         "image": image,
         "label_map": find_column(others, map_column, datasets.Image, "map_column"),
     }
-    train = partial(_row, processor=processor, flip=recipe.augment.horizontal_flip, **columns)
-    evaluated = partial(_row, processor=processor, flip=0.0, **columns)
-    return Data(
-        Mapped(splits[train_split], train), Mapped(splits[eval_split], evaluated) if eval_split is not None else None
+    train = partial(_row, processor=processor, flip=augmentation["horizontal_flip"], **columns)
+    evaluation = partial(_row, processor=processor, flip=0.0, **columns)
+    return DataBundle(
+        MappedDataset(splits[train_split], train),
+        MappedDataset(splits[eval_split], evaluation) if eval_split is not None else None,
     )
 
 

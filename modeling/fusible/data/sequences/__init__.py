@@ -1,0 +1,7 @@
+"""Long sequences: texts as bytes, images pixel by pixel, sound, series of numbers."""
+
+import lazy_loader
+
+
+# the public names are those of the stub file, which type checkers read
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

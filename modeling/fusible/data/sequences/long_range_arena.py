@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ByT5Tokenizer
 
+from ..dataset import load_split
 from ..images.transforms import normalize
 from .listops import FILES, listops_tokenizer
 
@@ -23,21 +24,14 @@ from .listops import FILES, listops_tokenizer
 AAN_COLUMNS = ["label", "id1", "id2", "text1", "text2"]
 AAN_FILES = {"train": "new_aan_pairs.train.tsv", "validation": "new_aan_pairs.eval.tsv"}
 AAN_FILES["test"] = "new_aan_pairs.test.tsv"
-# of all pixels, as the authors have it: grey ones, and each channel
-CIFAR_GREY = ([122.6 / 255], [61.0 / 255])
+# of all pixels, as the authors have it: gray ones, and each channel
+CIFAR_GRAY = ([122.6 / 255], [61.0 / 255])
 CIFAR_COLOR = ([0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261])
 
 
 def byte_tokenizer() -> ByT5Tokenizer:
     """256 bytes after padding (0), end (1) and unknown (2), as ByT5 numbers them."""
     return ByT5Tokenizer(extra_ids=0)
-
-
-def load_split(path: str, split: str, name: str | None = None) -> datasets.Dataset:
-    """A split of a Hub repository, or of a folder with files that `datasets.load_dataset` reads."""
-    if Path(path).is_dir():
-        return datasets.load_dataset(str(Path(path).resolve()), split=split)
-    return datasets.load_dataset(path, name, split=split)
 
 
 def read_tsv(file: Path, **options: Any) -> datasets.Dataset:
@@ -123,8 +117,8 @@ def load_aan(folder: str | os.PathLike, split: str, max_length: int = 4000) -> d
 class _Pixels:
     """Transform of batches of images."""
 
-    def __init__(self, grey: bool, mean: Sequence[float], std: Sequence[float], permutation: int | None) -> None:
-        self.mode, self.mean, self.std, self.permutation = "L" if grey else "RGB", mean, std, permutation
+    def __init__(self, gray: bool, mean: Sequence[float], std: Sequence[float], permutation: int | None) -> None:
+        self.mode, self.mean, self.std, self.permutation = "L" if gray else "RGB", mean, std, permutation
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
         result = dict(batch)
@@ -145,7 +139,7 @@ def load_pixels(
     *,
     image: str = "image",
     label: str = "label",
-    grey: bool = True,
+    gray: bool = True,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
     permutation: int | None = None,
@@ -158,14 +152,14 @@ def load_pixels(
         split: of it, also such as `"train[:90%]"`.
         image: the column of images.
         label: the column of labels.
-        grey: one channel instead of three.
+        gray: one channel instead of three.
         mean: of each channel, of values between 0 and 1.
         std: likewise.
         permutation: seed of an order of the pixels that is the same for all images.
     """
     rows = load_split(path, split).select_columns([image, label])
     rows = rows.rename_columns({image: "pixel_values", label: "labels"})
-    return rows.with_transform(_Pixels(grey, mean, std, permutation))
+    return rows.with_transform(_Pixels(gray, mean, std, permutation))
 
 
 def pixel_tokens(batch: Mapping[str, list[Any]]) -> dict[str, list[torch.Tensor]]:
@@ -193,14 +187,13 @@ def load_pixel_tokens(path: str, split: str, *, image: str = "image") -> dataset
 
 __all__ = [
     "CIFAR_COLOR",
-    "CIFAR_GREY",
+    "CIFAR_GRAY",
     "byte_tokenizer",
     "load_aan",
     "load_imdb",
     "load_listops",
     "load_pixel_tokens",
     "load_pixels",
-    "load_split",
     "pad_tokens",
     "tokenize",
 ]

@@ -1,16 +1,17 @@
-"""The data sets of sequence models by name, as recipes call them; see `data.py`."""
+"""The data sets of sequence models by name, as recipes call them; see `data.registry`."""
 
 from collections.abc import Callable
 from typing import Any, cast
 
-from ...recipes.recipe import Recipe
-from ..dataset import Data
+from ..dataset import DataBundle
 from ..images.digits import digit_pixels
+from ..text.language_modeling import TokenBlocks, load_wikitext, token_stream, wikitext_tokenizer
 from .audio import DIGITS, TEN_WORDS, AudioTokens, SpeechCommands, split_recordings
+from .forecasting import CALENDAR, HOURLY, Forecasts, load_arrays
 from .listops import listops_tokenizer, write_listops
 from .long_range_arena import (
     CIFAR_COLOR,
-    CIFAR_GREY,
+    CIFAR_GRAY,
     byte_tokenizer,
     load_aan,
     load_imdb,
@@ -20,21 +21,9 @@ from .long_range_arena import (
     pad_tokens,
 )
 from .pathfinder import write_pathfinder
-from .series import (
-    CALENDAR,
-    HOURLY,
-    Forecasts,
-    TokenBlocks,
-    load_arrays,
-    load_wikitext,
-    token_stream,
-    wikitext_tokenizer,
-)
 
 
 def listops(
-    recipe: Recipe,
-    processor: Any,
     *,
     folder: str = "data/listops",
     sizes: dict[str, int] | None = None,
@@ -44,38 +33,32 @@ def listops(
     min_length: int = 500,
     max_length: int = 2000,
     eval_split: str = "validation",
-) -> Data:
+) -> DataBundle:
     """ListOps, generated on first use, see `listops.write_listops`."""
     options = {"max_depth": max_depth, "max_args": max_args, "min_length": min_length, "max_length": max_length}
     write_listops(folder, sizes, seed=seed, **options)
-    return listops_files(recipe, processor, folder=folder, eval_split=eval_split)
+    return listops_files(folder=folder, eval_split=eval_split)
 
 
-def listops_files(recipe: Recipe, processor: Any, *, folder: str, eval_split: str = "validation") -> Data:
+def listops_files(*, folder: str, eval_split: str = "validation") -> DataBundle:
     """ListOps from files that are there, such as those of the Long Range Arena."""
     train, test = (load_listops(folder, split) for split in ("train", eval_split))
-    return Data(train, test, pad_tokens, [str(digit) for digit in range(10)], listops_tokenizer())
+    return DataBundle(train, test, pad_tokens, [str(digit) for digit in range(10)], listops_tokenizer())
 
 
-def imdb(
-    recipe: Recipe, processor: Any, *, path: str = "stanfordnlp/imdb", max_length: int = 4096, eval_split: str = "test"
-) -> Data:
-    """Reviews as bytes, see `long_range.load_imdb`."""
+def imdb(*, path: str = "stanfordnlp/imdb", max_length: int = 4096, eval_split: str = "test") -> DataBundle:
+    """Reviews as bytes, see `long_range_arena.load_imdb`."""
     train, test = (load_imdb(split, path, max_length) for split in ("train", eval_split))
-    return Data(train, test, pad_tokens, ["neg", "pos"], byte_tokenizer())
+    return DataBundle(train, test, pad_tokens, ["neg", "pos"], byte_tokenizer())
 
 
-def aan(
-    recipe: Recipe, processor: Any, *, folder: str, max_length: int = 4000, eval_split: str = "validation"
-) -> Data:
-    """Pairs of papers as bytes, see `long_range.load_aan`."""
+def aan(*, folder: str, max_length: int = 4000, eval_split: str = "validation") -> DataBundle:
+    """Pairs of papers as bytes, see `long_range_arena.load_aan`."""
     train, test = (load_aan(folder, split, max_length) for split in ("train", eval_split))
-    return Data(train, test, pad_tokens, ["unrelated", "cited"], byte_tokenizer())
+    return DataBundle(train, test, pad_tokens, ["unrelated", "cited"], byte_tokenizer())
 
 
 def pathfinder(
-    recipe: Recipe,
-    processor: Any,
     *,
     folder: str | None = None,
     sizes: dict[str, int] | None = None,
@@ -85,116 +68,106 @@ def pathfinder(
     num_distractors: int = 4,
     distractor_dashes: int = 4,
     eval_split: str = "validation",
-) -> Data:
+) -> DataBundle:
     """Pathfinder or Path-X, generated on first use, see `pathfinder.write_pathfinder`."""
     folder = folder or f"data/pathfinder{size}"
     paths = {"num_dashes": num_dashes, "num_distractors": num_distractors, "distractor_dashes": distractor_dashes}
     write_pathfinder(folder, sizes, size=size, seed=seed, **paths)
     train, test = (load_pixels(folder, split) for split in ("train", eval_split))
-    return Data(train, test, classes=["two paths", "one path"])
+    return DataBundle(train, test, classes=["two paths", "one path"])
 
 
 def sequential_cifar10(
-    recipe: Recipe,
-    processor: Any,
     *,
     path: str = "uoft-cs/cifar10",
-    grey: bool = False,
+    gray: bool = False,
     train_split: str = "train",
     eval_split: str = "test",
-) -> Data:
-    """CIFAR-10, normalised as by the authors; grey as in the Long Range Arena, or in colour."""
-    mean, std = CIFAR_GREY if grey else CIFAR_COLOR
+) -> DataBundle:
+    """CIFAR-10, normalised as by the authors; gray as in the Long Range Arena, or in colour."""
+    mean, std = CIFAR_GRAY if gray else CIFAR_COLOR
     train, test = (
-        load_pixels(path, split, image="img", grey=grey, mean=mean, std=std) for split in (train_split, eval_split)
+        load_pixels(path, split, image="img", gray=gray, mean=mean, std=std) for split in (train_split, eval_split)
     )
-    return Data(train, test, classes=train.features["labels"].names)
+    return DataBundle(train, test, classes=train.features["labels"].names)
 
 
-def cifar10_tokens(recipe: Recipe, processor: Any, *, path: str = "uoft-cs/cifar10", eval_split: str = "test") -> Data:
-    """CIFAR-10 as 3072 tokens to predict one after another, see `long_range.load_pixel_tokens`."""
+def cifar10_tokens(*, path: str = "uoft-cs/cifar10", eval_split: str = "test") -> DataBundle:
+    """CIFAR-10 as 3072 tokens to predict one after another, see `long_range_arena.load_pixel_tokens`."""
     train, test = (load_pixel_tokens(path, split, image="img") for split in ("train", eval_split))
-    return Data(train, test)
+    return DataBundle(train, test)
 
 
 def sequential_mnist(
-    recipe: Recipe,
-    processor: Any,
     *,
     path: str = "ylecun/mnist",
     permutation: int | None = None,
     train_split: str = "train",
     eval_split: str = "test",
-) -> Data:
+) -> DataBundle:
     """MNIST, pixel by pixel or in an order that the seed `permutation` gives."""
     train, test = (load_pixels(path, split, permutation=permutation) for split in (train_split, eval_split))
-    return Data(train, test, classes=[str(digit) for digit in range(10)])
+    return DataBundle(train, test, classes=[str(digit) for digit in range(10)])
 
 
-def sequential_digits(recipe: Recipe, processor: Any, *, seed: int = 0) -> Data:
+def sequential_digits(*, seed: int = 0) -> DataBundle:
     """scikit-learn's digits, 64 steps each."""
     train, test = digit_pixels("train", seed), digit_pixels("test", seed)
-    return Data(train, test, classes=[str(digit) for digit in range(10)])
+    return DataBundle(train, test, classes=[str(digit) for digit in range(10)])
 
 
 def speech_commands(
-    recipe: Recipe, processor: Any, *, folder: str, ten_words: bool = False, eval_split: str = "validation"
-) -> Data:
-    """Speech Commands with 35 words, or with ten, see `recordings.SpeechCommands`; at the model's `rate`."""
-    rate, words = int(cast(Any, recipe.config).rate), TEN_WORDS if ten_words else None
+    config: Any, *, folder: str, ten_words: bool = False, eval_split: str = "validation"
+) -> DataBundle:
+    """Speech Commands with 35 words, or with ten, see `audio.SpeechCommands`; at the model's `rate`."""
+    rate, words = int(config.rate), TEN_WORDS if ten_words else None
     train, test = (SpeechCommands(folder, cast(Any, split), words, step=rate) for split in ("train", eval_split))
-    return Data(train, test, classes=train.classes)
+    return DataBundle(train, test, classes=train.classes)
 
 
-def spoken_digits(
-    recipe: Recipe, processor: Any, *, folder: str, length: int = 16_000, eval_split: str = "validation"
-) -> Data:
-    """SC09, the ten digits of Speech Commands, sample by sample, see `recordings.AudioTokens`."""
+def spoken_digits(*, folder: str, length: int = 16_000, eval_split: str = "validation") -> DataBundle:
+    """SC09, the ten digits of Speech Commands, sample by sample, see `audio.AudioTokens`."""
     splits = (SpeechCommands(folder, cast(Any, split), DIGITS).files for split in ("train", eval_split))
     train, test = (AudioTokens(files, length, drop_last=False) for files in splits)
-    return Data(train, test)
+    return DataBundle(train, test)
 
 
 def recordings(
-    recipe: Recipe,
-    processor: Any,
     *,
     folder: str,
     length: int,
     quantization: str = "mu-law",
     train_share: float = 0.88,
     eval_split: str = "validation",
-) -> Data:
-    """Windows of a folder of `.wav` files, sample by sample, see `recordings.split_recordings` and `AudioTokens`."""
+) -> DataBundle:
+    """Windows of a folder of `.wav` files, sample by sample, see `audio.split_recordings` and `AudioTokens`."""
     splits = (split_recordings(folder, cast(Any, split), train_share) for split in ("train", eval_split))
     train, test = (AudioTokens(files, length, cast(Any, quantization)) for files in splits)
-    return Data(train, test)
+    return DataBundle(train, test)
 
 
 def wikitext(
-    recipe: Recipe,
-    processor: Any,
+    processor: Any = None,
     *,
     path: str = "Salesforce/wikitext",
     name: str = "wikitext-103-v1",
     block_size: int = 8192,
     eval_split: str = "validation",
-) -> Data:
+) -> DataBundle:
     """WikiText in blocks; without a tokenizer beside the recipe, one is made of the words to train with."""
     train, test = (load_wikitext(split, path, name) for split in ("train", eval_split))
     tokenizer = wikitext_tokenizer(train) if processor is None else processor
-    learned, evaluated = (TokenBlocks(token_stream(rows, tokenizer), block_size) for rows in (train, test))
-    return Data(learned, evaluated, processor=tokenizer)
+    train_blocks, eval_blocks = (TokenBlocks(token_stream(rows, tokenizer), block_size) for rows in (train, test))
+    return DataBundle(train_blocks, eval_blocks, processor=tokenizer)
 
 
-def arrays(recipe: Recipe, processor: Any, *, folder: str, eval_split: str = "validation") -> Data:
-    """Series and numbers to predict from them, such as BIDMC's, see `series.load_arrays`."""
-    return Data(load_arrays(folder, "train"), load_arrays(folder, eval_split))
+def arrays(*, folder: str, eval_split: str = "validation") -> DataBundle:
+    """Series and numbers to predict from them, such as BIDMC's, see `forecasting.load_arrays`."""
+    return DataBundle(load_arrays(folder, "train"), load_arrays(folder, eval_split))
 
 
 def forecasts(
-    recipe: Recipe,
-    processor: Any,
+    config: Any,
     *,
     file: str,
     columns: list[str],
@@ -202,13 +175,13 @@ def forecasts(
     num_train: int,
     num_validation: int,
     num_test: int | None = None,
-) -> Data:
+) -> DataBundle:
     """
-    Windows of a table, see `series.Forecasts`: the first `num_train` rows to train, the next ones to evaluate.
+    Windows of a table, see `forecasting.Forecasts`: the first `num_train` rows to train, the next ones to evaluate.
 
     With `num_test`, evaluation is on so many rows after those for validation.
     """
-    config = cast(Any, recipe.config)
+    config = config
     if list(config.time_features) not in (HOURLY, list(CALENDAR.values())):
         raise ValueError(
             f"time_features is {config.time_features}; it must be {HOURLY}, or {list(CALENDAR.values())} for series "
@@ -220,10 +193,10 @@ def forecasts(
         Forecasts(file, columns, context, config.prediction_length, rows, num_train, len(config.time_features))
         for rows in ((0, num_train), evaluated)
     )
-    return Data(train, test)
+    return DataBundle(train, test)
 
 
-SEQUENCES: dict[str, Callable[..., Data]] = {
+SEQUENCES: dict[str, Callable[..., DataBundle]] = {
     "aan": aan,
     "arrays": arrays,
     "cifar10_tokens": cifar10_tokens,

@@ -1,7 +1,7 @@
 """
 Videos for `Trainer`: random clips for training, and the same views at each test.
 
-`video_lists` says which videos there are, `video_sampling` which of their frames are taken.
+`annotations` says which videos there are, `sampling` which of their frames are taken.
 """
 
 import warnings
@@ -16,7 +16,15 @@ from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..images.rand_augment import RandAugment
-from ..images.transforms import ErasingMode, check_probabilities, erase, make_generator, normalize, random_rectangle
+from ..images.transforms import (
+    ErasingMode,
+    Pair,
+    check_probabilities,
+    erase,
+    make_generator,
+    normalize,
+    random_rectangle,
+)
 from .annotations import VideoList, mirrored_labels
 from .decoding import CorruptVideoWarning, ShortVideoWarning, UnusableVideoError, import_av, read_frames
 from .sampling import Sampling
@@ -48,8 +56,8 @@ def random_resized_crop(
     frames: torch.Tensor,
     size: int,
     generator: np.random.Generator,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    area: Pair = (0.08, 1.0),
+    ratio: Pair = (3 / 4, 4 / 3),
     antialias: bool = False,
 ) -> torch.Tensor:
     """
@@ -146,13 +154,13 @@ class TrainingVideos(_Videos):
     Random numbers come from torch's generator, which data loaders seed for each worker and epoch.
 
     Args:
-        videos: which ones, and their labels; see `video_lists`.
+        videos: which ones, and their labels; see `annotations`.
         sampling: which frames.
         size: height and width of the result.
         resize: of the shorter side, before anything is cut out; default: 8/7 of `size`.
-        area: see `random_resized_crop`.
-        ratio: likewise.
-        flip: probability of a horizontal flip. It exchanges left and right in the label, see `mirrored_labels`.
+        resized_crop_area: see `random_resized_crop`.
+        resized_crop_ratio: likewise.
+        horizontal_flip: its probability. It exchanges left and right in the label, see `mirrored_labels`.
         auto_augment: policy of `RandAugment` for videos.
         random_erasing: probability, see `augmentation.erase`.
         random_erasing_mode: likewise.
@@ -174,9 +182,9 @@ class TrainingVideos(_Videos):
         *,
         size: int = 224,
         resize: int | None = None,
-        area: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
+        resized_crop_area: Pair = (0.08, 1.0),
+        resized_crop_ratio: Pair = (3 / 4, 4 / 3),
+        horizontal_flip: float = 0.5,
         auto_augment: str | None = None,
         random_erasing: float = 0.0,
         random_erasing_mode: ErasingMode = "const",
@@ -189,12 +197,20 @@ class TrainingVideos(_Videos):
     ) -> None:
         resize = size * 8 // 7 if resize is None else resize
         super().__init__(videos, sampling, size, resize, mean, std, antialias, corrupt, short, frame_files)
-        if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"area is {area} and ratio {ratio}; the smaller value must come first, areas end at 1.")
-        check_probabilities(flip=flip, random_erasing=random_erasing)
+        low, high = resized_crop_area
+        if not (0 < low <= high <= 1 and 0 < resized_crop_ratio[0] <= resized_crop_ratio[1]):
+            raise ValueError(
+                f"resized_crop_area is {resized_crop_area} and resized_crop_ratio {resized_crop_ratio}; the smaller "
+                "value must come first, areas end at 1."
+            )
+        check_probabilities(horizontal_flip=horizontal_flip, random_erasing=random_erasing)
         self.auto_augment = None if auto_augment is None else RandAugment(auto_augment, video=True)
-        self.random_erasing, self.random_erasing_mode = random_erasing, random_erasing_mode
-        self.area, self.ratio, self.flip, self.mirrored = area, ratio, flip, mirrored_labels(videos.classes)
+        self.random_erasing = random_erasing
+        self.random_erasing_mode = random_erasing_mode
+        self.area = resized_crop_area
+        self.ratio = resized_crop_ratio
+        self.horizontal_flip = horizontal_flip
+        self.mirrored = mirrored_labels(videos.classes)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -207,7 +223,7 @@ class TrainingVideos(_Videos):
         frames = resize_short_side(clips[0], self.resize, self.antialias)
         frames = random_resized_crop(frames, self.size, generator, self.area, self.ratio, self.antialias)
         mirrored = self.mirrored[label]
-        if mirrored is not None and generator.random() < self.flip:
+        if mirrored is not None and generator.random() < self.horizontal_flip:
             frames, label = frames.flip(-1), mirrored
         if self.auto_augment is not None:
             pictures = [Image.fromarray(frame) for frame in frames.movedim(-3, -1).contiguous().numpy()]
@@ -218,7 +234,7 @@ class TrainingVideos(_Videos):
         return row
 
 
-class TestVideos(_Videos):
+class EvaluationVideos(_Videos):
     """
     Rows for `Trainer`: `pixel_values` and `labels` (int), the same at every call.
 
@@ -233,8 +249,6 @@ class TestVideos(_Videos):
 
     The other arguments are those of `TrainingVideos`.
     """
-
-    __test__ = False  # not for pytest
 
     def __init__(
         self,
@@ -274,8 +288,8 @@ class TestVideos(_Videos):
 
 
 __all__ = [
+    "EvaluationVideos",
     "Policy",
-    "TestVideos",
     "TrainingVideos",
     "crops",
     "normalize",

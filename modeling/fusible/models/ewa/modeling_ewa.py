@@ -1,20 +1,22 @@
 """EWA: vision models with experts in training, plain ones afterwards (https://huggingface.co/papers/2308.06093)."""
 
 import copy
-import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any, Self, cast
 
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils import ModelOutput
 
 from ..._auto import auto_class_of
 from ...core.backbones import site_of
+from ...core.dense import LABEL_OPTIONS, load_dense, split_options
 from ...core.modeling import FusiblePreTrainedModel
+from .callback import EWACallback
 from .configuration_ewa import EWAConfig
 from .experts import ExpertLinear, Experts, RoutedExperts, average_, expert_spread, stacked_parameters
 
@@ -52,8 +54,6 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         self.model = getattr(transformers, auto_class_of(type(self))).from_config(inner) if dense is None else dense
         config.backbone_config = self.model.config
         self.main_input_name = self.model.main_input_name
-        for module in () if dense is None else dense.modules():
-            module._is_hf_initialized = True  # type: ignore[assignment]  # not to be initialised again
         blocks = list(site.blocks(self.model))
         for number in config.expert_layers_of(len(blocks)):
             parent, _, name = f"{site.ffn}".rpartition(".")
@@ -90,22 +90,24 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         A training form that starts as the plain model's function exactly: all experts are copies of its FFN.
 
         Args:
-            model: a plain model of transformers, which becomes part of this one; or its folder or Hub repository.
-            **kwargs: options of `EWAConfig`, and arguments for loading the plain model, such as `revision`,
-                `num_labels` or `ignore_mismatched_sizes`.
+            model: a plain model of transformers, which stays as it is, or its folder or Hub repository.
+            **kwargs: options of `EWAConfig`, and arguments for loading the plain model, such as `revision`. With
+                other labels than the plain model's, a head of another size is new.
 
         Raises:
-            ValueError: if the backbone is not supported, or an option is wrong.
+            ValueError: if the backbone is not supported, an option is wrong, or a model at hand has other labels.
         """
-        own = {field.name for field in dataclasses.fields(cls.config_class)} - {
-            field.name for field in dataclasses.fields(transformers.PreTrainedConfig)
-        }
-        options = {name: kwargs.pop(name) for name in own & kwargs.keys()}
+        options, loading = split_options(cls.config_class, model, kwargs)
+        labels = {name: options.pop(name) for name in LABEL_OPTIONS if name in options}
         if not isinstance(model, PreTrainedModel):
-            model = cast(PreTrainedModel, getattr(transformers, auto_class_of(cls)).from_pretrained(model, **kwargs))
-        elif kwargs:
-            raise ValueError(f"Neither options of EWAConfig nor needed for a model at hand: {sorted(kwargs)}.")
-        return cls(cls.config_class(backbone_config=copy.deepcopy(model.config), **options), model)
+            loading |= {**labels, "ignore_mismatched_sizes": bool(labels)}
+        dense = load_dense(auto_class_of(cls), model, **loading)
+        config = cls.config_class(backbone_config=copy.deepcopy(dense.config), **labels, **options)
+        if config.num_labels != dense.config.num_labels:
+            raise ValueError(
+                f"The model at hand has {dense.config.num_labels} labels, not {config.num_labels}; change its head."
+            )
+        return cls(config, dense)
 
     @property
     def has_fused_form(self) -> bool:
@@ -175,6 +177,15 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         if labels is not None and num_items_in_batch is not None:
             balance = balance * (labels.numel() / num_items_in_batch)
         return self.config.router_aux_loss_coef * balance
+
+    def training_callbacks(self) -> list[TrainerCallback]:
+        """`EWACallback`; with a router, nothing is averaged."""
+        return [] if self.config.router is not None else [EWACallback()]
+
+    @property
+    def auxiliary_loss(self) -> Callable[..., torch.Tensor] | None:
+        """The router's, see `router_loss`."""
+        return None if self.config.router is None else self.router_loss
 
     def run(self, **inputs: Any) -> Any:
         """The plain model's outputs; in training the router's loss is in the loss."""

@@ -1,13 +1,15 @@
 """Configuration of a CLIP whose vision tower is a RePaViT."""
 
+import copy
 import os
 from typing import Any, Self, cast
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, CLIPTextConfig, PreTrainedConfig
+from transformers import CLIPConfig, CLIPTextConfig, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
 from ...core.configuration import FusibleConfig
+from ...core.dense import DOWNLOAD_OPTIONS
 from .configuration_repavit import RePaViTConfig
 
 
@@ -37,19 +39,22 @@ class RePaViTCLIPConfig(FusibleConfig):
     initializer_factor: float | int = 1.0
 
     @classmethod
-    def from_clip(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+    def from_clip(cls, model: PreTrainedModel | str | os.PathLike, **kwargs: Any) -> Self:
         """
         The configuration of a CLIP checkpoint with its vision tower made a RePaViT.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub repository of a CLIP model.
-            **kwargs: options of `RePaViTConfig`, and `revision`, `token` and `cache_dir` for the download.
+            model: a CLIP model, or its folder or Hub repository.
+            **kwargs: options of `RePaViTConfig`, and those for the download, such as `revision`.
         """
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
-        clip = CLIPConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        download = {name: kwargs[name] for name in DOWNLOAD_OPTIONS if name in kwargs}
+        if isinstance(model, PreTrainedModel):
+            clip = cast(CLIPConfig, copy.deepcopy(model.config))
+        else:
+            clip = CLIPConfig.from_pretrained(model, **download)
         return cls(
             text_config=clip.text_config,
-            vision_config=RePaViTConfig.from_backbone(pretrained_model_name_or_path, **kwargs),
+            vision_config=RePaViTConfig.from_backbone(model, **kwargs),
             projection_dim=cast(int, clip.projection_dim),
             logit_scale_init_value=cast(float, clip.logit_scale_init_value),
             initializer_factor=cast(float, clip.initializer_factor),

@@ -6,7 +6,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
@@ -14,6 +14,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ...core.backbones import site_of
+from ...core.dense import DOWNLOAD_OPTIONS, load_backbone, split_options
 from ...core.drop_path import DropPath
 from ...core.modeling import FusiblePreTrainedModel
 from .blocks import RePaBlock, make_idle_
@@ -34,6 +35,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     model_tags = ["fusible", "repavit"]
+    starts_from_data = True
 
     def __init__(self, config: RePaViTConfig, dense_backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -56,39 +58,39 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
     @classmethod
     def from_dense(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike,
+        model: PreTrainedModel | str | os.PathLike,
         calibration: Iterable[Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Self:
         """
-        A training form that starts from the weights of a dense checkpoint; a head, if this class has one, is new.
+        A training form that starts from the weights of a dense model; a head, if this class has one, is new.
 
         Args:
-            pretrained_model_name_or_path: as for `RePaViTConfig.from_backbone`.
+            model: the dense model, which stays as it is, or its folder or Hub repository; see
+                `RePaViTConfig.from_backbone`.
             calibration: some batches with the main input, such as `pixel_values`. They choose which channels stay
                 active (those whose pre-activation is positive least often) and make the BatchNorms start as close to
                 the dense LayerNorms as they can. Without it, the first channels stay active and the BatchNorms have
                 unit statistics.
-            **kwargs: options of `RePaViTConfig`, and `revision`, `token` and `cache_dir` for the download.
+            **kwargs: options of `RePaViTConfig`, and arguments for loading the dense model, such as `revision`.
 
         Raises:
             ValueError: if the backbone is not supported, an option is wrong, or the calibration is empty.
         """
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
-        config = cls.config_class.from_backbone(pretrained_model_name_or_path, **kwargs)
+        options, loading = split_options(cls.config_class, model, kwargs)
+        download = {name: value for name, value in loading.items() if name in DOWNLOAD_OPTIONS}
+        config = cls.config_class.from_backbone(model, **options, **download)
         site = site_of(config.backbone_config)
-        dense = AutoModel.from_pretrained(
-            pretrained_model_name_or_path, config=config.backbone_config, **hub, **site.model_kwargs
-        )
+        dense: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)
         statistics = None if calibration is None else collect_statistics(dense, site, calibration)
         affine = [block.get_submodule(site.ffn_norm).state_dict() for block in site.blocks(dense)]
-        model = cls(config, dense)
-        ffns = [module for module in model.modules() if isinstance(module, IdleFeedForward)]
+        repavit = cls(config, dense).to(dense.device, dense.dtype)
+        ffns = [module for module in repavit.modules() if isinstance(module, IdleFeedForward)]
         for ffn, values in zip(ffns, affine, strict=True):
             ffn.input_norm.load_state_dict(values, strict=False)
         for ffn, found in zip(ffns, statistics or [], strict=statistics is not None):
             calibrate_(ffn, found)
-        return model
+        return repavit
 
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel, PreTrainedModel
 
+from ...core.dense import load_dense, split_options
 from ...core.modeling import FusiblePreTrainedModel
+from .configuration_repavit import RePaViTConfig
 from .configuration_repavit_clip import RePaViTCLIPConfig
 from .modeling_repavit import RePaViTModel
 
@@ -20,6 +22,7 @@ class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
     config_class: type[RePaViTCLIPConfig]
     base_model_prefix = ""
     model_tags = ["fusible", "repavit", "clip"]
+    starts_from_data = True
 
     def __init__(self, config: RePaViTCLIPConfig) -> None:
         PreTrainedModel.__init__(self, config)  # CLIPModel's would build its own vision tower
@@ -36,25 +39,26 @@ class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
     @classmethod
     def from_dense(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike,
+        model: PreTrainedModel | str | os.PathLike,
         calibration: Iterable[Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Self:
         """
-        A training form that starts from the weights of a CLIP checkpoint, whose text tower stays as it is.
+        A training form that starts from the weights of a CLIP, whose text tower stays as it is.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub repository of a CLIP model.
+            model: a CLIP model, which stays as it is, or its folder or Hub repository.
             calibration: as for `RePaViTModel.from_dense`.
-            **kwargs: options of `RePaViTConfig`, and `revision`, `token` and `cache_dir` for the download.
+            **kwargs: options of `RePaViTConfig`, and arguments for loading the CLIP, such as `revision`.
         """
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
-        model = cls(RePaViTCLIPConfig.from_clip(pretrained_model_name_or_path, **kwargs))
-        model.vision_model = RePaViTModel.from_dense(pretrained_model_name_or_path, calibration, **kwargs)
-        clip = CLIPModel.from_pretrained(pretrained_model_name_or_path, **hub)
+        options, loading = split_options(RePaViTConfig, model, kwargs)
+        clip: Any = load_dense("AutoModel", model, **loading)
+        vision = RePaViTModel.from_dense(clip, calibration, **options)
+        repavit = cls(RePaViTCLIPConfig.from_clip(clip, **options)).to(clip.device, clip.dtype)
+        repavit.vision_model = vision
         own = {name: tensor for name, tensor in clip.state_dict().items() if not name.startswith("vision_model.")}
-        model.load_state_dict(own, strict=False)
-        return model
+        repavit.load_state_dict(own, strict=False)
+        return repavit
 
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:

@@ -235,6 +235,7 @@ class S4ForTimeSeriesPrediction(S4PreTrainedModel):
     """
 
     main_input_name = "past_values"
+    label_names = ("future_values",)
 
     def __init__(self, config: S4Config) -> None:
         super().__init__(config)

@@ -4,23 +4,24 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel, initialization as init
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ...core.backbones import site_of
+from ...core.dense import DOWNLOAD_OPTIONS, load_backbone, split_options
 from ...core.modeling import FusiblePreTrainedModel
 from ...core.subclassing import mix_in_
 from .adapter_files import find_adapter, load_adapter_, write_adapter
 from .adapters import LinearAdapter, adapt_
 from .attention import ShiftedLinear, shift_heads_
-from .configuration_zeroi2v import Offsets, ZeroI2VConfig
+from .configuration_zeroi2v import ZeroI2VConfig
 
 
 @dataclass
@@ -135,66 +136,45 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
         return result
 
     @classmethod
-    def from_image_model(
+    def from_dense(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        num_frames: int | None = None,
-        offsets: Offsets | str = "auto",
+        model: PreTrainedModel | str | os.PathLike,
         *,
         adapter: str | os.PathLike | None = None,
-        dtype: torch.dtype | str = "auto",
         **kwargs: Any,
     ) -> Self:
         """
         A training form that starts from the weights of an image model. A head, if this class has one, is new.
 
         Args:
-            pretrained_model_name_or_path: as for `ZeroI2VConfig.from_backbone`.
-            num_frames: frames of a clip, 8 by default.
-            offsets: `temporal_offsets` of `ZeroI2VConfig`.
+            model: the image model, which stays as it is, or its folder or Hub repository; see
+                `ZeroI2VConfig.from_backbone`.
             adapter: folder or Hub repository of `save_adapter`, trained on this image model. It knows all options.
-            dtype: of the weights, as for `from_pretrained`.
-            **kwargs: other options of `ZeroI2VConfig`, and `revision`, `token` and `cache_dir` for the download.
+            **kwargs: options of `ZeroI2VConfig`, such as `num_frames`, and arguments for loading the image model, such
+                as `revision` and `dtype`.
 
         Raises:
             ValueError: if the backbone is not supported, an option is wrong, or the adapter is of another image model.
             OSError: if a file is missing or cut off.
         """
-        hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
-        if num_frames is not None:
-            kwargs["num_frames"] = num_frames
-        if offsets != "auto":
-            kwargs["temporal_offsets"] = offsets
+        options, loading = split_options(cls.config_class, model, kwargs)
+        download = {name: value for name, value in loading.items() if name in DOWNLOAD_OPTIONS}
         file = None
         if adapter is None:
-            config = cls.config_class.from_backbone(pretrained_model_name_or_path, **kwargs, **hub)
-        elif kwargs:
-            raise ValueError(f"The adapter in {adapter} knows all options; leave out {', '.join(kwargs)}.")
+            config = cls.config_class.from_backbone(model, **options, **download)
+        elif options:
+            raise ValueError(f"The adapter in {adapter} knows all options; leave out {', '.join(options)}.")
         else:
-            config, file = find_adapter(adapter, token=hub.get("token"), cache_dir=hub.get("cache_dir"))
-        site = site_of(config.backbone_config)
-        image_model, info = AutoModel.from_pretrained(
-            pretrained_model_name_or_path,
-            config=config.backbone_config,
-            dtype=dtype,
-            output_loading_info=True,
-            **hub,
-            **site.model_kwargs,
-        )
-        if info["missing_keys"]:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} is not the image model that is needed here: it has no "
-                f"{', '.join(sorted(info['missing_keys'])[:3])}."
-            )
-        weights_dtype = image_model.dtype
-        model = cls(config, image_model).to(weights_dtype)
+            config, file = find_adapter(adapter, token=loading.get("token"), cache_dir=loading.get("cache_dir"))
+        image_model: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)
+        video_model = cls(config, image_model).to(image_model.device, image_model.dtype)
         if file is not None:
-            load_adapter_(file, model.trained_parameters(), model.frozen_parameters())
-        return model
+            load_adapter_(file, video_model.trained_parameters(), video_model.frozen_parameters())
+        return video_model
 
     def save_adapter(self, folder: str | os.PathLike) -> None:
         """
-        Saves what `freeze_backbone` leaves to train, and the configuration; `from_image_model(..., adapter=folder)`
+        Saves what `freeze_backbone` leaves to train, and the configuration; `from_dense(..., adapter=folder)`
         puts it on the image model again.
 
         Args:

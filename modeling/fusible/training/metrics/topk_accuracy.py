@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 
 
-class RankedAccuracy(evaluate.Metric):
+class TopKAccuracy(evaluate.Metric):
     """Takes classes in the order of their likelihood, so that no logits have to be kept."""
 
     def _info(self) -> evaluate.MetricInfo:

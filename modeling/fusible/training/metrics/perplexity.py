@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 
 
-class TokenPerplexity(evaluate.Metric):
+class Perplexity(evaluate.Metric):
     """Every token counts the same, wherever it stands."""
 
     def _info(self) -> evaluate.MetricInfo:

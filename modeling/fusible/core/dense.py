@@ -1,0 +1,124 @@
+"""Dense models to start from: a folder, a name on the Hub, or a model at hand, which stays as it is."""
+
+import copy
+import dataclasses
+import os
+from collections.abc import Collection
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from .backbones import site_of
+from .options import check_keys
+
+
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+LABEL_OPTIONS = ("num_labels", "id2label", "label2id")
+
+
+def split_options(
+    config_class: type[PreTrainedConfig], model: PreTrainedModel | str | os.PathLike, options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    The options of `from_dense`: those of the configuration, and those for loading the dense model.
+
+    Args:
+        config_class: whose fields are options.
+        model: the dense model, or where it is.
+        options: to be told apart.
+
+    Raises:
+        ValueError: for an option that neither knows, or one for loading if the model is at hand.
+    """
+    loading = {name: value for name, value in options.items() if name in (*DOWNLOAD_OPTIONS, "dtype")}
+    own = {name: value for name, value in options.items() if name not in loading}
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    check_keys(own, [*fields, *LABEL_OPTIONS, *DOWNLOAD_OPTIONS], config_class.__name__)
+    if loading and isinstance(model, PreTrainedModel):
+        raise ValueError(f"The dense model is at hand, so there is nothing to load with {', '.join(loading)}.")
+    return own, loading
+
+
+def dense_config(model: PreTrainedModel | str | os.PathLike, **download: Any) -> PreTrainedConfig:
+    """
+    A configuration of one's own of a dense model; of a CLIP-like one that of its vision tower.
+
+    Args:
+        model: the dense model, or its folder or Hub repository.
+        **download: as for `AutoConfig.from_pretrained`.
+    """
+    if isinstance(model, PreTrainedModel):
+        config = copy.deepcopy(model.config)
+    else:
+        config = AutoConfig.from_pretrained(model, **download)
+    return config.vision_config if "vision_config" in config.sub_configs else config
+
+
+def load_dense(auto_class: str, model: PreTrainedModel | str | os.PathLike, **loading: Any) -> PreTrainedModel:
+    """
+    A dense model of one's own, in eval mode: loaded, or a copy of a model at hand or of a part of it.
+
+    Args:
+        auto_class: name of the Auto class of transformers that gives its class.
+        model: the dense model, one with more around it such as a head, or its folder or Hub repository.
+        **loading: as for `from_pretrained`.
+
+    Raises:
+        ValueError: if the model at hand is or has none of this kind, or not with all of its parts.
+    """
+    auto = getattr(transformers, auto_class)
+    if isinstance(model, PreTrainedModel):
+        return _copy_part(model, auto, model.config)
+    dense = auto.from_pretrained(model, **loading)
+    for part in dense.modules():
+        part._is_hf_initialized = True  # not to be initialized again, also where a head is new
+    return dense
+
+
+def load_backbone(
+    model: PreTrainedModel | str | os.PathLike, config: PreTrainedConfig, **loading: Any
+) -> PreTrainedModel:
+    """
+    The backbone of a dense model, see `load_dense`, with the parts that its row of `SITES` names.
+
+    Raises:
+        ValueError: if weights are missing.
+    """
+    options = site_of(config).model_kwargs
+    if isinstance(model, PreTrainedModel):
+        return _copy_part(model, transformers.AutoModel, config, **options)
+    loading = {**loading, **options, "output_loading_info": True}
+    backbone, info = transformers.AutoModel.from_pretrained(model, config=config, **loading)
+    _check_complete(str(model), info["missing_keys"])
+    return backbone
+
+
+def _copy_part(model: PreTrainedModel, auto: Any, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """A copy of that part of a model that an Auto class builds for a configuration, without what it leaves out."""
+    kind = auto._model_mapping.get(type(config), ())
+    parts = [module for module in model.modules() if isinstance(module, kind)]
+    if not parts:
+        raise ValueError(f"{type(model).__name__} is no dense model for {auto.__name__}, and has none inside.")
+    config = copy.deepcopy(config)
+    config.architectures = config.architectures or []  # Auto classes cannot choose between two of them without
+    with torch.device("meta"):
+        wanted = auto.from_config(config, **options)
+    dense = copy.deepcopy(parts[0]).eval()
+    for name, _ in list(dense.named_children()):
+        if getattr(wanted, name, dense) is None:  # such as a pooler
+            setattr(dense, name, None)
+    _check_complete(type(model).__name__, wanted.state_dict().keys() - dense.state_dict().keys())
+    for part in (*dense.modules(), *dense.parameters()):
+        part._is_hf_initialized = True  # not to be initialized again
+    return dense
+
+
+def _check_complete(name: str, missing: Collection[str]) -> None:
+    if missing:
+        parts = ", ".join(sorted(missing)[:3])
+        raise ValueError(f"{name} is not the dense model that is needed here: it has no {parts}.")
+
+
+__all__ = ["DOWNLOAD_OPTIONS", "LABEL_OPTIONS", "dense_config", "load_backbone", "load_dense", "split_options"]
