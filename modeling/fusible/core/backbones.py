@@ -1,4 +1,4 @@
-"""Names of the sub-layers of vision backbones, which no other file knows."""
+"""Supported vision backbones: names of their sub-layers, sizes and image features."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace

@@ -31,6 +31,7 @@ class RecomputeSafe(_BatchNorm):
         if not self.training:
             return self.normalize(input)
         statistics = dict(self.named_buffers())
+        # the forward pass writes to copies, and `copy_in_forward` decides whether they count
         updated = {name: tensor.clone() for name, tensor in statistics.items()}
         self._set_statistics(updated)
         try:
@@ -65,11 +66,13 @@ class RecomputeSafeSyncBatchNorm(RecomputeSafe, nn.SyncBatchNorm):
         sums = all_reduce(torch.cat([tokens.sum(0), tokens.new_tensor([len(tokens)])]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
+        # in two passes: the difference of mean square and squared mean would lose digits
         centered = tokens - mean
         var = all_reduce(centered.square().sum(0)) / count
         with torch.no_grad():
             num_batches += 1
             running_mean.lerp_(mean, cast(float, self.momentum))
+            # as in torch: normed by the biased variance, and the unbiased one is kept
             running_var.lerp_(var * (count / (count - 1)), cast(float, self.momentum))
         return (centered * (var + self.eps).rsqrt() * self.weight + self.bias).to(input.dtype)
 

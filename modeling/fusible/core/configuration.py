@@ -43,7 +43,8 @@ class FusibleConfig(PortableConfig):
             Which of the two forms the model has. Fused weights cannot be turned back into the training form.
     """
 
-    free_fields: ClassVar[frozenset[str]] = frozenset()  # fields in which weights and configuration may differ
+    # fields in which weights and configuration may differ
+    free_fields: ClassVar[frozenset[str]] = frozenset()
 
     fused: bool = False
 
@@ -78,7 +79,7 @@ class FusibleConfig(PortableConfig):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _fingerprint(self, value: Any) -> Any:
-        """What of a field's value goes into the digest: of a configuration without forms, its type."""
+        """A field's value as the digest takes it: of a configuration without forms, its type alone."""
         if isinstance(value, FusibleConfig):
             return value.structure_digest()
         return value.model_type if isinstance(value, PreTrainedConfig) else value

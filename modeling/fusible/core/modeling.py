@@ -118,10 +118,10 @@ class FusiblePreTrainedModel(PreTrainedModel):
         return True
 
     def _record_structure(self) -> None:
-        """Writes into the configuration what of the fused structure depends on the weights."""
+        """Records in the configuration the parts of the fused structure that depend on the weights."""
 
     def _save_extra_files(self, folder: Path) -> None:
-        """Adds to a folder what a kind of model has besides weights, configuration and code."""
+        """Writes the files that some kinds of models have besides weights, configuration and code."""
 
     def _check_fusible(self) -> None:
         name = type(self).__name__

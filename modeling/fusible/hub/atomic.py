@@ -1,4 +1,4 @@
-"""Replacing a folder's files all at once: after a failure or a kill, readers find the old folder, whole."""
+"""Atomic replacement of a folder's files: after a failure or a kill, readers find the old folder, whole."""
 
 import ctypes
 import os

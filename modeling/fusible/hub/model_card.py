@@ -1,4 +1,4 @@
-"""Model cards: what a repository holds, what fusing changed, how to load it, whom to cite."""
+"""Model cards: contents of a repository, effect of fusing, usage and citation."""
 
 import re
 from pathlib import Path

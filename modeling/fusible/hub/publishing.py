@@ -1,4 +1,4 @@
-"""Pushing a saved model's folder to the Hub: one commit, whole or not there, and a clear word if it fails."""
+"""Pushes of saved models to the Hub, each as one commit."""
 
 import importlib
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Saving a model, with two forms or a plain one, into a folder: all at once or not at all."""
+"""Atomic saving of models, with two forms or plain ones."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def save_model(
     Saves a model as `PreTrainedModel.save_pretrained` does, but all at once or not at all.
 
     Args:
-        model: one with two forms, whose weight files are signed with form and structure, or a plain one.
+        model: one with two forms, whose weight files name form and structure in their headers, or a plain one.
         folder: its other files stay as they are.
         writes: whether this process writes weights.
         is_main_process: whether it writes the rest.

@@ -1,4 +1,4 @@
-"""Weight-file names, form and structure in their headers, and what a model with two forms has."""
+"""Weight-file names and metadata, and the protocols of models with two forms."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def is_weight_file(name: str, variant: str | None = None) -> bool:
 
 
 def goes_with_weights(name: str, variant: str | None = None) -> bool:
-    """Whether what has this name, a file or a folder, is superseded as a whole by other weights and what they need."""
+    """Whether a save of other weights replaces the file or folder of this name, also if it brings none of its own."""
     return is_weight_file(name, variant) or name.partition("/")[0] == KERNEL_FOLDER
 
 
@@ -113,7 +113,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def no_way_back(path: str | os.PathLike) -> str:
-    """The message for whoever asks for the training form of fused weights."""
+    """Error message: the training form of fused weights was asked for."""
     return (
         f"{path} holds fused weights; the training form cannot be recovered from them. Load it without fused=False, "
         "or load the training checkpoint it was made from."

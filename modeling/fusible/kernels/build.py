@@ -1,5 +1,5 @@
 """
-Builds the variants of a kernel project, in kernel-builder's layout, with the compilers of this machine.
+Build of a kernel project's variants, in kernel-builder's layout, with the compilers of this machine.
 
     python modeling/fusible/kernels/build.py [--variants cpu torch] [--out FOLDER] [--check]
 

@@ -1,5 +1,5 @@
 """
-Finds compiled kernels of the operations in `fusible.models.s4.convolution` and `.scan`, checks them and loads them.
+Search, checks and import of compiled kernels for the operations of `fusible.models.s4.convolution` and `.scan`.
 
 There are five places, the first that has a variant for this system wins: a path given by the caller; the folder that
 the environment variable `LOCAL_KERNELS` names for the repository; the installed fusible package; a kernel repository

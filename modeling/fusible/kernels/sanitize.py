@@ -1,5 +1,5 @@
 """
-Runs tests with a build of the CPU kernels that checks all of its accesses to memory (AddressSanitizer).
+Tests with a build of the CPU kernels that checks all of its accesses to memory (AddressSanitizer).
 
     python modeling/fusible/kernels/sanitize.py tests/kernels/s4/test_operations.py
 

@@ -82,7 +82,8 @@ class EWAConfig(BackboneFusibleConfig):
         super().__post_init__(**kwargs)
         dense = cast(PreTrainedConfig, self.backbone_config)
         if not has_labels and dense.id2label is not None:
-            self.id2label, self.label2id = dense.id2label, dense.label2id
+            self.id2label = dense.id2label
+            self.label2id = dense.label2id
         self.problem_type = self.problem_type or dense.problem_type
 
     def validate_architecture(self) -> None:

@@ -1,4 +1,4 @@
-"""Experts instead of an FFN: random uniform partition of the tokens, the pull towards each other, the mean expert."""
+"""EWA's expert FFNs: random uniform partition of the tokens, averaging step, mean expert, and a routed control."""
 
 import copy
 from typing import cast
@@ -29,6 +29,7 @@ class Regroup(torch.autograd.Function):
 
 def mean_expert(stacked: torch.Tensor) -> torch.Tensor:
     """Mean `[...]` of `[num_experts, ...]`; equal experts give exactly themselves."""
+    # not the sum over n, whose rounding would make the mean of equal experts another one
     first = stacked[0]
     return first + (stacked - first).mean(0)
 
@@ -101,7 +102,9 @@ class Experts(Fusible):
     def __init__(self, ffn: nn.Module, num_experts: int, partition: str = "tokens", channels_first: bool = False):
         super().__init__()
         self.ffn = make_experts_(ffn, num_experts, merges=True)
-        self.num_experts, self.partition, self.channels_first = num_experts, partition, channels_first
+        self.num_experts = num_experts
+        self.partition = partition
+        self.channels_first = channels_first
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[batch, ..., channels]` (channels second if they come first) to the same shape."""
@@ -120,6 +123,7 @@ class Experts(Fusible):
         order = torch.randperm(len(units), device=units.device)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(units), device=units.device)
+        # padded to equal shares, so that the experts' products are one batched one
         order = torch.cat([order, order.new_zeros(-len(units) % self.num_experts)])
         groups = Regroup.apply(units, order, back).view(self.num_experts, -1, channels)
         return Regroup.apply(self.ffn(groups).reshape(len(order), -1), back, order)
@@ -127,6 +131,7 @@ class Experts(Fusible):
     def _strided(self, tokens: torch.Tensor) -> torch.Tensor:
         n, length = self.num_experts, len(tokens)
         offset = int(torch.randint(n, ()))
+        # padding in front shifts which expert gets the first token; each then gets every n-th one, as a view
         tokens = F.pad(tokens, (0, 0, offset, -(length + offset) % n))
         groups = self.ffn(tokens.unflatten(0, (-1, n)).transpose(0, 1))
         return groups.transpose(0, 1).flatten(0, 1)[offset : offset + length]
@@ -138,6 +143,7 @@ class Experts(Fusible):
     def fuse(self) -> nn.Module:
         """The mean expert, as the backbone's own FFN."""
         ffn = copy.copy(self.ffn)
+        # a new dict: the copy would share the training form's own
         ffn._modules = {
             name: child.mean_layer() if isinstance(child, ExpertLinear) else child
             for name, child in self.ffn.named_children()
@@ -163,7 +169,8 @@ class RoutedExperts(nn.Module):
         channels = next(layer.weight.shape[1] for layer in ffn.children() if isinstance(layer, nn.Linear | nn.Conv2d))
         self.ffn = make_experts_(ffn, num_experts, merges=False)
         self.router = nn.Linear(channels, num_experts, bias=False)
-        self.num_experts, self.num_experts_per_tok = num_experts, num_experts_per_tok
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
         self.channels_first = channels_first
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -173,6 +180,7 @@ class RoutedExperts(nn.Module):
         self.router_logits = self.router(tokens)
         shares, experts = self.router_logits.float().softmax(-1).topk(self.num_experts_per_tok)
         shares = (shares / shares.sum(-1, keepdim=True)).to(tokens.dtype)
+        # sorted by expert, each choice of a token gets a slot: its expert's first one plus its place among the others
         chosen = experts.flatten()
         counts = chosen.bincount(minlength=self.num_experts)
         order = chosen.argsort(stable=True)

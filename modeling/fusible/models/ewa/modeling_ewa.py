@@ -8,7 +8,7 @@ from typing import Any, Self, cast
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils import ModelOutput
 
@@ -47,8 +47,10 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
     def __init__(self, config: EWAConfig, dense: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         config.validate_architecture()
-        inner = cast(Any, config.backbone_config if dense is None else dense.config)
-        inner.id2label, inner.label2id, inner.problem_type = config.id2label, config.label2id, config.problem_type
+        inner = cast(PreTrainedConfig, config.backbone_config if dense is None else dense.config)
+        inner.id2label = config.id2label
+        inner.label2id = config.label2id
+        inner.problem_type = config.problem_type
         inner.architectures = inner.architectures or []  # the Auto classes cannot choose between two of them without
         site = site_of(inner)
         self.model = getattr(transformers, auto_class_of(type(self))).from_config(inner) if dense is None else dense
@@ -115,7 +117,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         return self.config.router is None
 
     def _fuse_self(self) -> PreTrainedModel:  # type: ignore[override]
-        plain = cast(PreTrainedModel, cast(Any, super()._fuse_self()).model)
+        plain = cast(PreTrainedModel, super()._fuse_self().model)
         plain.name_or_path = self.name_or_path
         return plain
 

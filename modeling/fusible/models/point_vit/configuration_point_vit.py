@@ -43,8 +43,8 @@ class PointViTConfig(PortableConfig):
     def validate_architecture(self) -> None:
         """Raises `ValueError` for sizes that cannot be, or do not fit together."""
         for name in ("num_groups", "group_size", "classifier_hidden_size"):
-            if self.__dict__[name] < 1:
-                raise ValueError(f"{name} is {self.__dict__[name]}; it must be at least 1.")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.num_channels < 3:
             raise ValueError(f"num_channels is {self.num_channels}; it must be at least 3, for x, y and z.")
         if self.num_points < max(self.num_groups, self.group_size):
@@ -58,8 +58,8 @@ class PointViTConfig(PortableConfig):
                 f"{self.num_attention_heads}."
             )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-            if not 0 <= self.__dict__[name] <= 1:
-                raise ValueError(f"{name} is {self.__dict__[name]}; it is a probability and must be in [0, 1].")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability and must be in [0, 1].")
 
 
 __all__ = ["PointViTConfig"]

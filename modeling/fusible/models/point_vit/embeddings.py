@@ -1,9 +1,9 @@
 """
-From clouds of points to tokens: groups of near points, and a small PointNet that embeds them.
+Token embeddings of point clouds: groups of near points, and a small PointNet that embeds them.
 
 Grouping and embedding are those of Point-BERT (arXiv 2111.14819) and Point-MAE (arXiv 2203.06604), with two changes.
-The small PointNet has LayerNorm where theirs has BatchNorm, so that what a cloud's tokens are does not depend on the
-others of its batch, on how a batch is spread over devices, or on the form, training or evaluation. And the positions
+The small PointNet has LayerNorm where theirs has BatchNorm, so that a cloud's tokens do not depend on the
+others of its batch, on the spread of a batch over devices, or on training or eval mode. And the positions
 are added once, before the first block, as in ViT, so that the blocks stay the stock ones.
 """
 
@@ -33,7 +33,7 @@ def farthest_point_sample(coordinates: torch.Tensor, num_samples: int, start: to
         `[batch, num_samples]` (int64), in the order in which they were taken; the first of equally far points.
     """
     samples = [start]
-    distances = torch.full_like(coordinates[..., 0], torch.inf)
+    distances = torch.full_like(coordinates[..., 0], torch.inf)  # of each point to the nearest sample
     for _ in range(num_samples - 1):
         offsets = coordinates - gather_points(coordinates, samples[-1][:, None])
         distances = torch.minimum(distances, offsets.square().sum(-1))

@@ -101,7 +101,8 @@ class PointViTForPointCloudClassification(PointViTPreTrainedModel):
 
     def __init__(self, config: PointViTConfig) -> None:
         super().__init__(config)
-        self.num_labels, self.loss_type = config.num_labels or 0, "ForImageClassification"
+        self.num_labels = config.num_labels or 0
+        self.loss_type = "ForImageClassification"
         self.point_vit = PointViTModel(config)
         self.classifier = self.point_vit.make_classifier(self.num_labels)
         self.post_init()

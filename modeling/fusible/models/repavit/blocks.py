@@ -20,14 +20,15 @@ class ChannelScale(nn.Module):
 
     def __init__(self, weight: nn.Parameter, channels_first: bool) -> None:
         super().__init__()
-        self.weight, self.channels_first = weight, channels_first
+        self.weight = weight
+        self.channels_first = channels_first
 
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
         return branch * (self.weight[:, None, None] if self.channels_first else self.weight)
 
 
 class Nothing(nn.Module):
-    """Stands where a block's FFN was: adds zero to the residual stream."""
+    """In the place of a block's FFN: adds zero to the residual stream."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states.new_zeros([1] * hidden_states.ndim)
@@ -40,6 +41,7 @@ def attend_from_class_token(attention: nn.Module, output: str, hidden_states: to
         heads = attention.get_submodule(name)(tokens).unflatten(-1, (-1, attention.head_dim))
         return heads.transpose(1, 2)
 
+    # keys and values of all tokens, but one query: the class token alone is read after the last block
     query = project("q_proj", hidden_states[:, :1])
     key, value = project("k_proj", hidden_states), project("v_proj", hidden_states)
     mixed = F.scaled_dot_product_attention(query, key, value)
@@ -58,7 +60,7 @@ class RePaBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, *args: Any, class_token_only: bool = False, **kwargs: Any) -> Any:
         normed = self.get_submodule(self.site.attention_norm)(hidden_states)
         attention = self.get_submodule(str(self.site.attention))
-        class_token_only = class_token_only and self.is_last
+        class_token_only = class_token_only and self.is_last  # tokens of other blocks are read by the next one
         if class_token_only and self.site.plain_attention:
             branch = attend_from_class_token(attention, self.site.attention_output, normed)
         else:
@@ -90,7 +92,7 @@ def as_linear(layer: nn.Module) -> nn.Linear:
         bias = None if layer.bias is None else layer.bias.detach()
         linear = make_linear(layer.weight.detach().flatten(1), bias)
         # weights that were loaded are not initialised again
-        linear.__dict__.update({k: v for k, v in layer.__dict__.items() if k == "_is_hf_initialized"})
+        linear._is_hf_initialized = getattr(layer, "_is_hf_initialized", False)  # type: ignore[assignment]
         return linear
     return cast(nn.Linear, layer)
 
@@ -111,7 +113,7 @@ def make_idle_(
     """Turns a backbone's block, in place, into a RePaViT block; attention and its norm stay as they are."""
     fc1, activation, fc2 = site.ffn_parts(block)
     fc1, fc2 = as_linear(fc1), as_linear(fc2)
-    norms = [block.get_submodule(site.ffn_norm), nn.Identity()]
+    norms = [block.get_submodule(site.ffn_norm), nn.Identity()]  # before the first and before the second linear
     if config.block_norm_eps is not None:
         for norm in (norms[0], block.get_submodule(site.attention_norm)):
             norm.eps = config.block_norm_eps  # type: ignore[assignment]
@@ -128,6 +130,7 @@ def make_idle_(
     delattr(block, site.ffn)
     delattr(block, site.ffn_norm)
     if site.attention is None:
+        # the block's own forward goes on to run, so all that it calls must be there and change nothing
         setattr(block, site.ffn, Nothing())
         setattr(block, site.ffn_norm, nn.Identity())
         if site.ffn_scale is not None:

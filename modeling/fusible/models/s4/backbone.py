@@ -1,4 +1,4 @@
-"""What all models of the S4 family have: embedding, residual layers with state spaces or FFNs, and their states."""
+"""Base class of all S4 models: embedding, residual layers with state spaces or FFNs, and their states."""
 
 from typing import Any, cast
 
@@ -49,14 +49,15 @@ class S4PreTrainedModel(S4KernelModel):
             self.embeddings = AdaptiveEmbedding(config)
         else:
             self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers, self.skips = make_layers(config), skip_connections(config)
+        self.layers = make_layers(config)
+        self.skips = skip_connections(config)
         self.sources = frozenset(self.skips.values())
         self.stateful = [number for number, kind in enumerate(config.layer_types) if kind == "linear_attention"]
         self.final_norm = make_norm(config) if config.prenorm else nn.Identity()
 
     def _record_structure(self) -> None:
         found = [module.num_dense_heads for module in self.modules() if isinstance(module, S4Recurrence)]
-        self.config.__dict__["dense_heads"] = found
+        self.config.dense_heads = found
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -175,13 +176,15 @@ class S4PreTrainedModel(S4KernelModel):
             if isinstance(layer, S4DownPool):
                 hidden_states, state = layer(hidden_states, before)
             elif isinstance(layer, S4UpPool):
-                hidden_states, state = layer(hidden_states, cast(Any, skip).shape[1], before)
+                hidden_states, state = layer(hidden_states, cast(torch.Tensor, skip).shape[1], before)
             else:
                 hidden_states, state = layer(hidden_states, mask, before, with_state, overwrite)
             if skip is not None:
                 hidden_states = hidden_states + skip.to(hidden_states.device)  # layers may be on several
             if slot is not None and state is not before:
-                slot.recurrent_states[0], slot.dtype, slot.device = state, state.dtype, state.device
+                slot.recurrent_states[0] = state
+                slot.dtype = state.dtype
+                slot.device = state.device
                 slot.is_recurrent_states_initialized[0] = slot.has_previous_state[0] = True
         hidden_states = self.final_norm(hidden_states)
         all_states = (*cast(list[torch.Tensor], kept), hidden_states) if keep else None

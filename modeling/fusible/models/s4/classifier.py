@@ -1,4 +1,4 @@
-"""What all classifiers of the S4 family have: one feature of the positions, a head on it, and a loss."""
+"""Base class of S4 classifiers: one feature of the positions, a head on it, and a loss."""
 
 from typing import Any, cast
 
@@ -18,7 +18,8 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
 
     def __init__(self, config: S4Config) -> None:
         super().__init__(config)
-        self.num_labels, width = config.num_labels or 0, config.hidden_size
+        self.num_labels = config.num_labels or 0
+        width = config.hidden_size
         self.classifier: nn.Module = nn.Linear(width, self.num_labels)
         if config.document_pairs:
             hidden = nn.Linear(4 * width, width)

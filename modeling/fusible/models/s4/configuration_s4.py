@@ -174,10 +174,10 @@ class S4Config(FusibleConfig):
             return self
         factor, joined = self.expand**number, math.prod(self.pool_sizes[:number])
         stage = copy.copy(self)
-        stage.__dict__["hidden_size"] = factor * self.hidden_size
-        stage.__dict__["intermediate_size"] = factor * cast(int, self.intermediate_size)
-        stage.__dict__["num_ssm"] = (factor if self.num_ssm == self.hidden_size else 1) * self.num_ssm
-        stage.__dict__["l_max"] = None if self.l_max is None else self.l_max // joined
+        stage.hidden_size = factor * self.hidden_size
+        stage.intermediate_size = factor * cast(int, self.intermediate_size)
+        stage.num_ssm = (factor if self.num_ssm == self.hidden_size else 1) * self.num_ssm
+        stage.l_max = None if self.l_max is None else self.l_max // joined
         return stage
 
     def validate_layer_type(self) -> None:
@@ -189,8 +189,8 @@ class S4Config(FusibleConfig):
         kinds = [self.init] if isinstance(self.init, str) else list(self.init or [])
         sizes = ("input_size", "hidden_size", "num_hidden_layers", "rank", "num_ssm", "channels", "prediction_length")
         for name in (*sizes, "dt_min", "rate", "expand"):
-            if not self.__dict__[name] > 0:
-                raise ValueError(f"{name} is {self.__dict__[name]}; it must be positive.")
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
         if self.state_size < 2 or self.state_size % 2:
             raise ValueError(f"state_size is {self.state_size}; it must be even and at least 2.")
         if not self.layer_pattern or set(self.layer_pattern) - {"s4", "ffn"}:
@@ -243,7 +243,7 @@ class S4Config(FusibleConfig):
             unused |= {"tie_word_embeddings"}
         digested.__dict__["free_fields"] = self.free_fields | unused
         if not self.fused:
-            digested.__dict__["rate"] = 1.0
+            digested.rate = 1.0
         return FusibleConfig.structure_digest(digested)
 
 

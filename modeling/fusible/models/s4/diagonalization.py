@@ -1,4 +1,4 @@
-"""From state spaces to the coefficients of S4's recurrence: modes of a system, what is stored, and how exact it is."""
+"""Coefficients of S4's recurrence: the modes of a state space, their stored form, and its errors."""
 
 from typing import NamedTuple, Self
 

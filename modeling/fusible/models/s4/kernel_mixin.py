@@ -1,4 +1,4 @@
-"""S4 models use compiled kernels, and take them along to where they are saved."""
+"""Compiled kernels of S4 models, which may be saved beside the weights."""
 
 import json
 import os

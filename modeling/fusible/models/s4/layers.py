@@ -18,7 +18,8 @@ class ScalarNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale, self.shift = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+        self.scale = nn.Parameter(torch.ones(1))
+        self.shift = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         std, mean = torch.std_mean(hidden_states, dim=-1, correction=0, keepdim=True)
@@ -46,7 +47,8 @@ class SequenceDropout(nn.Module):
 
     def __init__(self, config: S4Config) -> None:
         super().__init__()
-        self.rate, self.tied = config.hidden_dropout_prob, config.tie_dropout
+        self.rate = config.hidden_dropout_prob
+        self.tied = config.tie_dropout
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.rate == 0 or not self.training:
@@ -69,7 +71,8 @@ class S4Mixer(nn.Module):
         self.ssm_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = SequenceDropout(config)
-        width, self.output = config.channels * config.hidden_size, config.mixer_output
+        width = config.channels * config.hidden_size
+        self.output = config.mixer_output
         if self.output != "none":
             self.out_proj = nn.Linear(width, config.hidden_size * (2 if self.output == "glu" else 1))
 
@@ -107,7 +110,8 @@ class S4Layer(GradientCheckpointingLayer):
 
     def __init__(self, config: S4Config, kind: str, dense_heads: int | None) -> None:
         super().__init__()
-        self.prenorm, self.residual = config.prenorm, config.residual
+        self.prenorm = config.prenorm
+        self.residual = config.residual
         self.norm = make_norm(config)
         self.mixer: nn.Module = S4Mixer(config, dense_heads) if kind == "s4" else S4FeedForward(config)
         self.dropout = SequenceDropout(config)

@@ -1,4 +1,4 @@
-"""What S4 models return."""
+"""Outputs of S4 models."""
 
 from dataclasses import dataclass
 

@@ -45,7 +45,8 @@ class S4UpPool(nn.Module):
 
     def __init__(self, size: int, coarser: S4Config, finer: S4Config) -> None:
         super().__init__()
-        self.size, self.width = size, finer.hidden_size
+        self.size = size
+        self.width = finer.hidden_size
         self.proj = nn.Linear(coarser.hidden_size, size * self.width)
 
     def forward(

@@ -1,4 +1,4 @@
-"""Files of what ZeroI2V trains, without the image model that stays as it was."""
+"""Files of trained ZeroI2V adapters, without the frozen image model."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""ZeroI2V's linear adapters around attention and FFN, and how they fold into the linears beside them."""
+"""ZeroI2V's linear adapters around attention and FFN, and their folding into the linears beside them."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -34,8 +34,10 @@ class LinearAdapter(nn.Module):
 
     def __init__(self, channels: int, rank: int, scale: float, dropout: float, bias: bool) -> None:
         super().__init__()
-        self.down, self.up = nn.Linear(channels, rank, bias=bias), nn.Linear(rank, channels, bias=bias)
-        self.dropout, self.scale = nn.Dropout(dropout), scale
+        self.down = nn.Linear(channels, rank, bias=bias)
+        self.up = nn.Linear(rank, channels, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+        self.scale = scale
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -62,6 +64,7 @@ def constant_of(adapter: LinearAdapter) -> torch.Tensor | None:
 def fold_before(adapter: LinearAdapter, weight: torch.Tensor, bias: torch.Tensor | None) -> Affine:
     """A linear with an adapter in front of it as one linear, in float64: `W (I + s U D)` and `b + W A(0)`."""
     weight, up, down = weight.double(), adapter.up.weight.double(), adapter.down.weight.double()
+    # (W U) D and not W (U D), which costs more: the rank is small
     folded, constant = weight + adapter.scale * (weight @ up) @ down, constant_of(adapter)
     added = None if constant is None else weight @ constant
     if bias is None or added is None:
@@ -99,7 +102,7 @@ def folded_layer(layer: nn.Module, adapter: nn.Module, fold: Callable[..., Affin
 def with_children(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of a module that shares everything with it but some of its children."""
     copied = copy.copy(module)
-    copied._modules = {**module._modules, **children}
+    copied._modules = {**module._modules, **children}  # a new dict: the copy would share the module's own
     return copied
 
 
@@ -116,7 +119,9 @@ class AdaptedAttention(Fusible):
 
     def __init__(self, attention: nn.Module, output: str, before: nn.Module, after: nn.Module) -> None:
         super().__init__()
-        self.adapter_before, self.attention, self.adapter_after = before, attention, after
+        self.adapter_before = before
+        self.attention = attention
+        self.adapter_after = after
         self.output = output
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -146,8 +151,11 @@ class AdaptedFeedForward(Fusible):
 
     def __init__(self, ffn: nn.Module, fc1: str, fc2: str, before: nn.Module, after: nn.Module) -> None:
         super().__init__()
-        self.adapter_before, self.ffn, self.adapter_after = before, ffn, after
-        self.fc1, self.fc2 = fc1, fc2
+        self.adapter_before = before
+        self.ffn = ffn
+        self.adapter_after = after
+        self.fc1 = fc1
+        self.fc2 = fc2
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.adapter_after(self.ffn(self.adapter_before(hidden_states)))

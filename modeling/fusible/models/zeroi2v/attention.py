@@ -42,6 +42,7 @@ def channel_offsets(offsets: Sequence[int | Sequence[int]], head_channels: int) 
             raise ValueError(f"A head of {head_channels} channels cannot be divided between {len(parts)} offsets.")
         for part, offset in enumerate(parts):
             start = head * head_channels + part * width
+            # neighboring channels with one offset are one range: one copy instead of several
             if ranges and ranges[-1][1:] == (start, offset):
                 ranges[-1] = (ranges[-1][0], start + width, offset)
             elif offset != 0:
@@ -64,6 +65,7 @@ def shift_frames_(projected: torch.Tensor, ranges: Sequence[Range], layout: Fram
     for start, stop, offset in ranges:
         if abs(offset) < length:
             source = clips[:, max(offset, 0) : length + min(offset, 0), ..., start:stop]
+            # a clone, as source and destination overlap in memory
             clips[:, max(-offset, 0) : length - max(offset, 0), ..., start:stop] = source.clone()
     return projected
 
@@ -85,11 +87,14 @@ class ShiftedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, ranges: list[Range], layout: FrameLayout) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self.ranges, self.layout = ranges, layout
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.ranges = ranges
+        self.layout = layout
         # weights that were loaded are not initialised again
-        self.__dict__.update({k: v for k, v in linear.__dict__.items() if k == "_is_hf_initialized"})
+        self._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[clips * frames * windows, tokens, in]` to `[clips * frames * windows, tokens, out]`."""
@@ -98,7 +103,8 @@ class ShiftedLinear(nn.Module):
     def as_linear(self) -> nn.Linear:
         """The projection alone, with the same parameters."""
         linear = nn.Linear(1, 1, device="meta")
-        linear.weight, linear.bias = self.weight, self.bias
+        linear.weight = self.weight
+        linear.bias = self.bias
         return linear
 
     def like(self, linear: nn.Linear) -> "ShiftedLinear":

@@ -95,7 +95,9 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
         for module in self.modules():
             if isinstance(module, FrameEmbeddings):
                 init.zeros_(module.temporal_embedding)
-            elif isinstance(module, LinearAdapter | ShiftedLinear) and "_is_hf_initialized" not in module.__dict__:
+            elif isinstance(module, LinearAdapter | ShiftedLinear) and not getattr(
+                module, "_is_hf_initialized", False
+            ):
                 if isinstance(module, LinearAdapter):
                     module.reset_parameters()
                 else:
