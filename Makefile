@@ -24,6 +24,7 @@ quality: .venv/.installed
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/repavit.py

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from fusible._auto import AUTO_CLASSES
+
 
 def run(code: str) -> str:
     result = subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], capture_output=True, text=True)
@@ -64,5 +66,6 @@ def test_public_names():
     for name in fusible.__all__:
         assert getattr(fusible, name).__name__ == name if name != "SITES" else fusible.SITES["vit"].block == "ViTLayer"
     assert set(fusible.__all__) <= set(dir(fusible))
+    assert {name for classes in AUTO_CLASSES.values() for name in classes.values()} <= set(fusible.__all__)
     with pytest.raises(AttributeError, match="RePaVit"):
         _ = fusible.RePaVit

@@ -2,7 +2,8 @@
 
 from .core.backbones import SITES as SITES
 from .core.configuration import FusibleConfig as FusibleConfig
-from .core.modeling import Fusible as Fusible, FusiblePreTrainedModel as FusiblePreTrainedModel, fuse_ as fuse_
+from .core.fusion import Fusible as Fusible
+from .core.modeling import FusiblePreTrainedModel as FusiblePreTrainedModel, fuse_ as fuse_
 from .models.ewa.configuration_ewa import EWAConfig as EWAConfig
 from .models.ewa.experts import Experts as Experts
 from .models.ewa.modeling_ewa import (

@@ -5,34 +5,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
-import fusible
-
 from ._auto import AUTO_CLASSES
-from .core.modeling import FusiblePreTrainedModel
 from .hub.methods import METHODS
 from .hub.model_card import write_card
 from .hub.publishing import open_repository
 from .hub.saving import save_model
 from .hub.weight_files import FusibleModel
-
-
-def load_model_class(config: PreTrainedConfig) -> type[FusiblePreTrainedModel]:
-    """
-    The class of fusible's that a configuration names in `architectures`.
-
-    Raises:
-        ValueError: if fusible does not have it.
-    """
-    name = (config.architectures or ["none"])[0]
-    for auto_class, class_name in AUTO_CLASSES.get(config.model_type, {}).items():
-        if class_name == name:
-            return getattr(transformers, auto_class)._model_mapping[type(config)]
-    raise ValueError(
-        f"The configuration of type {config.model_type!r} names {name}, a class that fusible does not have."
-    )
 
 
 def load(source: str, revision: str | None, plain: bool = False) -> Any:
@@ -52,10 +33,18 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
     if not plain and config.model_type not in METHODS:
         raise ValueError(f"{source} is a {config.model_type!r} model; fusible has {', '.join(sorted(METHODS))}.")
     name = (config.architectures or ["none"])[0]
-    model_class = getattr(fusible, name, None) or (getattr(transformers, name, None) if plain else None)
+    model_class = find_model_class(config.model_type, name) or (getattr(transformers, name, None) if plain else None)
     if model_class is None:
         raise ValueError(f"{source} names the class {name}, which is unknown.")
-    return model_class.from_pretrained(source, revision=revision or "main")
+    return model_class.from_pretrained(source, config=config, revision=revision or "main")
+
+
+def find_model_class(model_type: str, name: str) -> type[PreTrainedModel] | None:
+    """The model class of this name, if it is one of fusible's for the model type."""
+    for auto_class, known in AUTO_CLASSES.get(model_type, {}).items():
+        if known == name and auto_class != "AutoConfig":
+            return getattr(transformers, auto_class)._model_mapping[CONFIG_MAPPING[model_type]]
+    return None
 
 
 def load_processor(source: str, revision: str | None) -> Any | None:
@@ -121,4 +110,4 @@ def publish(
     repository.commit(destination, names)
 
 
-__all__ = ["find_dtype", "load", "load_model_class", "load_processor", "publish"]
+__all__ = ["find_dtype", "load", "load_processor", "publish"]

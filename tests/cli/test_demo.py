@@ -9,7 +9,7 @@ import time
 from typer.testing import CliRunner
 
 from fusible import RePaViTForImageClassification
-from fusible.cli.app import app
+from fusible.cli import app
 from fusible.data.images.digits import digits_dataset
 
 
@@ -44,7 +44,7 @@ def test_interrupted_demo_leaves_no_half_written_folder(tmp_path):
     command = [
         sys.executable,
         "-c",
-        f"{listen}; from fusible.cli.app import app; app()",
+        f"{listen}; from fusible.cli import app; app()",
         "demo",
         "--folder",
         str(tmp_path),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fusible import Fusible, fuse_
-from fusible.core.modeling import make_linear
+from fusible.core.fusion import make_linear
 from fusible.models.repavit.feed_forward import as_affine
 from support.model_tests.base import perturb_, relative_error
 

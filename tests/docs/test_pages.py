@@ -24,7 +24,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTForIma
 
 import fusible
 from fusible import Fusible, RePaViTConfig, RePaViTForImageClassification
-from fusible.cli.app import app
+from fusible.cli import app
 from fusible.hub.methods import METHODS
 from fusible.recipes.catalog import find_recipe
 from fusible.recipes.recipe import Recipe

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 from typer.testing import CliRunner
 
 from fusible import RePaViTConfig, RePaViTForImageClassification, ZeroI2VForVideoClassification
-from fusible.cli.app import app
+from fusible.cli import app
 from support.golden_s4 import read
 from support.pages import TINY_VIT, blocks
 from support.paths import HUB_CONFIGS, ROOT

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModel, AutoModelForImageClassification, CLIPImageProcessorPil, pipeline
 
-from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
+from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel, S4Config, S4ForCausalLM
 from fusible.hub.methods import METHODS
 from support.hub import Hub
 from support.model_tests.base import perturb_
@@ -43,7 +43,8 @@ def test_save_and_push(hub, model, fused, tmp_path):
     assert uploads(hub) == 1 and hub.repo(REPO).private
     on_disk = {path.name for path in (tmp_path / "mine").iterdir()}
     assert set(hub.files(REPO)) == on_disk | {".gitattributes"}
-    assert {"config.json", "model.safetensors", "README.md", "modeling_repavit.py", "fusion.py"} <= on_disk
+    assert {"config.json", "model.safetensors", "README.md", "modeling_repavit.py"} <= on_disk
+    assert len([name for name in on_disk if name.endswith(".py")]) == 1
     expected = model.fuse() if fused else model
     assert_same_tensors(AutoModelForImageClassification.from_pretrained(REPO), expected)
     assert_same_tensors(AutoModelForImageClassification.from_pretrained(tmp_path / "mine"), expected)
@@ -212,6 +213,40 @@ def test_requests_of_a_push_and_a_load(hub, model):
     }
 
 
+def small_s4() -> S4ForCausalLM:
+    return S4ForCausalLM(S4Config(vocab_size=8, hidden_size=4, num_hidden_layers=1, state_size=4, use_kernels=False))
+
+
+@pytest.mark.parametrize(
+    ("make", "auto_class", "requests"),
+    [(make_model, "AutoModelForImageClassification", 11), (small_s4, "AutoModelForCausalLM", 15)],
+)
+def test_requests_of_a_first_load_of_remote_code(hub, make, auto_class, requests):
+    """One file of code, however many modules it was made of."""
+    make().push_to_hub(REPO)
+    hub.log.clear()
+    result = run_without_fusible(
+        f"from transformers import {auto_class}", f"{auto_class}.from_pretrained({REPO!r}, trust_remote_code=True)"
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert len(hub.log) == requests
+
+
+def test_code_of_older_layouts_leaves_with_the_commit(hub, model):
+    api = HfApi()
+    api.create_repo(REPO)
+    files = {
+        "config.json": b'{"auto_map": {"AutoModel": "old_modeling.Model"}}',
+        "old_modeling.py": b"from .old_blocks import Block\n",
+        "old_blocks.py": b"",
+        "mine.py": b"",
+    }
+    for name, content in files.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=REPO)
+    model.push_to_hub(REPO)
+    assert {name for name in hub.files(REPO) if name.endswith(".py")} == {"modeling_repavit.py", "mine.py"}
+
+
 @pytest.mark.parametrize("size", ["20KB", "1GB"])
 def test_interrupted_download(hub, model, size):
     """Never half a file in the cache: the next load gets the whole one."""
@@ -370,12 +405,16 @@ def test_trainer_pushes_both_forms(hub, model, tmp_path):
     assert remote.stdout.strip() == "True", remote.stderr[-2000:]
 
 
-def test_unknown_config_class_is_not_needed(hub, model):
-    """`from_pretrained` with a configuration object, over the Hub."""
+def test_configuration_at_hand(hub, model):
+    """It says which form is saved, and `fused` which one is wanted."""
     model.push_to_hub(REPO)
     config = RePaViTConfig.from_pretrained(REPO)
+    loaded = RePaViTForImageClassification.from_pretrained(REPO, config=config, fused=True)
+    assert_same_tensors(loaded, model.fuse())
+    assert not config.fused
     config.fused = True
-    assert_same_tensors(RePaViTForImageClassification.from_pretrained(REPO, config=config), model.fuse())
+    with pytest.raises(ValueError, match="Load it with fused=True"):
+        RePaViTForImageClassification.from_pretrained(REPO, config=config)
 
 
 def test_xet(tmp_path):

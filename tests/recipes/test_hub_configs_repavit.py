@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig
 
 from fusible import RePaViTConfig, RePaViTForImageClassification
+from fusible.core.drop_path import DropPath
 from fusible.hub.form_facts import FormFacts, form_facts
 from fusible.hub.methods import METHODS
-from fusible.models.repavit.feed_forward import DropPath
 from support.hub_config_checks import check, read
 from support.paths import HUB_CONFIGS
 

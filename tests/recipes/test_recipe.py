@@ -92,7 +92,7 @@ def test_it_is_published_if_asked(hub, tmp_path):
         ("training.weight_decay=much", "argument --weight_decay/--weight-decay: invalid float value: 'much'"),
         ("training.mixed_precision=fp8", "invalid choice: 'fp8'"),
         ("augmentation.mixpu=1", "augmentation has no 'mixpu'. Did you mean mixup?"),
-        ("distillation.teacer=x", "distillation has no 'teacer'. Did you mean teacher?"),
+        ("distillation.teacer=x", "distillation has no 'teacer'. Did you mean teacher?"),  # codespell:ignore
         ("model.idle_ration=1", "model has no 'idle_ration'. Did you mean idle_ratio?"),
         ("model.backbone_config.hiden_size=1", "model.backbone_config has no 'hiden_size'. Did you mean hidden_size?"),
         ("augmentation=3", "must be a section"),

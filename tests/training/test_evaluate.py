@@ -22,7 +22,7 @@ from fusible import (
     ZeroI2VConfig,
     ZeroI2VForVideoClassification,
 )
-from fusible.cli.app import app
+from fusible.cli import app
 from fusible.data.dataset import DataBundle
 from fusible.data.videos.annotations import VideoList
 from fusible.data.videos.datasets import EvaluationVideos

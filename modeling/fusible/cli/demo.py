@@ -1,36 +1,92 @@
-"""The main job from start to end on real images: train a small RePaViT on handwritten digits, fuse it, publish it."""
+"""The command `fusible demo`: a small RePaViT trained on handwritten digits, fused, reloaded and compared."""
 
+import contextlib
 import importlib.util
-import json
+import json as json_module
+import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
-from datasets import DatasetDict
-from rich.console import Console
-from rich.table import Table
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    CLIPImageProcessorPil as ImageProcessor,
-    PreTrainedModel,
-    Trainer,
-    TrainingArguments,
-)
-from transformers.trainer_utils import EvalPrediction, set_seed
+import typer
 
-from ..benchmark import folder_bytes, median_seconds
-from ..data.images.digits import digits_dataset
-from ..hub.form_facts import count_macs, count_parameters
-from ..models.repavit.configuration_repavit import RePaViTConfig
-from ..models.repavit.modeling_repavit import RePaViTForImageClassification
+from ._common import Json, forms_table, show
 
 
-def digits_config(labels: list[str]) -> RePaViTConfig:
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from rich.table import Table
+    from torch import Tensor
+    from transformers import PreTrainedModel, Trainer
+    from transformers.trainer_utils import EvalPrediction
+
+    from ..models.repavit.configuration_repavit import RePaViTConfig
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where models, table and figure go.")] = Path("out"),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,437 training images.")] = 24,
+    seed: Annotated[int, typer.Option(help="Of split, weights and order.")] = 0,
+    json: Json = False,
+) -> None:
+    """Train a small RePaViT on scikit-learn's digits, fuse it, reload it, and compare both forms."""
+    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+        result = run(folder, epochs, seed)
+    show(result, json, comparison_table(result))
+    if not json:
+        seconds, fused, figure = result["train_seconds"], folder / "digits-fused", folder / "digits.png"
+        typer.echo(f"Trained in {seconds:.0f} s. Fused model: {fused}. Figure: {figure}")
+
+
+def run(folder: Path, epochs: int, seed: int) -> dict[str, Any]:
+    """
+    Trains, fuses, saves, reloads and compares.
+
+    Args:
+        folder: gets `digits` (training form), `digits-fused` (inference form), `digits.png` and `digits.json`.
+        epochs: passes over the 1,437 training images.
+        seed: of the split, the initial weights and the order of the images.
+
+    Returns:
+        The result of `compare`, with the training time in seconds.
+
+    Raises:
+        ImportError: if there is no matplotlib for the figure.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("The demo draws a figure with matplotlib: pip install 'fusible[plots]'")
+    from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPImageProcessorPil
+    from transformers.trainer_utils import set_seed
+
+    from ..data.images.digits import digits_dataset
+
+    set_seed(seed)
+    data = digits_dataset(seed)
+    processor = CLIPImageProcessorPil(
+        do_resize=True, size={"height": 8, "width": 8}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    model = AutoModelForImageClassification.from_config(digits_config(data["train"].features["label"].names))
+    start = time.perf_counter()
+    trainer = fit(model, data, processor, folder / "digits-trainer", epochs)
+    seconds = time.perf_counter() - start
+
+    plain, fused = folder / "digits", folder / "digits-fused"
+    for destination, is_fused in ((plain, False), (fused, True)):
+        model.save_pretrained(destination, fused=is_fused)
+        processor.save_pretrained(destination)
+    before, after = (AutoModelForImageClassification.from_pretrained(path) for path in (plain, fused))
+    batch = collate(list(data["test"]), AutoImageProcessor.from_pretrained(fused, backend="pil"))
+    result = compare(before, after, [plain, fused], batch) | {"train_seconds": seconds}
+    (folder / "digits.json").write_text(json_module.dumps(result, indent=2) + "\n", encoding="utf-8")
+    plot(trainer.state.log_history, result, folder / "digits.png")
+    return result
+
+
+def digits_config(labels: list[str]) -> "RePaViTConfig":
     """A CLIP-shaped tower of 8 blocks, width 128, on patches of 2x2 pixels; 3 of 4 hidden channels are idle."""
+    from ..models.repavit.configuration_repavit import RePaViTConfig
+
     backbone = {
         "model_type": "clip_vision_model",
         "hidden_size": 128,
@@ -51,19 +107,26 @@ def digits_config(labels: list[str]) -> RePaViTConfig:
     )
 
 
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+def accuracy(prediction: "EvalPrediction") -> dict[str, float]:
     """Share of images whose largest logit is the label's."""
+    import numpy as np
+
     return {"accuracy": float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
 
 
-def collate(rows: list[dict[str, Any]], processor: Any) -> dict[str, torch.Tensor]:
+def collate(rows: list[dict[str, Any]], processor: Any) -> dict[str, "Tensor"]:
     """Rows of the data set as the batch that the model takes."""
+    import torch
+
     pixels = processor([row["image"].convert("RGB") for row in rows], return_tensors="pt")["pixel_values"]
     return {"pixel_values": pixels, "labels": torch.tensor([row["label"] for row in rows])}
 
 
-def train(model: PreTrainedModel, data: DatasetDict, processor: Any, folder: Path, epochs: int) -> Trainer:
+def fit(model: "PreTrainedModel", data: "DatasetDict", processor: Any, folder: Path, epochs: int) -> "Trainer":
     """Trains with the stock `Trainer`; everything a recipe needs is in its arguments."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
     arguments = TrainingArguments(
         str(folder),
         num_train_epochs=epochs,
@@ -94,12 +157,19 @@ def train(model: PreTrainedModel, data: DatasetDict, processor: Any, folder: Pat
     return trainer
 
 
-@torch.no_grad()
-def compare(before: PreTrainedModel, after: PreTrainedModel, folders: list[Path], batch: dict) -> dict[str, Any]:
-    """Both forms side by side on one batch with labels."""
+def compare(
+    before: "PreTrainedModel", after: "PreTrainedModel", folders: list[Path], batch: dict[str, "Tensor"]
+) -> dict[str, Any]:
+    """Both forms side by side on one batch with labels: a pair of numbers for each, and what differs."""
+    import torch
+
+    from ..benchmark import folder_bytes, median_seconds
+    from ..hub.form_facts import count_macs, count_parameters
+
     models = [before.eval(), after.eval()]
     pixels, labels = batch["pixel_values"], batch["labels"]
-    logits = [model(pixels).logits for model in models]
+    with torch.no_grad():
+        logits = [model(pixels).logits for model in models]
     seconds = median_seconds([partial(model, pixels) for model in models])
     return {
         "parameters": [count_parameters(model) for model in models],
@@ -113,22 +183,20 @@ def compare(before: PreTrainedModel, after: PreTrainedModel, folders: list[Path]
     }
 
 
-def comparison_table(result: dict[str, Any]) -> Table:
-    """The result of `compare` as a table for the terminal."""
+def comparison_table(result: dict[str, Any]) -> "Table":
+    """The result of `compare` for the terminal."""
     rows = {
-        "parameters": ("parameters", "{:,.0f}"),
-        "multiply-adds per image": ("macs_per_image", "{:,.0f}"),
-        "weight file, bytes": ("file_bytes", "{:,.0f}"),
-        f"median latency of {result['batch_size']} images, ms": ("latency_ms", "{:.1f}"),
-        "test accuracy": ("accuracy", "{:.2%}"),
+        "parameters": (result["parameters"], ",.0f"),
+        "multiply-adds per image": (result["macs_per_image"], ",.0f"),
+        "weight file, bytes": (result["file_bytes"], ",.0f"),
+        f"median latency of {result['batch_size']} images, ms": (result["latency_ms"], ".1f"),
+        "test accuracy": (result["accuracy"], ".2%"),
     }
-    table = Table("", "training form", "fused", "ratio", title="RePaViT on handwritten digits")
-    for title, (key, form) in rows.items():
-        before, after = result[key]
-        table.add_row(title, form.format(before), form.format(after), f"{after / before:.2f}")
-    table.add_row("changed predictions", "", str(result["changed_predictions"]), "")
-    table.add_row("max |Δlogit|", "", f"{result['max_abs_difference']:.1e}", "")
-    return table
+    differences = {
+        "changed predictions": str(result["changed_predictions"]),
+        "max |Δlogit|": f"{result['max_abs_difference']:.1e}",
+    }
+    return forms_table("RePaViT on handwritten digits", rows, differences)
 
 
 def plot(history: list[dict[str, Any]], result: dict[str, Any], file: Path) -> None:
@@ -159,42 +227,4 @@ def plot(history: list[dict[str, Any]], result: dict[str, Any], file: Path) -> N
     pyplot.close(figure)
 
 
-def run(folder: Path = Path("out"), epochs: int = 24, seed: int = 0) -> dict[str, Any]:
-    """
-    Trains, fuses, saves, reloads and compares.
-
-    Args:
-        folder: gets `digits` (training form), `digits-fused` (inference form), `digits.png` and `digits.json`.
-        epochs: passes over the 1,437 training images.
-        seed: of the split, the initial weights and the order of the images.
-
-    Returns:
-        The result of `compare`, with the training time in seconds.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("The demo draws a figure with matplotlib: pip install 'fusible[plots]'")
-    console = Console()
-    set_seed(seed)
-    data = digits_dataset(seed)
-    labels = data["train"].features["label"].names
-    processor = ImageProcessor(
-        do_resize=True, size={"height": 8, "width": 8}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    model = RePaViTForImageClassification(digits_config(labels))
-    start = time.perf_counter()
-    trainer = train(model, data, processor, folder / "digits-trainer", epochs)
-    seconds = time.perf_counter() - start
-
-    plain, fused = folder / "digits", folder / "digits-fused"
-    for destination, is_fused in ((plain, False), (fused, True)):
-        model.save_pretrained(destination, fused=is_fused)
-        processor.save_pretrained(destination)
-    before, after = (AutoModelForImageClassification.from_pretrained(path) for path in (plain, fused))
-    batch = collate(list(data["test"]), AutoImageProcessor.from_pretrained(fused, backend="pil"))
-    result = compare(before, after, [plain, fused], batch) | {"train_seconds": seconds}
-
-    console.print(comparison_table(result))
-    (folder / "digits.json").write_text(json.dumps(result, indent=2) + "\n")
-    plot(trainer.state.log_history, result, folder / "digits.png")
-    console.print(f"Trained in {seconds:.0f} s. Fused model: {fused}. Figure: {folder / 'digits.png'}")
-    return result
+__all__ = ["demo"]

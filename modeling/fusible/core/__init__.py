@@ -1,0 +1,1 @@
+"""The concept: modules and models with two forms, which knows no method."""

@@ -25,7 +25,9 @@ class PortableConfig(PreTrainedConfig):
             pass  # this is remote code itself, which transformers copies
         else:
             os.makedirs(save_directory, exist_ok=True)
-            config.auto_map = code.write_code(save_directory, self) or config.auto_map
+            auto_map = code.write_code(save_directory, self)
+            if auto_map:
+                config.auto_map = auto_map
         PreTrainedConfig.save_pretrained(config, save_directory)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
@@ -54,7 +56,12 @@ class FusibleConfig(PortableConfig):
                 f"This is a model of type {found!r}, not {cls.model_type!r}. An Auto class loads it as it is; "
                 "from_dense() starts from its weights."
             )
-        return super().from_dict(config_dict, **kwargs)
+        if not kwargs.get("return_unused_kwargs"):
+            return super().from_dict(config_dict, **kwargs)
+        # for a model's from_pretrained: `fused` is the form that is wanted, and the configuration says the stored one
+        wanted = {"fused": kwargs.pop("fused")} if "fused" in kwargs else {}
+        config, unused = super().from_dict(config_dict, **kwargs)
+        return config, unused | wanted
 
     def structure_digest(self) -> str:
         """

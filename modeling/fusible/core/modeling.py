@@ -1,12 +1,11 @@
-"""One module, two forms, one function: what all methods share."""
+"""Base class of the models with a training form and an inference form."""
 
 import copy
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from huggingface_hub import CommitInfo
@@ -17,6 +16,7 @@ from ..hub.publishing import push_model
 from ..hub.saving import save_model
 from ..hub.weight_files import check_signature, no_way_back
 from .configuration import FusibleConfig
+from .fusion import Fusible, fuse_tree
 
 
 HUB_ARGUMENTS = (
@@ -33,28 +33,6 @@ HUB_ARGUMENTS = (
 DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-class Fusible(nn.Module, ABC):
-    """
-    A module that trains as itself and runs as `fuse()`: in eval mode both are the same function.
-
-    `fuse` computes in float64, keeps dtype and device, leaves `self` as it was and works on the meta device.
-    """
-
-    @abstractmethod
-    def fuse(self) -> nn.Module:
-        """The inference form: a plain module without any `Fusible` inside."""
-
-
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
-    """An `nn.Linear` of this weight `[out, in]` and bias `[out]`, made without drawing random numbers."""
-    linear = nn.Linear(1, 1, bias=bias is not None, device="meta")
-    linear.out_features, linear.in_features = weight.shape
-    linear.weight = nn.Parameter(weight)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias)
-    return linear
-
-
 def fuse_(module: nn.Module) -> nn.Module:
     """
     Fuses every `Fusible` inside a module, in place.
@@ -67,30 +45,21 @@ def fuse_(module: nn.Module) -> nn.Module:
     """
     if not any(isinstance(child, Fusible) for child in module.modules()):
         raise ValueError(f"{type(module).__name__} has no training form left to fuse; it is fused already.")
-    fused = _fuse_tree(module)
-    _say_fused(module)
+    fused = fuse_tree(module)
+    _mark_fused(module)
     return fused
 
 
-def _say_fused(module: nn.Module) -> None:
+def _mark_fused(module: nn.Module) -> None:
+    """Says in the configurations of all models inside that they are fused, also in a detector's of its backbone."""
     for model in module.modules():
-        if isinstance(model, PreTrainedModel):  # also a model that only contains a fusible one, such as a detector
-            for config in (model.config, *model.config.__dict__.values()):
-                # not by our class, of which remote code can have two
-                if isinstance(config, PreTrainedConfig) and "fused" in config.__dict__:
-                    config.__dict__["fused"] = True
+        if isinstance(model, PreTrainedModel):
+            inner = (vars(model.config).get(name) for name in model.config.sub_configs)
+            for config in (model.config, *inner):
+                if isinstance(config, FusibleConfig):
+                    config.fused = True
         if isinstance(model, FusiblePreTrainedModel):
-            model._note_structure()
-
-
-def _fuse_tree(module: nn.Module) -> nn.Module:
-    if isinstance(module, Fusible):
-        return module.fuse()
-    for name, child in module.named_children():
-        fused = _fuse_tree(child)
-        if fused is not child:
-            setattr(module, name, fused)
-    return module
+            model._record_structure()
 
 
 class FusiblePreTrainedModel(PreTrainedModel):
@@ -109,8 +78,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
         present = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = present.intersection(self._no_split_modules or ())
         if self.config.fused:
-            _fuse_tree(self)  # parts that are models themselves may be fused already
-            _say_fused(self)
+            fuse_tree(self)  # parts that are models themselves may be fused already
+            _mark_fused(self)
 
     def fuse(self) -> Self:
         """
@@ -148,10 +117,10 @@ class FusiblePreTrainedModel(PreTrainedModel):
         """Whether the options of the configuration leave an inference form."""
         return True
 
-    def _note_structure(self) -> None:
+    def _record_structure(self) -> None:
         """Writes into the configuration what of the fused structure depends on the weights."""
 
-    def _finish_save(self, folder: Path) -> None:
+    def _save_extra_files(self, folder: Path) -> None:
         """Adds to a folder what a kind of model has besides weights, configuration and code."""
 
     def _check_fusible(self) -> None:
@@ -256,8 +225,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or Hub repository.
-            config: configuration to use instead of the checkpoint's.
-            fused: the form wanted; `None` for the checkpoint's own. A training checkpoint is fused in its own
+            config: configuration to use instead of the checkpoint's; its `fused` says which form is saved.
+            fused: the form wanted; `None` for the saved one. A training checkpoint is fused in its own
                 precision and cast afterwards.
             **kwargs: the other arguments of `PreTrainedModel.from_pretrained`.
 
@@ -267,20 +236,25 @@ class FusiblePreTrainedModel(PreTrainedModel):
             OSError: if a weight file is cut off.
         """
         path = pretrained_model_name_or_path
-        if isinstance(config, PreTrainedConfig):
-            fused = config.fused if fused is None else fused
         if path is None or fused is None:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
-        location = path if config is None or isinstance(config, PreTrainedConfig) else config
-        download = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
-        saved_fused = cls.config_class.get_config_dict(location, **download)[0].get("fused", False)
-        if saved_fused and not fused:
+        if not isinstance(config, PreTrainedConfig):
+            kept = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
+            # arguments of the loading, which a configuration would take for its own
+            loading = ("dtype", "torch_dtype", "quantization_config")
+            kept |= {name: kwargs.pop(name) for name in loading if name in kwargs}
+            config, kwargs = cls.config_class.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
+            kwargs |= kept
+        stored_fused = cast(FusibleConfig, config).fused
+        if stored_fused and not fused:
             raise ValueError(no_way_back(path))
-        if isinstance(config, PreTrainedConfig):
-            config = copy.deepcopy(config)
-            config.fused = saved_fused
-        if saved_fused == fused:
+        if stored_fused == fused:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        return cls._load_and_fuse(path, *model_args, config=config, **kwargs)
+
+    @classmethod
+    def _load_and_fuse(cls, path: str | os.PathLike, *model_args: Any, **kwargs: Any) -> Any:
+        """Loads a training form in its own precision, fuses and casts it."""
         for name in ("quantization_config", "distributed_config", "tp_plan"):
             if kwargs.get(name) is not None:
                 raise ValueError(
@@ -288,7 +262,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
                     "save_pretrained(..., fused=True) first, then load the fused folder."
                 )
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", "auto"))
-        result = super().from_pretrained(path, *model_args, config=config, **kwargs)
+        result = super().from_pretrained(path, *model_args, **kwargs)
         loaded, info = result if isinstance(result, tuple) else (result, None)
         model = loaded._fuse_self()
         if dtype not in (None, "auto"):
@@ -342,4 +316,4 @@ class FusiblePreTrainedModel(PreTrainedModel):
         return None
 
 
-__all__ = ["Fusible", "FusiblePreTrainedModel", "fuse_", "make_linear"]
+__all__ = ["FusiblePreTrainedModel", "fuse_"]

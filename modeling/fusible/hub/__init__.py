@@ -1,0 +1,1 @@
+"""What goes to disk and to the Hub; it takes any model of transformers."""

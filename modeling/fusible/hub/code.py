@@ -8,7 +8,7 @@ when the model is saved again.
 
 import ast
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -138,12 +138,23 @@ def join_modules(package: Path, entries: list[str], endings: list[str] = []) -> 
                 raise CodeError(f"{owner} and {part.origin} both define {name}.")
     for name in owners.keys() & imports.keys():
         raise CodeError(f"{owners[name][0]} defines {name}, which another module imports: {imports[name]!r}.")
-    statements = sorted(set(imports.values()), key=lambda statement: (not statement.startswith("import "), statement))
-    sections = ["\n".join(statements)]
+    sections = ["\n".join(_grouped(set(imports.values())))]
     for part in parts:
         comment = "".join(f"#{' ' * bool(line)}{line}\n" for line in part.doc.splitlines())
         sections.append(f"# {'-' * 20} {package.name}/{part.origin}\n{comment}\n\n{part.text}")
     return "\n\n\n".join(sections) + "\n"
+
+
+def _grouped(statements: Iterable[str]) -> list[str]:
+    """Import statements, with one line or block per module."""
+    plain = sorted(statement for statement in statements if statement.startswith("import "))
+    names: dict[str, list[str]] = {}
+    for statement in sorted(set(statements).difference(plain)):
+        _, module, _, name = statement.split(" ", 3)
+        names.setdefault(module, []).append(name)
+    lines = [f"from {module} import {', '.join(found)}" for module, found in names.items()]
+    blocks = [f"from {module} import (\n    {f',{chr(10)}    '.join(found)},\n)" for module, found in names.items()]
+    return plain + [line if len(line) < 120 else block for line, block in zip(lines, blocks, strict=True)]
 
 
 def _in_order(package: Path, entries: list[str]) -> list[str]:

@@ -6,8 +6,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
-from .publishing import CARD_NAME
-from .weight_files import files_in
+from .weight_files import CARD_NAME, files_in
 
 
 logger = logging.get_logger(__name__)

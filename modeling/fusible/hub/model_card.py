@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 from .._auto import auto_class_of
 from .form_facts import form_facts, max_difference
 from .methods import METHODS
-from .publishing import CARD_MARK, CARD_NAME
-from .weight_files import FusibleModel, is_fusible_model
+from .weight_files import CARD_MARK, CARD_NAME, FusibleModel, is_fusible_model
 
 
 PIPELINE_TAGS = {

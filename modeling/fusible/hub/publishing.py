@@ -13,12 +13,10 @@ from huggingface_hub.utils import httpx
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
-from .weight_files import code_files, goes_with_weights, is_weight_file
+from .weight_files import CARD_MARK, CARD_NAME, code_files, goes_with_weights, is_weight_file
 
 
 logger = logging.get_logger(__name__)
-CARD_NAME = "README.md"
-CARD_MARK = "<!-- This card was written by fusible. Without this line it is yours, and never overwritten. -->"
 
 
 @dataclass(frozen=True)
@@ -192,4 +190,4 @@ def _is_ours(card: Path) -> bool:
     return CARD_MARK in card.read_text(encoding="utf-8")
 
 
-__all__ = ["CARD_MARK", "CARD_NAME", "Repository", "open_repository", "push_model"]
+__all__ = ["Repository", "open_repository", "push_model"]

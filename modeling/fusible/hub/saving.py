@@ -53,7 +53,7 @@ def save_model(
         if fusible is not None:
             for file in Path(stage).glob("model*.safetensors"):
                 sign(file, fusible.config)
-            fusible._finish_save(Path(stage))
+            fusible._save_extra_files(Path(stage))
         return files_in(Path(stage))
 
 

@@ -1,4 +1,4 @@
-"""Compiled kernels: where they come from, and how they are built."""
+"""Compiled kernels of S4's operations: their sources, their build and their loading."""
 
 import lazy_loader
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
 
 from ..hub.methods import METHODS
 from .parsing import RECIPE_NAME, read_recipe
@@ -70,17 +69,4 @@ def describe_recipe(name: str) -> dict[str, Any]:
     }
 
 
-def catalog_table(recipes: list[dict[str, Any]]) -> Table:
-    """The recipes of `describe_recipe` for the terminal."""
-    caption = "fused and top-1: the papers' numbers; what they are of and where they stand, says --json"
-    table = Table("name", "method", "data", "parameters, M", "fused, M", "top-1, %", caption=caption)
-    table.columns[0].no_wrap = True
-    for recipe in recipes:
-        fused = recipe["paper"].get("fused", {})
-        values = [recipe["parameters_m"], fused.get("parameters_m", ""), fused.get("top1", "")]
-        method = recipe["method"].partition(" (")[0]
-        table.add_row(recipe["name"], method, recipe["dataset"], *map(str, values))
-    return table
-
-
-__all__ = ["catalog_folder", "catalog_table", "describe_recipe", "find_recipe", "names"]
+__all__ = ["catalog_folder", "describe_recipe", "find_recipe", "names"]

@@ -20,7 +20,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from ..core.modeling import FusiblePreTrainedModel
 from ..core.options import check_keys, nearest
-from ..saved_models import load_model_class
+from ..saved_models import find_model_class
 from .hardware import batch_sizes, default_workers, precision, schedule, uses_deepspeed
 from .parsing import RECIPE_NAME, merge, override, read_layers
 from .sections import Augmentation, Distillation, Settings, parse
@@ -173,9 +173,15 @@ class Recipe:
         The class that `config.json` names.
 
         Raises:
-            ValueError: if fusible does not have it.
+            ValueError: if it is none of fusible's with two forms.
         """
-        return load_model_class(self.config)
+        names = self.raw_config.get("architectures") or ["none"]
+        model_class = find_model_class(str(self.raw_config.get("model_type")), names[0])
+        if model_class is None or not issubclass(model_class, FusiblePreTrainedModel):
+            raise ValueError(
+                f"{self.folder / CONFIG_NAME} names the architecture {names[0]}, which fusible does not train."
+            )
+        return model_class
 
     @property
     def output(self) -> Path:

@@ -19,7 +19,7 @@ from ..benchmark import device_name, median_seconds
 from ..data.dataset import DataBundle
 from ..data.videos.datasets import EvaluationVideos
 from ..hub.model_card import PIPELINE_TAGS
-from ..hub.publishing import CARD_NAME
+from ..hub.weight_files import CARD_NAME
 
 
 METRICS = Path(__file__).parent / "metrics"

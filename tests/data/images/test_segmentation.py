@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, BeitImageProcessorPil
 from typer.testing import CliRunner
 
 from fusible import EWAForSemanticSegmentation
-from fusible.cli.app import app
+from fusible.cli import app
 from fusible.recipes.recipe import Recipe
 from fusible.training.setup import load_data
 from fusible.training.train import prepare, run

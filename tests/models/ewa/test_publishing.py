@@ -9,10 +9,11 @@ from transformers import AutoModelForImageClassification, CLIPImageProcessorPil,
 from typer.testing import CliRunner
 
 from fusible import EWAConfig, EWAForImageClassification
-from fusible.cli.app import app
+from fusible.cli import app
 from fusible.data.images.digits import digits_dataset
 from support.model_tests.base import perturb_
 from support.model_tests.storage import assert_same_tensors
+from support.processes import run_without_fusible
 from support.small_models import backbone_of
 
 
@@ -118,3 +119,27 @@ def test_fused_weights_in_a_state_dict_of_shards(model, tmp_path):
     expected = model.fuse().state_dict()
     for name, tensor in loaded.state_dict().items():
         torch.testing.assert_close(tensor, expected[name] + 1, msg=name)
+
+
+def test_models_of_point_clouds_work_without_the_package(tmp_path):
+    """Their plain model is not one of transformers, so its code is in the file, and the Auto classes know it there."""
+    backbone = {"model_type": "point_vit", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes = {"num_attention_heads": 2, "num_points": 32, "num_groups": 4, "group_size": 8}
+    model = EWAForImageClassification(EWAConfig(backbone_config=backbone | sizes, num_labels=3)).eval()
+    perturb_(model)
+    for fused in (False, True):
+        model.save_pretrained(tmp_path / f"fused-{fused}", fused=fused)
+    with torch.no_grad():
+        torch.save((model.dummy_inputs, model(**model.dummy_inputs).logits), tmp_path / "expected.pt")
+    result = run_without_fusible(
+        "import torch",
+        f"inputs, expected = torch.load({str(tmp_path / 'expected.pt')!r})",
+        "for name, arguments in (('False', {}), ('True', {}), ('False', {'fused': True})):",
+        f"    folder = {str(tmp_path)!r} + f'/fused-{{name}}'",
+        "    model = Auto.from_pretrained(folder, trust_remote_code=True, **arguments)",
+        "    torch.testing.assert_close(model.eval()(**inputs).logits, expected)",
+        "    print(type(model).__name__)",
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    plain = "PointViTForPointCloudClassification"
+    assert result.stdout.split() == ["EWAForImageClassification", plain, plain]

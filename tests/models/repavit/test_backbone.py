@@ -1,5 +1,6 @@
 """RePaViT as the backbone of segmentation and detection models of transformers."""
 
+import copy
 import itertools
 
 import pytest
@@ -46,6 +47,13 @@ class TestRePaViTBackbone(EquivalenceTests):
         return {"pixel_values": torch.randn(batch_size, 3, 16, 16), "labels": torch.zeros(batch_size)}
 
     take_method_out = RePaViTCases.take_method_out
+
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_copies_and_pickles(self, model_class, main_case, fused):
+        """Copies alone: transformers' own backbones do not pickle either, as hooks of theirs are closures."""
+        model = self.make_model(model_class, main_case)
+        model = model.fuse() if fused else model
+        assert torch.equal(self.output(copy.deepcopy(model)), self.output(model))
 
     @torch.no_grad()
     def output(self, model):

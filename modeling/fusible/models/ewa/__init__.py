@@ -1,0 +1,1 @@
+"""Experts Weights Averaging (arXiv 2308.06093)."""

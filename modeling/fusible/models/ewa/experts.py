@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...core.modeling import Fusible, make_linear
+from ...core.fusion import Fusible, make_linear
 
 
 class Regroup(torch.autograd.Function):

@@ -1,0 +1,1 @@
+"""A plain vision Transformer on point clouds, a backbone of the methods."""

@@ -9,7 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...core.backbones import Site
 from ...core.batch_norm import RecomputeSafeBatchNorm1d, RecomputeSafeSyncBatchNorm
-from ...core.modeling import make_linear
+from ...core.fusion import make_linear
 from ...core.subclassing import mix_in_
 from .configuration_repavit import RePaViTConfig
 from .feed_forward import IdleFeedForward

@@ -5,27 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ...core.modeling import Fusible, make_linear
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch per sample, with probability `rate` (arXiv 1603.09382)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        # a tensor, as torch.compile would make another graph for each value of a float
-        self.keep = torch.tensor(1 - rate, device="cpu")
-
-    def forward(self, branch: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return branch
-        keep = self.keep.to(branch.device)
-        kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) < keep
-        return branch * (kept / keep).to(branch.dtype)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
+from ...core.fusion import Fusible, make_linear
 
 
 def as_affine(norm: nn.Module, channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,7 +181,6 @@ class NormedResidual(nn.Module):
 
 
 __all__ = [
-    "DropPath",
     "FeedForward",
     "FusedFeedForward",
     "IdleFeedForward",

@@ -15,11 +15,12 @@ from transformers.utils.generic import can_return_tuple
 
 from ...core.backbones import site_of
 from ...core.dense import DOWNLOAD_OPTIONS, load_backbone, split_options
+from ...core.drop_path import DropPath
 from ...core.modeling import FusiblePreTrainedModel
 from .blocks import RePaBlock, make_idle_
 from .calibration import calibrate_, collect_statistics
 from .configuration_repavit import RePaViTConfig
-from .feed_forward import DropPath, IdleFeedForward
+from .feed_forward import IdleFeedForward
 
 
 class RePaViTPreTrainedModel(FusiblePreTrainedModel):

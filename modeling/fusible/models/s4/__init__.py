@@ -1,4 +1,4 @@
-"""S4: state spaces that train as convolutions and run as recurrences."""
+"""S4 (ICLR 2022) and its diagonal form S4D."""
 
 import lazy_loader
 

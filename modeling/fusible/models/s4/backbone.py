@@ -54,7 +54,7 @@ class S4PreTrainedModel(S4KernelModel):
         self.stateful = [number for number, kind in enumerate(config.layer_types) if kind == "linear_attention"]
         self.final_norm = make_norm(config) if config.prenorm else nn.Identity()
 
-    def _note_structure(self) -> None:
+    def _record_structure(self) -> None:
         found = [module.num_dense_heads for module in self.modules() if isinstance(module, S4Recurrence)]
         self.config.__dict__["dense_heads"] = found
 

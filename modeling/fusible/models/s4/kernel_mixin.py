@@ -124,7 +124,7 @@ class S4KernelModel(FusiblePreTrainedModel):
             variants = variants_in(self._kernels.variant.parent)
         return variants
 
-    def _finish_save(self, folder: Path) -> None:
+    def _save_extra_files(self, folder: Path) -> None:
         """Puts the kernels beside an inference form, and what they are into its configuration."""
         file = folder / CONFIG_NAME
         if not file.exists():

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils.generic import maybe_autocast
 
-from ...core.modeling import Fusible
+from ...core.fusion import Fusible
 from ...kernels.loading import KernelSource, load_kernels
 from .configuration_s4 import S4Config
 from .convolution import low_rank_kernel, real_fft, vandermonde

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from ...core.backbones import Site
-from ...core.modeling import Fusible, make_linear
+from ...core.fusion import Fusible, make_linear
 from .attention import ShiftedLinear
 from .configuration_zeroi2v import ZeroI2VConfig
 

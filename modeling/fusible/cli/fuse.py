@@ -1,0 +1,118 @@
+"""The command `fusible fuse`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ._common import DtypeName, Images, Private, PushRevision, Revision, Source, compare_outputs, show
+
+
+def fuse(
+    source: Source,
+    destination: Annotated[Path, typer.Argument(help="Folder for the inference form.", show_default=False)],
+    push_to_hub: Annotated[str | None, typer.Option(metavar="USER/NAME", help="Also push it there.")] = None,
+    revision: Revision = None,
+    push_revision: PushRevision = None,
+    private: Private = False,
+    dtype: DtypeName = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare both forms first; exit 1 if they differ.")] = False,
+    image: Images = None,
+    tolerance: Annotated[float, typer.Option(help="For --check: largest difference / largest output.")] = 1e-4,
+    json: Annotated[bool, typer.Option("--json", help="Say as JSON what was done.")] = False,
+) -> None:
+    """
+    Turn a saved training form into the inference form, with image processor and model card.
+
+    Examples:
+
+        fusible fuse out/digits out/digits-fused --check
+
+        fusible fuse user/my-model my-model-fused --push-to-hub user/my-model-fused --dtype bfloat16
+    """
+    facts = fuse_and_publish(
+        source,
+        destination,
+        repo_id=push_to_hub,
+        revision=revision,
+        push_revision=push_revision,
+        private=private or None,
+        dtype=dtype,
+        tolerance=tolerance if check else None,
+        images=image or [],
+    )
+    if json:
+        show(facts, json)
+
+
+def fuse_and_publish(
+    source: str,
+    destination: Path,
+    *,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    push_revision: str | None = None,
+    private: bool | None = None,
+    dtype: str | None = None,
+    tolerance: float | None = None,
+    images: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """
+    Fuses a saved training form into a folder, with image processor and model card, and pushes that folder.
+
+    Args:
+        source: folder or Hub repository.
+        destination: folder; files that are there already stay, except older weights and the card of an older fuse.
+        repo_id: where to push, if anywhere.
+        revision: of the source repository.
+        push_revision: branch to push to.
+        private: visibility of a new repository.
+        dtype: of the fused weights; the source's by default.
+        tolerance: how much the two forms may differ, relative to the largest output; `None` does not compare.
+        images: compare on these too.
+
+    Returns:
+        `source`, `destination`, `repo_id` and, if the forms were compared, `max_difference` and `max_output`.
+
+    Raises:
+        ValueError: if the source is fused or no model of fusible's, if the forms differ, or if the dtype is unknown.
+        OSError: if the source is not there, or the folder or the push cannot be completed.
+    """
+    from transformers.utils import logging
+
+    from ..saved_models import find_dtype, load, load_processor, publish
+
+    cast_to = None if dtype is None else find_dtype(dtype)
+    model, processor = load(source, revision), load_processor(source, revision)
+    fused = model.fuse()
+    facts: dict[str, Any] = {"source": source, "destination": str(destination), "repo_id": repo_id}
+    if tolerance is not None:
+        compared = compare_outputs(model, fused, processor, images)
+        difference, output = compared["max_difference"], compared["max_output"]
+        if not difference <= tolerance * output:  # also refuses NaN
+            raise ValueError(
+                f"The forms differ by {difference:.1e} where outputs reach {output:.1e}; the tolerance is "
+                f"{tolerance:.0e} of that. Nothing was written. Is the model in half precision, or are its weights "
+                "not finite?"
+            )
+        facts |= compared
+        logging.get_logger(__name__).warning(
+            f"Both forms agree: they differ by {difference:.1e} where outputs reach {output:.1e}."
+        )
+    if cast_to is not None:
+        fused.to(cast_to)
+    publish(
+        fused,
+        destination,
+        processor,
+        model,
+        measure=cast_to is None,
+        repo_id=repo_id,
+        revision=push_revision,
+        private=private,
+    )
+    return facts
+
+
+__all__ = ["fuse"]

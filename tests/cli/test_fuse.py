@@ -1,0 +1,56 @@
+"""`fusible fuse`, to folders and over the Hub."""
+
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from fusible import RePaViTForImageClassification
+from support.commands import run
+from support.model_tests.storage import assert_same_tensors
+
+
+def test_fuse_to_a_folder(source, tmp_path):
+    result = run("fuse", source, tmp_path / "fused")
+    assert result.exit_code == 0, result.output
+    assert_same_tensors(
+        RePaViTForImageClassification.from_pretrained(tmp_path / "fused"),
+        RePaViTForImageClassification.from_pretrained(source).fuse(),
+    )
+    assert AutoImageProcessor.from_pretrained(tmp_path / "fused", backend="pil").size == {"height": 16, "width": 16}
+    assert "Largest absolute difference" in ModelCard.load(tmp_path / "fused" / "README.md").text
+
+
+def test_fuse_from_hub_to_hub(hub, source, tmp_path):
+    RePaViTForImageClassification.from_pretrained(source).push_to_hub("alice/training", revision="v2")
+    arguments = ["--revision", "v2", "--push-to-hub", "alice/fused", "--push-revision", "fast", "--dtype", "bfloat16"]
+    result = run("fuse", "alice/training", tmp_path / "fused", *arguments)
+    assert result.exit_code == 0, result.output
+    assert hub.commits("alice/fused", "fast") == ["Upload model", "initial commit"]
+    pushed = RePaViTForImageClassification.from_pretrained("alice/fused", revision="fast")
+    assert pushed.dtype == torch.bfloat16
+    assert_same_tensors(pushed, RePaViTForImageClassification.from_pretrained(source).fuse().to(torch.bfloat16))
+    assert ModelCard.load(tmp_path / "fused" / "README.md").data.base_model == "alice/training"
+
+
+def test_processor_goes_into_the_same_commit(hub, source, tmp_path):
+    result = run("fuse", source, tmp_path / "fused", "--push-to-hub", "alice/fused", "--private")
+    assert result.exit_code == 0, result.output
+    assert "preprocessor_config.json" in hub.files("alice/fused") and hub.repo("alice/fused").private
+    assert len(hub.commits("alice/fused")) == 2
+
+
+def test_check_passes_and_refuses(source, tmp_path):
+    Image.new("RGB", (30, 20), (10, 200, 30)).save(tmp_path / "green.png")
+    result = run("fuse", source, tmp_path / "fused", "--check", "--image", tmp_path / "green.png")
+    assert result.exit_code == 0, result.output
+    for arguments in (["--tolerance", "1e-12"], ["--image", tmp_path / "green.png", "--tolerance", "1e-12"]):
+        result = run("fuse", source, tmp_path / "refused", "--check", *arguments)
+        assert (
+            result.exit_code == 1 and "The forms differ by" in result.output and "Nothing was written" in result.output
+        )
+    broken = RePaViTForImageClassification.from_pretrained(source)
+    broken.classifier.weight.data[0, 0] = float("nan")
+    broken.save_pretrained(source)
+    result = run("fuse", source, tmp_path / "refused", "--check", "--push-to-hub", "alice/never")
+    assert result.exit_code == 1 and not (tmp_path / "refused").exists()
