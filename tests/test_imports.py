@@ -72,6 +72,14 @@ def test_imports_run_downwards(file):
         assert ORDER.index(part_of(other)) <= position, f"{file} imports {other}"
 
 
+def test_data_and_recipes_need_neither_each_other_nor_training():
+    for file in MODULES:
+        others = {"data": {"recipes", "training", "cli"}, "recipes": {"data", "training", "cli"}}.get(
+            part_of(file), set()
+        )
+        assert others.isdisjoint(map(part_of, closure(file))), file
+
+
 def test_there_is_no_circle():
     for file in MODULES:
         assert all(file not in closure(other) for other in IMPORTS[file]), file

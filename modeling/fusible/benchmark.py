@@ -1,6 +1,5 @@
 """Latency of both forms of a model, side by side."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -99,11 +98,6 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def usable_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 __all__ = [
     "FormFacts",
     "compare_forms",
@@ -114,5 +108,4 @@ __all__ = [
     "form_facts",
     "max_difference",
     "median_seconds",
-    "usable_cores",
 ]

@@ -9,7 +9,6 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ._auto import AUTO_CLASSES
-from .core.modeling import FusiblePreTrainedModel
 from .hub.methods import METHODS
 from .hub.model_card import write_card
 from .hub.publishing import open_repository
@@ -17,7 +16,7 @@ from .hub.saving import save_model
 from .hub.weight_files import FusibleModel
 
 
-def load_model_class(config: PreTrainedConfig) -> type[FusiblePreTrainedModel]:
+def load_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """
     The class of fusible's that a configuration names in `architectures`.
 
@@ -122,4 +121,4 @@ def publish(
     repository.commit(destination, names)
 
 
-__all__ = ["find_dtype", "load", "load_model_class", "load_processor", "publish"]
+__all__ = ["find_dtype", "load", "load_processor", "publish"]

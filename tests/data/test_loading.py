@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from fusible import data
 from fusible.data.images.augmentation import MixupCutmix, RepeatedAugmentationSampler
 from fusible.data.reproducible import EpochCallback, RepeatSampler, SeededCollator, SeededDataset
 from fusible.recipes.recipe import Recipe
@@ -21,6 +22,7 @@ from support.tiny_recipes import FOLDERS, overrides
 
 FOLDER = FOLDERS[0].parent / "ewa-vit-small"
 CLASSES = ["cat", "dog"]
+FORECASTS = {"file": "x.csv", "columns": ["y"], "context": 4, "num_train": 9, "num_validation": 3}
 
 
 def picture(value: int) -> Image.Image:
@@ -68,18 +70,38 @@ def test_images(write, streaming, tmp_path, monkeypatch):
     changes = [*overrides(FOLDER, tmp_path), f"dataset={root}", f"data={{streaming: {str(streaming).lower()}}}"]
     recipe = Recipe.load(FOLDER, changes)
     processor = load_processor(recipe)
-    data = load_data(recipe, processor)
-    assert data.classes in (CLASSES, None) and (data.classes is None) == (write is write_shards)
-    train, test = list(data.train), [data.eval[i] for i in range(4)] if not streaming else list(data.eval)
+    images = load_data(recipe, processor)
+    assert images.classes in (CLASSES, None) and (images.classes is None) == (write is write_shards)
+    train, test = list(images.train), [images.eval[i] for i in range(4)] if not streaming else list(images.eval)
     assert sorted(int(row["labels"]) for row in train) == [0, 0, 0, 1, 1, 1]
     if write is not write_folder:  # whose order is by class
         assert [int(row["labels"]) for row in test] == [0, 1, 0, 1]
     expected = sorted(processor(picture(10 * n), return_tensors="pt")["pixel_values"].mean().item() for n in range(4))
     found = sorted(torch.as_tensor(row["pixel_values"]).mean().item() for row in test)
     assert found == pytest.approx(expected, abs=1e-5)
-    batch = data.collate(train[:2])
+    batch = images.collate(train[:2])
     assert batch["pixel_values"].shape == (2, 3, 16, 16) and batch["pixel_values"].dtype == torch.float32
     assert batch["labels"].dtype == torch.int64
+
+
+def test_data_without_a_recipe():
+    """For a loop of one's own: a name, a processor, and options that are checked."""
+    processor = load_processor(Recipe.load(FOLDERS[0].parent / "repavit-digits"))
+    options = {"horizontal_flip": 1.0, "resized_crop_area": (1.0, 1.0), "resized_crop_ratio": (1.0, 1.0)}
+    plain, turned = (
+        data.load_data("digits", {"seed": 3}, processor=processor, augmentation={**options, "horizontal_flip": flip})
+        for flip in (0.0, 1.0)
+    )
+    assert len(plain.train) + len(plain.eval) == 1797 and plain.classes == [str(digit) for digit in range(10)]
+    assert torch.equal(plain.train[5]["pixel_values"].flip(-1), turned.train[5]["pixel_values"])
+    assert torch.equal(plain.eval[5]["pixel_values"], turned.eval[5]["pixel_values"])
+    for options, message in (
+        ({"augmentation": {"mixup": 0.8}}, "augmentation of images has no 'mixup'"),
+        ({"options": {"sed": 3}}, "data of 'digits' has no 'sed'. Did you mean seed?"),
+        ({"dataset": "forecasts", "options": FORECASTS}, "depends on the model: give config"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.load_data(**{"dataset": "digits", "processor": processor, **options})
 
 
 def test_streams_train(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import track
 
-from ..benchmark import usable_cores
+from ..core.machine import usable_cores
 from ..hub.atomic import replaced_folder
 
 

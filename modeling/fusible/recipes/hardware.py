@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-from ..benchmark import usable_cores
+from ..core.machine import usable_cores
 from .sections import Settings
 
 

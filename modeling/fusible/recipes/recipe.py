@@ -173,9 +173,12 @@ class Recipe:
         The class that `config.json` names.
 
         Raises:
-            ValueError: if fusible does not have it.
+            ValueError: if it is none of fusible's with two forms.
         """
-        return load_model_class(self.config)
+        model_class = load_model_class(self.config)
+        if not issubclass(model_class, FusiblePreTrainedModel):
+            raise ValueError(f"{self.folder / CONFIG_NAME} names {model_class.__name__}, which has one form only.")
+        return model_class
 
     @property
     def output(self) -> Path:

@@ -4,6 +4,7 @@ Images of classes, from `datasets`: folders, parquet files, webdataset shards an
 They are decoded by PIL, in the workers of the data loader.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -13,8 +14,9 @@ import torch
 from PIL import Image
 from transformers import TrainingArguments
 
+from ...core.options import check_keys
 from ..dataset import DataBundle, MappedDataset
-from .augmentation import image_transform
+from .augmentation import TrainingTransform, image_transform
 from .digits import digits_dataset
 
 
@@ -25,6 +27,7 @@ IMAGE_REPOSITORIES = {
     "imagenet-1k": "ILSVRC/imagenet-1k",
 }
 EVAL_SPLITS = ("validation", "val", "test")
+AUGMENTATION = [name for name in inspect.signature(TrainingTransform).parameters if name != "processor"]
 
 
 def _image_row(
@@ -84,10 +87,13 @@ def image_data(
         num_examples: of a stream for training, if it is known.
 
     Raises:
-        ValueError: if there is no image processor, no such split, or no telling which columns are meant.
+        ValueError: if there is no image processor, no such split or augmentation, or no telling which columns are
+            meant.
     """
     if processor is None:
         raise ValueError("Images need a processor: give one, or put preprocessor_config.json beside the recipe.")
+    augmentation = augmentation or {}
+    check_keys(augmentation, AUGMENTATION, "augmentation of images")
     eval_split = find_eval_split(splits, train_split, eval_split)
     train = splits[train_split]
     is_stream = isinstance(train, datasets.IterableDataset)
@@ -99,7 +105,7 @@ def image_data(
     names = features[label].names if isinstance(features[label], datasets.ClassLabel) else None
 
     def prepared(split: Any, training: bool) -> Any:
-        transform = image_transform(processor, training, **(augmentation or {}))
+        transform = image_transform(processor, training, **augmentation)
         function = partial(_image_row, transform=transform, image=image, label=label)
         if is_stream:
             return split.map(function, remove_columns=list(features))

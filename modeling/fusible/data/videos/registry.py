@@ -4,11 +4,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...core.options import check_keys
 from ..dataset import DataBundle
 from . import annotations as video_lists
 from .annotations import VideoList
 from .datasets import EvaluationVideos, TrainingVideos
 from .sampling import make_sampling
+
+
+AUGMENTATION = (
+    "auto_augment",
+    "horizontal_flip",
+    "random_erasing",
+    "random_erasing_mode",
+    "resized_crop_area",
+    "resized_crop_ratio",
+)
 
 
 def video_data(
@@ -25,7 +36,7 @@ def video_data(
     Args:
         config: of the model; `sampling`, `num_frames` and `frame_interval` are read.
         processor: the image processor, for size, mean and deviation.
-        augmentation: options of `TrainingVideos`.
+        augmentation: options of `TrainingVideos`, those in `AUGMENTATION`.
         train: videos to train with.
         test: videos to evaluate on.
         frame_files: pattern of the pictures of videos that are folders.
@@ -35,6 +46,8 @@ def video_data(
     """
     if processor is None:
         raise ValueError("Videos need a processor: give one, or put preprocessor_config.json beside the recipe.")
+    augmentation = augmentation or {}
+    check_keys(augmentation, AUGMENTATION, "augmentation of videos")
     sampling = make_sampling(config.sampling, config.num_frames, config.frame_interval)
     size = processor.crop_size["height"]
     common: dict[str, Any] = {
@@ -44,7 +57,7 @@ def video_data(
         "std": processor.image_std,
         "frame_files": frame_files,
     }
-    training = TrainingVideos(train, sampling, **common, **(augmentation or {}))
+    training = TrainingVideos(train, sampling, **common, **augmentation)
     return DataBundle(training, EvaluationVideos(test, sampling, **common), classes=train.classes)
 
 
