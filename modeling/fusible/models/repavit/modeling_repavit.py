@@ -84,7 +84,8 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         dense: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)
         statistics = None if calibration is None else collect_statistics(dense, site, calibration)
         affine = [block.get_submodule(site.ffn_norm).state_dict() for block in site.blocks(dense)]
-        repavit = cls(config, dense).to(dense.device, dense.dtype)
+        device, dtype = dense.device, dense.dtype  # before parameters of another dtype come in
+        repavit = cls(config, dense).to(device, dtype)
         ffns = [module for module in repavit.modules() if isinstance(module, IdleFeedForward)]
         for ffn, values in zip(ffns, affine, strict=True):
             ffn.input_norm.load_state_dict(values, strict=False)

@@ -169,7 +169,8 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
         else:
             config, file = find_adapter(adapter, token=loading.get("token"), cache_dir=loading.get("cache_dir"))
         image_model: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)
-        video_model = cls(config, image_model).to(image_model.device, image_model.dtype)
+        device, dtype = image_model.device, image_model.dtype  # before parameters of another dtype come in
+        video_model = cls(config, image_model).to(device, dtype)
         if file is not None:
             load_adapter_(file, video_model.trained_parameters(), video_model.frozen_parameters())
         return video_model
