@@ -4,8 +4,8 @@ Draws all figures of README.md and docs, from benchmarks/results/*.json and from
     python benchmarks/plot.py [--folder benchmarks/results]
 
 Each `<kind>_<device>.json` whose kind is in `FIGURES` gives a .png of the same name; `overview_<device>.png` is made
-from several. Figures are on white, to be read on light and dark pages, in the colours of Okabe and Ito, which
-colour-blind people tell apart; each names device, date and command.
+from several. Figures are on white, to be read on light and dark pages, in the colors of Okabe and Ito, which
+color-blind people tell apart; each names device, date and command.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from summaries import QUANTITIES, SUMMARIES, Rows  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 ORANGE, SKY, GREEN, BLUE, RED, PINK = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#999999"
+GRAY = "#999999"
 STYLE = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -93,7 +93,7 @@ def repavit(rows: Rows) -> Figure:
         axis.set_xticks(range(len(names)), [name.replace("/", "\n") for name in names])
         axis.set_title(dtype + (", torch.compile" if compiled else ", eager"))
         axis.set_xlim(-0.6, len(names) - 0.4)
-        axis.axhline(1, color=GREY, linewidth=0.8)
+        axis.axhline(1, color=GRAY, linewidth=0.8)
     for color, batch_size in zip(colors, batch_sizes, strict=False):
         axes[0].bar(0, 0, color=color, label=f"batch {batch_size}")
     axes[0].plot([], [], "D", color=ORANGE, markersize=4, label="multiply-adds")
@@ -104,15 +104,15 @@ def repavit(rows: Rows) -> Figure:
 def ewa_accuracy(rows: Rows) -> Figure:
     """Differences to the dense model with the default learning rate."""
     tasks = sorted({row["task"] for row in rows})
-    title = f"EWA (blue) and controls without experts (grey): mean and standard error of {rows[0]['seeds']} pairs"
+    title = f"EWA (blue) and controls without experts (gray): mean and standard error of {rows[0]['seeds']} pairs"
     figure, axes = new_figure(len(tasks), (4.2, 3), rows, title)
     for axis, task in zip(axes, tasks, strict=True):
         chosen = [row for row in rows if row["task"] == task and row["method"] != "dense"]
-        colors = [GREY if row["method"].startswith("dense") else BLUE for row in chosen]
+        colors = [GRAY if row["method"].startswith("dense") else BLUE for row in chosen]
         errors = [row["difference_error"] for row in chosen]
         names = [row["method"] for row in chosen]
         axis.barh(names, [row["difference"] for row in chosen], xerr=errors, color=colors, ecolor=RED)
-        axis.axvline(0, color=GREY, linewidth=0.8)
+        axis.axvline(0, color=GRAY, linewidth=0.8)
         axis.invert_yaxis()
         axis.set(xlabel="test accuracy minus dense, points", title=task)
     return figure
@@ -123,7 +123,7 @@ def zeroi2v_accuracy(rows: Rows) -> Figure:
     figure, (axis,) = new_figure(1, (6, 2.2), rows, "ZeroI2V: direction of moving digits")
     for name in dict.fromkeys(row["method"] for row in rows):
         values = [row["fused_test_accuracy"] for row in rows if row["method"] == name]
-        axis.barh(name, sum(values) / len(values), color=BLUE if "ZeroI2V" in name else GREY)
+        axis.barh(name, sum(values) / len(values), color=BLUE if "ZeroI2V" in name else GRAY)
         axis.plot(values, [name] * len(values), "D", color=ORANGE, markersize=4)
     axis.axvline(25, color=RED, linewidth=1, linestyle="--", label="chance")
     axis.invert_yaxis()
@@ -152,7 +152,7 @@ def s4_kernels(rows: Rows) -> Figure:
         axis.set_xticks(range(len(chosen)), labels, fontsize=7)
         axis.set_title(f"{panel[0]}, {panel[1]}, {panel[2].split(', ')[-1]}")
         axis.set_xlabel("heads, length, batch", fontsize=8)
-        axis.axhline(1, color=GREY, linewidth=0.8)
+        axis.axhline(1, color=GRAY, linewidth=0.8)
         axis.set_yscale("log")
     for name, color in colors.items():
         axes[0].bar(0, 0, color=color, label=name)
@@ -217,7 +217,7 @@ def overview(results: dict[str, Rows]) -> Figure:
             if fused is None:
                 axis.text(1, place, "not measured", ha="center", va="center", color="#666666", backgroundcolor="white")
                 continue
-            axis.plot([training or fused, fused], [place, place], color=GREY, linewidth=2, zorder=1)
+            axis.plot([training or fused, fused], [place, place], color=GRAY, linewidth=2, zorder=1)
             axis.plot(fused, place, "D", color=BLUE, markersize=8)
             axis.annotate(f"{fused:.2f}", (fused, place), (0, 9), textcoords="offset points", ha="center", color=BLUE)
             if training is not None:
@@ -225,13 +225,13 @@ def overview(results: dict[str, Rows]) -> Figure:
                 axis.annotate(
                     f"{training:.2f}", (training, place), (0, -16), textcoords="offset points", ha="center", color=RED
                 )
-        axis.axvline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+        axis.axvline(1, color=GRAY, linewidth=0.8, linestyle="--", zorder=0)
         axis.set(title=quantity, ylim=(len(names) - 0.4, -0.6))
         axis.margins(x=0.2)
         axis.set_yticks(range(len(names)), names)
     axes[0].plot([], [], "o", color="white", markeredgecolor=RED, markeredgewidth=2, label="training form")
     axes[0].plot([], [], "D", color=BLUE, label="inference form")
-    axes[0].plot([], [], "--", color=GREY, label="plain model")
+    axes[0].plot([], [], "--", color=GRAY, label="plain model")
     beside(figure, axes[0])
     return figure
 

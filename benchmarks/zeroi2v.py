@@ -5,7 +5,7 @@ ZeroI2V on real motion, and what its inference form costs beside the image model
     python benchmarks/zeroi2v.py --mode speed [--dtype bfloat16]
 
 Accuracy: scikit-learn's digits move over a torus in one of four directions, such that no single frame tells which;
-the videos are written as .mp4 files and decoded again. A small ViT learns to recognise digits at rest and is then made
+the videos are written as .mp4 files and decoded again. A small ViT learns to recognize digits at rest and is then made
 a video model in four ways. Speed: CLIP ViT-B/16 on a clip of 8 x 224 x 224, interleaved. Prints tables and writes
 benchmarks/results/zeroi2v_<mode>_<device>.json, and .png for the accuracy.
 """

@@ -165,7 +165,7 @@ def class_names(num_classes: int) -> dict[int, str]:
 
 
 def image_processor(image_size: int) -> CLIPImageProcessorPil:
-    """ImageNet's evaluation: short side to `image_size / 0.875`, bicubic, centre crop, mean and deviation."""
+    """ImageNet's evaluation: short side to `image_size / 0.875`, bicubic, center crop, mean and deviation."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": int(image_size / 0.875)},
         crop_size={"height": image_size, "width": image_size},

@@ -151,7 +151,7 @@ def old_options(options: Mapping[str, Any]) -> Options:
 
 
 def diagonal_options(options: Mapping[str, Any], disc: str) -> Options:
-    """Of S4D, whose discretisation has another default in each version, and a length only with DSS."""
+    """Of S4D, whose discretization has another default in each version, and a length only with DSS."""
     found = {"disc": options.get("disc") or disc}
     return found | {"l_max": options.get("l_max")} if found["disc"] == "dss" else found
 

@@ -64,7 +64,11 @@ def test_public_names():
     import fusible
 
     for name in fusible.__all__:
-        assert getattr(fusible, name).__name__ == name if name != "SITES" else fusible.SITES["vit"].block == "ViTLayer"
+        assert (
+            getattr(fusible, name).__name__ == name
+            if name != "BACKBONES"
+            else fusible.BACKBONES["vit"].block == "ViTLayer"
+        )
     assert set(fusible.__all__) <= set(dir(fusible))
     assert {name for classes in AUTO_CLASSES.values() for name in classes.values()} <= set(fusible.__all__)
     with pytest.raises(AttributeError, match="RePaVit"):

@@ -1,6 +1,6 @@
 """Public names and their modules. Each is imported when it is first used: torch and transformers take seconds."""
 
-from .core.backbones import SITES as SITES
+from .core.backbones import BACKBONES as BACKBONES
 from .core.configuration import FusibleConfig as FusibleConfig
 from .core.fusion import Fusible as Fusible
 from .core.modeling import FusiblePreTrainedModel as FusiblePreTrainedModel, fuse_ as fuse_
@@ -21,7 +21,7 @@ from .models.point_vit.modeling_point_vit import (
 )
 from .models.repavit.configuration_repavit import RePaViTConfig as RePaViTConfig
 from .models.repavit.configuration_repavit_clip import RePaViTCLIPConfig as RePaViTCLIPConfig
-from .models.repavit.feed_forward import IdleFeedForward as IdleFeedForward
+from .models.repavit.feed_forward import ChannelIdleFeedForward as ChannelIdleFeedForward
 from .models.repavit.modeling_repavit import (
     RePaViTBackbone as RePaViTBackbone,
     RePaViTForImageClassification as RePaViTForImageClassification,

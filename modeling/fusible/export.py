@@ -13,7 +13,7 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from .core.modeling import FusiblePreTrainedModel
-from .hub.atomic import replaced_folder
+from .hub.atomic import atomic_folder
 from .hub.weight_files import is_weight_file
 
 
@@ -85,7 +85,7 @@ def export_fused(
     config = config_class(dynamic_shapes={name: {0: Dim("batch", min=1)} for name in inputs})
     with contextlib.redirect_stdout(sys.stderr):  # where torch's progress belongs
         exported = exporter.export(fused, cast(Any, inputs), config)
-    with replaced_folder(folder, lambda name: name.startswith("model."), LAST) as stage:
+    with atomic_folder(folder, lambda name: name.startswith("model."), LAST) as stage:
         exported.save_pretrained(stage)
         difference, largest = _difference(ExportedModel.from_pretrained(stage), fused, model)
         if not difference <= tolerance * largest:  # also refuses NaN

@@ -84,7 +84,7 @@ def test_overview_is_of_the_results():
     assert summary.relative("parameters")[1] == rows[2]["parameters"] / rows[0]["parameters"]
 
 
-def test_colours_are_those_for_colour_blind_people():
+def test_colors_are_those_for_color_blind_people():
     used = {value for name, value in vars(plot).items() if name.isupper() and str(value).startswith("#")}
     assert used and used <= OKABE_ITO
 

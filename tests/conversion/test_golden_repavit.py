@@ -45,7 +45,7 @@ def test_training_form(case):
     model = load(state_dict, facts)
     assert relative_error(logits(model, tensors, torch.float32), tensors["logits_fp64"]) < 1e-4
     assert relative_error(logits(model, tensors, torch.float64), tensors["logits_fp64"]) < 1e-9
-    outputs = model.encode(tensors["input"].double())
+    outputs = model._forward_backbone(tensors["input"].double())
     is_swin = facts["family"] == "swin"
     features = outputs.pooler_output if is_swin else model.backbone.post_layernorm(outputs.last_hidden_state)
     assert relative_error(features, tensors["features"].double()) < 1e-5  # theirs are in float32

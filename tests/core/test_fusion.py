@@ -63,7 +63,7 @@ def test_make_linear():
 
 @pytest.mark.parametrize("make", [nn.BatchNorm1d, nn.LayerNorm, lambda n: nn.Identity()])
 def test_as_affine(make):
-    """What the norm is after its normalisation: all of it for a frozen BatchNorm."""
+    """What the norm is after its normalization: all of it for a frozen BatchNorm."""
     norm = make(5).double().eval()
     perturb_(norm)
     inputs = torch.randn(7, 5, dtype=torch.float64)

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import AutoModel, PreTrainedModel
 
 from fusible import (
-    SITES,
+    BACKBONES,
     EWAConfig,
     EWAModel,
     RePaViTConfig,
@@ -25,7 +25,7 @@ from fusible.core.subclassing import mix_in_, subclass
 
 DEPTH = 10  # torch gives up after 8 graphs of one function
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 2}
-BACKBONES = {
+SMALL_BACKBONES = {
     "vit": SIZES | {"image_size": 16, "patch_size": 8},
     "dinov2": SIZES | {"image_size": 16, "patch_size": 8, "mlp_ratio": 2},
     "swin": {
@@ -41,11 +41,11 @@ BACKBONES = {
 
 
 def config_of(backbone: str) -> dict:
-    return {"model_type": backbone, **copy.deepcopy(BACKBONES[backbone])}
+    return {"model_type": backbone, **copy.deepcopy(SMALL_BACKBONES[backbone])}
 
 
 def blocks_of(model: PreTrainedModel) -> list[torch.nn.Module]:
-    name = "S4Layer" if isinstance(model, S4ForSequenceClassification) else SITES[model.base_model_type].block
+    name = "S4Layer" if isinstance(model, S4ForSequenceClassification) else BACKBONES[model.base_model_type].block
     return [module for module in model.modules() if type(module).__name__ == name]
 
 
@@ -70,18 +70,18 @@ def make(family: str, backbone: str) -> PreTrainedModel:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("family", ["repavit", "drop_path", "ewa", "zeroi2v"])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", SMALL_BACKBONES)
 def test_blocks_compile_to_as_many_graphs_as_the_stock_ones(family, backbone, fused, training):
     stock = AutoModel.from_config(RePaViTConfig(backbone_config=config_of(backbone)).backbone_config)
     model = make(family, backbone)
     model = model.fuse() if fused else model
-    size = BACKBONES[backbone]["image_size"]
-    images, site = torch.randn(4, 3, size, size), SITES[backbone]
+    size = SMALL_BACKBONES[backbone]["image_size"]
+    images, spec = torch.randn(4, 3, size, size), BACKBONES[backbone]
     inputs = images.unflatten(0, (2, 2)) if family == "zeroi2v" else images
     graphs = []
     for current, batch in ((stock, images), (model, inputs)):
         torch._dynamo.reset()
-        blocks = list(site.blocks(current))
+        blocks = list(spec.blocks(current))
         assert len(blocks) == DEPTH and is_repeated_blocks(torch.nn.ModuleList(blocks))
         graphs.append(number_of_graphs(current.train(training), blocks, batch))
     assert graphs[1] == graphs[0]
@@ -91,7 +91,7 @@ def test_a_classifier_compiles_its_last_block_apart():
     """It computes the class token's row only."""
     torch._dynamo.reset()
     model = RePaViTForImageClassification(RePaViTConfig(backbone_config=config_of("vit"))).eval()
-    assert number_of_graphs(model, list(model.site.blocks(model.backbone)), torch.randn(2, 3, 16, 16)) == 2
+    assert number_of_graphs(model, list(model.backbone_spec.blocks(model.backbone)), torch.randn(2, 3, 16, 16)) == 2
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -130,7 +130,7 @@ def test_statistics_change_once_per_step_under_checkpointing(compiled, reentrant
     checkpointed = copy.deepcopy(plain)
     checkpointed.activation_checkpointing_enable({"use_reentrant": reentrant})
     if compiled:
-        for block in checkpointed.site.blocks(checkpointed.backbone):
+        for block in checkpointed.backbone_spec.blocks(checkpointed.backbone):
             block.compile(backend="aot_eager")
     for model in (plain, checkpointed):
         for shift in range(2):

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
 from fusible import RePaViTForImageClassification, RePaViTModel
-from fusible.hub.atomic import replaced_folder
+from fusible.hub.atomic import atomic_folder
 from support.processes import run_script
 from support.small_models import make_model
 
@@ -147,12 +147,12 @@ def test_where_folders_cannot_be_exchanged(reason, tmp_path, monkeypatch):
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    with replaced_folder(tmp_path / "model", lambda name: False, last="b") as stage:
+    with atomic_folder(tmp_path / "model", lambda name: False, last="b") as stage:
         (stage / "b").write_text("1")
     prefix = stage.name.rpartition(f"{os.getpid()}-")[0]
     for owner in (dead.stdout.strip(), str(os.getppid())):
         (tmp_path / f"{prefix}{owner}-x").mkdir()
-    with replaced_folder(tmp_path / "model", lambda name: False, last="b") as stage:
+    with atomic_folder(tmp_path / "model", lambda name: False, last="b") as stage:
         (stage / "b").write_text("2")
     assert {path.name for path in tmp_path.iterdir()} == {"model", f"{prefix}{os.getppid()}-x"}
     assert (tmp_path / "model" / "b").read_text() == "2"

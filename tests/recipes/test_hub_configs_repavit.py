@@ -133,7 +133,7 @@ def expected_macs(name: str, idle_ratio: float | None) -> tuple[int, int]:
         return int(linear), 2 * depth * 197**2 * width
     linear, attention, tokens = 56**2 * 3 * 4**2 * width, 0, 56**2
     for stage, blocks in enumerate(depth):
-        if stage > 0:  # four neighbours are merged: their 4 * width channels become 2 * width
+        if stage > 0:  # four neighbors are merged: their 4 * width channels become 2 * width
             tokens //= 4
             linear += tokens * 4 * width * 2 * width
             width *= 2

@@ -7,7 +7,7 @@ import torch
 from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 
 from .model_tests import FusibleTesterMixin
-from .small_models import BACKBONES
+from .small_models import SMALL_BACKBONES
 
 
 CHANNELS = {
@@ -29,14 +29,18 @@ class RePaViTCases(FusibleTesterMixin):
     model_classes = (RePaViTModel, RePaViTForImageClassification)
     cases = tuple(
         "-".join(parts)
-        for parts in itertools.product(BACKBONES, CHANNELS, OTHERS)
+        for parts in itertools.product(SMALL_BACKBONES, CHANNELS, OTHERS)
         if parts[0] != "poolformer" or "layer" not in parts  # it has no LayerNorm
     )
-    main_cases = (*(f"{backbone}-0.75-batch" for backbone in BACKBONES), "clip_vision_model-linear-layer", "vit-1-eps")
+    main_cases = (
+        *(f"{backbone}-0.75-batch" for backbone in SMALL_BACKBONES),
+        "clip_vision_model-linear-layer",
+        "vit-1-eps",
+    )
 
     def make_config(self, case):
         backbone, channels, other = case.split("-")
-        backbone_config = {"model_type": backbone, **BACKBONES[backbone]}
+        backbone_config = {"model_type": backbone, **SMALL_BACKBONES[backbone]}
         return RePaViTConfig(backbone_config=backbone_config, num_labels=5, **CHANNELS[channels], **OTHERS[other])
 
     def make_inputs(self, config, batch_size=3):
@@ -44,5 +48,5 @@ class RePaViTCases(FusibleTesterMixin):
 
     def take_method_out(self, model):
         for module in model.modules():
-            if type(module).__name__ == "IdleFeedForward":
+            if type(module).__name__ == "ChannelIdleFeedForward":
                 module.active_channels = module.fc1.out_features - module.active_channels

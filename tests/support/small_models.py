@@ -3,7 +3,7 @@
 import torch
 from transformers import Trainer, TrainingArguments
 
-from fusible import SITES, RePaViTConfig, RePaViTForImageClassification
+from fusible import BACKBONES, RePaViTConfig, RePaViTForImageClassification
 
 from .model_tests.training import Rows
 
@@ -16,7 +16,7 @@ SIZES = {
     "image_size": 16,
     "patch_size": 8,
 }
-BACKBONES = {name: SIZES for name in SITES if name != "point_vit"} | {  # that one has tests of its own
+SMALL_BACKBONES = {name: SIZES for name in BACKBONES if name != "point_vit"} | {  # that one has tests of its own
     "dinov2": SIZES | {"mlp_ratio": 4, "layerscale_value": 0.7},
     "dinov2_with_registers": SIZES | {"mlp_ratio": 4, "layerscale_value": 0.7, "num_register_tokens": 2},
     "dinov3_vit": SIZES | {"layerscale_value": 0.7, "mlp_bias": False, "num_register_tokens": 1},
@@ -42,7 +42,7 @@ BACKBONES = {name: SIZES for name in SITES if name != "point_vit"} | {  # that o
 
 
 def backbone_of(name: str) -> dict:
-    return {"model_type": name, **BACKBONES[name], "num_labels": 5}
+    return {"model_type": name, **SMALL_BACKBONES[name], "num_labels": 5}
 
 
 def make_model(**arguments) -> RePaViTForImageClassification:

@@ -14,7 +14,7 @@ from .paths import HUB_CONFIGS
 FOLDERS = sorted(path.parent for path in HUB_CONFIGS.glob("*/recipe.yaml"))
 SIZES = "hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 8"
 PLAIN = f"{SIZES}, image_size: 16, patch_size: 8"
-BACKBONES = {
+SMALL_BACKBONES = {
     "clip_vision_model": PLAIN,
     "deit": PLAIN,
     "swin": "embed_dim: 8, depths: [2, 2], num_heads: [1, 2], image_size: 32, window_size: 4",
@@ -43,7 +43,7 @@ def overrides(folder: Path, output: Path, **training: object) -> list[str]:
     raw = Recipe.load(folder).raw_config
     changes = [*MODELS[raw["model_type"]], f"output_dir={output}", "dataset=generated", "data={num_examples: 8}"]
     if "backbone_config" in raw:
-        changes.append(f"model.backbone_config={{{BACKBONES[raw['backbone_config']['model_type']]}}}")
+        changes.append(f"model.backbone_config={{{SMALL_BACKBONES[raw['backbone_config']['model_type']]}}}")
     if "cutoffs" in raw:
         changes += ["model.vocab_size=40", "model.cutoffs=[10, 20, 30]"]
     changes += ["base_model=null", "distillation={}"]

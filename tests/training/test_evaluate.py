@@ -144,7 +144,7 @@ def test_videos_are_evaluated_in_all_views(tmp_path):
 
 
 def test_command_line_evaluates_videos_in_all_views(tmp_path, monkeypatch):
-    """Videos of one colour, of which all views are the same, and give what one of them gives."""
+    """Videos of one color, of which all views are the same, and give what one of them gives."""
     torch.manual_seed(0)
     backbone = {"model_type": "clip_vision_model", **BACKBONE}
     labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
@@ -161,13 +161,13 @@ def test_command_line_evaluates_videos_in_all_views(tmp_path, monkeypatch):
             folder.mkdir(parents=True)
             for frame in range(6):
                 Image.new("RGB", (24, 18), tuple(color.tolist())).save(folder / f"img_{frame}.png")
-    shapes, encode = [], ZeroI2VForVideoClassification.encode
+    shapes, forward_backbone = [], ZeroI2VForVideoClassification._forward_backbone
 
     def record(self, pixel_values, **kwargs):
         shapes.append(len(pixel_values))
-        return encode(self, pixel_values, **kwargs)
+        return forward_backbone(self, pixel_values, **kwargs)
 
-    monkeypatch.setattr(ZeroI2VForVideoClassification, "encode", record)
+    monkeypatch.setattr(ZeroI2VForVideoClassification, "_forward_backbone", record)
     data = [f"dataset={tmp_path / 'videos'}", "data.frame_files=img_*.png"]
     command = ["evaluate", str(tmp_path / "model"), "zeroi2v-base-k400-8f", *data, "--batch-size", "4", "--json"]
     result = CliRunner().invoke(app, command)

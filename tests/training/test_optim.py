@@ -139,15 +139,15 @@ def test_trainer_takes_the_groups(tmp_path, optimizer_class):
             torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-7)
 
 
-BACKBONES = {
+SMALL_BACKBONES = {
     "vit": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2},
     "swin": {"embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2], "window_size": 2},
 }
 
 
-@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("kind", SMALL_BACKBONES)
 def test_rates_of_backbone_and_layers(kind):
-    sizes = {"image_size": 16, "patch_size": 4, **BACKBONES[kind]}
+    sizes = {"image_size": 16, "patch_size": 4, **SMALL_BACKBONES[kind]}
     model = RePaViTForImageClassification(RePaViTConfig(backbone_config={"model_type": kind, **sizes}, num_labels=3))
     found = settings(model, param_groups(model, 0.1, backbone_learning_rate_factor=0.5))
     assert all(rate == (0.05 if name.startswith("backbone.") else 0.1) for name, (rate, _) in found.items())

@@ -62,7 +62,7 @@ def push_saved(
         ValueError: if the folder holds no model, or a plain one without a card, which only fusing writes.
         OSError: if the push did not complete.
     """
-    from ..hub.model_card import readdress, write_card
+    from ..hub.model_card import rename_repository_in_card, write_card
     from ..hub.publishing import open_repository
     from ..hub.weight_files import CARD_NAME, is_fusible_model
     from ..recipes.parsing import RECIPE_NAME, whole_recipe
@@ -84,7 +84,9 @@ def push_saved(
     repository = open_repository(repo_id, revision=revision, private=private)
     if repository.takes_card_from(folder):
         if card.is_file():  # with its measurements, and results if there are any
-            card.write_text(readdress(card.read_text(encoding="utf-8"), repository.repo_id), encoding="utf-8")
+            card.write_text(
+                rename_repository_in_card(card.read_text(encoding="utf-8"), repository.repo_id), encoding="utf-8"
+            )
         else:
             write_card(folder, model, repository.repo_id)
     names = [name for name in files if name != CARD_NAME]
@@ -101,9 +103,9 @@ def files_to_push(folder: Path) -> list[str]:
     Raises:
         ValueError: if there are no weights among them.
     """
-    from ..hub.weight_files import files_in, goes_with_weights, is_weight_file
+    from ..hub.weight_files import files_in, is_superseded_with_weights, is_weight_file
 
-    own = [name for name in files_in(folder) if "/" not in name or goes_with_weights(name)]
+    own = [name for name in files_in(folder) if "/" not in name or is_superseded_with_weights(name)]
     files = [name for name in own if not name.startswith(".") and not name.endswith(TRAINING_LEFTOVERS)]
     if not any(is_weight_file(name) for name in files):
         raise ValueError(f"{folder} has no weights.")

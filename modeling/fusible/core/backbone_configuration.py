@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .backbones import SITES
+from .backbones import BACKBONES
 from .configuration import FusibleConfig
 from .dense import DOWNLOAD_OPTIONS, dense_config
 
@@ -17,7 +17,7 @@ class BackboneFusibleConfig(FusibleConfig):
     Base class of the configurations of models on a backbone of transformers, in their field `backbone_config`.
     """
 
-    keeps_labels: ClassVar[bool] = True  # those of a classifier on the backbone
+    inherits_labels: ClassVar[bool] = True  # those of a classifier on the backbone
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
 
@@ -35,15 +35,15 @@ class BackboneFusibleConfig(FusibleConfig):
             ValueError: if the backbone is not supported, or an option is wrong.
         """
         dense = dense_config(model, **{name: kwargs.pop(name) for name in DOWNLOAD_OPTIONS if name in kwargs})
-        if cls.keeps_labels and "num_labels" not in kwargs:
+        if cls.inherits_labels and "num_labels" not in kwargs:
             kwargs = {"id2label": dense.id2label, "label2id": dense.label2id, **kwargs}
         return cls(backbone_config=dense, **kwargs)
 
     def _fingerprint(self, value: Any) -> Any:
-        """Of a backbone, its type and the options that its row of `SITES` names."""
-        if not isinstance(value, PreTrainedConfig) or value.model_type not in SITES:
+        """Of a backbone, its type and the options that its row of `BACKBONES` names."""
+        if not isinstance(value, PreTrainedConfig) or value.model_type not in BACKBONES:
             return super()._fingerprint(value)
-        options = [value.to_dict()[name] for name in SITES[value.model_type].structure_fields]
+        options = [value.to_dict()[name] for name in BACKBONES[value.model_type].structure_fields]
         return [value.model_type, *options] if options else value.model_type
 
 

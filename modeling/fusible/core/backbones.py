@@ -34,7 +34,7 @@ def spatial_mean(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Site:
+class BackboneSpec:
     """Names inside one family of pre-norm backbones; paths are relative to a block."""
 
     block: str  # class name of the Transformer block
@@ -50,7 +50,7 @@ class Site:
     projections: str = "attention"  # the module with q_proj, k_proj, v_proj and `attention_output`
     attention_output: str = "o_proj"
     plain_attention: bool = True  # nothing but softmax(q k) v between them; biases of the scores apart
-    takes_frames: bool = True  # frames of videos can be its batch, and keys and values move between them
+    supports_frame_batches: bool = True  # frames of videos can be its batch, and keys and values move between them
     windowed: bool = False  # the batch axis of the attention is one of windows, those of an image side by side
     final_norms: tuple[str, ...] = ("layernorm",)  # the image feature's norm, where there is one of these names
     embeddings: str = "embeddings"  # makes the first block's input, alone or first in a tuple
@@ -61,10 +61,10 @@ class Site:
     pool: Callable[[BaseModelOutputWithPooling], torch.Tensor] = class_token
     pooled: int = 1  # how many vectors of that width `pool` puts side by side
     classifier: str | None = None  # the backbone's method that makes a head of its own for so many classes
-    reads_class_token: bool = False  # `pool` needs the first token of the last block, and no other
+    pools_class_token: bool = False  # `pool` needs the first token of the last block, and no other
     needs_final_norm: bool = False  # the model ends without one
     patch_grid: bool = True  # one token per patch in all blocks, after tokens of other kinds
-    resizes_on_request: bool = False  # takes other image sizes only with interpolate_pos_encoding=True
+    needs_interpolate_pos_encoding: bool = False  # takes other image sizes only with interpolate_pos_encoding=True
     structure_fields: tuple[str, ...] = ()  # options that change the function and that no tensor's shape shows
     model_kwargs: dict[str, Any] = field(default_factory=dict)  # for `AutoModel.from_config`
 
@@ -120,17 +120,17 @@ def _vision_values(config: PreTrainedConfig | dict[str, Any] | None) -> dict[str
     return values.get("vision_config") or values
 
 
-_VIT = Site(
+_VIT = BackboneSpec(
     "ViTLayer",
     "layernorm_before",
     "attention",
     "layernorm_after",
     dropout="dropout",
-    reads_class_token=True,
-    resizes_on_request=True,
+    pools_class_token=True,
+    needs_interpolate_pos_encoding=True,
     model_kwargs={"add_pooling_layer": False},
 )
-_CLIP = Site(
+_CLIP = BackboneSpec(
     "CLIPEncoderLayer",
     "layer_norm1",
     "self_attn",
@@ -139,10 +139,10 @@ _CLIP = Site(
     attention_output="out_proj",
     final_norms=("post_layernorm",),
     pool=pooler_output,
-    reads_class_token=True,
-    resizes_on_request=True,
+    pools_class_token=True,
+    needs_interpolate_pos_encoding=True,
 )
-_DINOV2 = Site(
+_DINOV2 = BackboneSpec(
     "Dinov2Layer",
     "norm1",
     "attention",
@@ -150,24 +150,24 @@ _DINOV2 = Site(
     attention_scale="layer_scale1",
     ffn_scale="layer_scale2",
     gated="use_swiglu_ffn",
-    reads_class_token=True,
+    pools_class_token=True,
 )
 
-SITES: dict[str, Site] = {
+BACKBONES: dict[str, BackboneSpec] = {
     "vit": _VIT,
     "deit": replace(_VIT, block="DeiTLayer"),
     "point_vit": replace(
         _VIT,
         pool=class_token_and_maximum,
         pooled=2,
-        reads_class_token=False,
-        resizes_on_request=False,
-        takes_frames=False,
+        pools_class_token=False,
+        needs_interpolate_pos_encoding=False,
+        supports_frame_batches=False,
         classifier="make_classifier",
         structure_fields=("num_groups", "group_size"),
         model_kwargs={},
     ),
-    "beit": Site(
+    "beit": BackboneSpec(
         "BeitLayer",
         "layernorm_before",
         None,
@@ -177,7 +177,7 @@ SITES: dict[str, Site] = {
         dropout="dropout",
         final_norms=("layernorm", "pooler.layernorm"),
         pool=pooler_output,
-        resizes_on_request=True,
+        needs_interpolate_pos_encoding=True,
     ),
     "dinov2": _DINOV2,
     "dinov2_with_registers": replace(_DINOV2, block="Dinov2WithRegistersLayer"),
@@ -192,8 +192,8 @@ SITES: dict[str, Site] = {
         final_norms=("norm",),
     ),
     "clip_vision_model": _CLIP,
-    "siglip_vision_model": replace(_CLIP, block="SiglipEncoderLayer", reads_class_token=False),
-    "swin": Site(
+    "siglip_vision_model": replace(_CLIP, block="SiglipEncoderLayer", pools_class_token=False),
+    "swin": BackboneSpec(
         "SwinLayer",
         "layernorm_before",
         None,
@@ -203,7 +203,7 @@ SITES: dict[str, Site] = {
         pool=pooler_output,
         patch_grid=False,
     ),
-    "poolformer": Site(
+    "poolformer": BackboneSpec(
         "PoolFormerLayer",
         "before_norm",
         "pooling",
@@ -218,23 +218,23 @@ SITES: dict[str, Site] = {
         width="hidden_sizes",
         pool=spatial_mean,
         needs_final_norm=True,
-        takes_frames=False,
+        supports_frame_batches=False,
         patch_grid=False,
     ),
 }
 
 
-def site_of(backbone_config: PreTrainedConfig | dict[str, Any] | None) -> Site:
+def backbone_spec(backbone_config: PreTrainedConfig | dict[str, Any] | None) -> BackboneSpec:
     """
-    The row of `SITES` for a backbone's configuration.
+    The row of `BACKBONES` for a backbone's configuration.
 
     Raises:
         ValueError: if the backbone is unknown.
     """
     model_type = _vision_values(backbone_config).get("model_type")
-    if model_type not in SITES:
-        raise ValueError(f"Unknown backbone type {model_type!r}; known are {', '.join(sorted(SITES))}.")
-    return SITES[model_type]
+    if model_type not in BACKBONES:
+        raise ValueError(f"Unknown backbone type {model_type!r}; known are {', '.join(sorted(BACKBONES))}.")
+    return BACKBONES[model_type]
 
 
-__all__ = ["SITES", "Site", "site_of"]
+__all__ = ["BACKBONES", "BackboneSpec", "backbone_spec"]

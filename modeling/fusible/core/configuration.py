@@ -44,7 +44,7 @@ class FusibleConfig(PortableConfig):
     """
 
     # fields in which weights and configuration may differ
-    free_fields: ClassVar[frozenset[str]] = frozenset()
+    non_structural_fields: ClassVar[frozenset[str]] = frozenset()
 
     fused: bool = False
 
@@ -73,7 +73,9 @@ class FusibleConfig(PortableConfig):
         inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
         own = {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
         structure = {
-            name: self._fingerprint(value) for name, value in own.items() if name not in inherited | self.free_fields
+            name: self._fingerprint(value)
+            for name, value in own.items()
+            if name not in inherited | self.non_structural_fields
         }
         text = json.dumps({"model_type": self.model_type, **structure}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from .backbones import site_of
+from .backbones import backbone_spec
 from .options import check_keys
 
 
@@ -81,12 +81,12 @@ def load_backbone(
     model: PreTrainedModel | str | os.PathLike, config: PreTrainedConfig, **loading: Any
 ) -> PreTrainedModel:
     """
-    The backbone of a dense model, see `load_dense`, with the parts that its row of `SITES` names.
+    The backbone of a dense model, see `load_dense`, with the parts that its row of `BACKBONES` names.
 
     Raises:
         ValueError: if weights are missing.
     """
-    options = site_of(config).model_kwargs
+    options = backbone_spec(config).model_kwargs
     if isinstance(model, PreTrainedModel):
         return _copy_part(model, transformers.AutoModel, config, **options)
     loading = {**loading, **options, "output_loading_info": True}

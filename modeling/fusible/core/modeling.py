@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from ..hub.publishing import push_model
 from ..hub.saving import save_model
-from ..hub.weight_files import check_signature, no_way_back
+from ..hub.weight_files import check_form_metadata, fused_is_final_message
 from .configuration import FusibleConfig
 from .fusion import Fusible, fuse_tree
 
@@ -247,7 +247,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
             kwargs |= kept
         stored_fused = cast(FusibleConfig, config).fused
         if stored_fused and not fused:
-            raise ValueError(no_way_back(path))
+            raise ValueError(fused_is_final_message(path))
         if stored_fused == fused:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         return cls._load_and_fuse(path, *model_args, config=config, **kwargs)
@@ -280,7 +280,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
     ) -> Any:
         for file in checkpoint_files or []:
             if str(file).endswith(".safetensors"):
-                check_signature(file, model.config)
+                check_form_metadata(file, model.config)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     # what training needs to know of a model

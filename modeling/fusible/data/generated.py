@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import track
 
 from ..core.machine import usable_cores
-from ..hub.atomic import replaced_folder
+from ..hub.atomic import atomic_folder
 
 
 Row = tuple[str | bytes, int]  # what the model is to read, and its label
@@ -79,7 +79,7 @@ def generate_once(
     total = sum(sizes.values())
     rows = iter(track(distinct_rows(make_row, total, num_processes), f"generating {folder}", total))
     try:
-        with replaced_folder(folder, lambda name: False, last=RECORD) as stage:
+        with atomic_folder(folder, lambda name: False, last=RECORD) as stage:
             for split, size in sizes.items():
                 write(stage, split, list(islice(rows, size)))
             (stage / RECORD).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")

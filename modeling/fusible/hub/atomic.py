@@ -16,7 +16,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
-def replaced_folder(folder: str | os.PathLike, is_stale: Callable[[str], bool], last: str) -> Iterator[Path]:
+def atomic_folder(folder: str | os.PathLike, is_stale: Callable[[str], bool], last: str) -> Iterator[Path]:
     """
     Yields an empty folder to write to; when the block ends without an exception, its files become `folder`'s.
 
@@ -143,4 +143,4 @@ def _replace_one_by_one(stage: Path, target: Path, superseded: set[str], last: s
     os.replace(stage / names[-1], target / names[-1])
 
 
-__all__ = ["replaced_folder"]
+__all__ = ["atomic_folder"]

@@ -58,10 +58,10 @@ def make_card(
     parent = origin if origin and origin != repo_id and not Path(origin).exists() else None
     difference = max_difference(source, model) if measure and model is not source else (None, None)
     auto_class = auto_class_of(type(source))
-    sees = "image" in (source.input_modalities or []) or auto_class not in ("AutoModel", "AutoBackbone")
+    is_vision = "image" in (source.input_modalities or []) or auto_class not in ("AutoModel", "AutoBackbone")
     metadata: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": PIPELINE_TAGS[auto_class] if sees else "feature-extraction",
+        "pipeline_tag": PIPELINE_TAGS[auto_class] if is_vision else "feature-extraction",
         "base_model": parent,
         **(card_data or {}),
     }
@@ -98,7 +98,7 @@ def write_card(
     make_card(model, repo_id, source, card_data, measure).save(folder / CARD_NAME)
 
 
-def readdress(card: str, repo_id: str) -> str:
+def rename_repository_in_card(card: str, repo_id: str) -> str:
     """A card's text with the repository's name in its examples and its title, which a folder's name was before."""
     card = re.sub(r'(?<=from_pretrained\(")[^"]+(?=")', repo_id, card)
     return re.sub(r"(?m)^# .*$", f"# {repo_id.split('/')[-1]}", card, count=1)

@@ -13,7 +13,7 @@ from huggingface_hub.utils import httpx
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
-from .weight_files import CARD_MARK, CARD_NAME, code_files, goes_with_weights, is_weight_file
+from .weight_files import CARD_MARK, CARD_NAME, code_files, is_superseded_with_weights, is_weight_file
 
 
 logger = logging.get_logger(__name__)
@@ -60,7 +60,7 @@ class Repository:
         """
         names = [*names, CARD_NAME] if self.takes_card else names
         has_weights = any(is_weight_file(name, variant) for name in names)  # unlike a push of adapters alone
-        old = {name for name in self.files if has_weights and goes_with_weights(name, variant)}
+        old = {name for name in self.files if has_weights and is_superseded_with_weights(name, variant)}
         code = {name for name in self.files if name.endswith(".py")}.difference(names)
         if has_weights and code:
             patterns = [CONFIG_NAME, *code]

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from .atomic import replaced_folder
-from .weight_files import code_files, files_in, goes_with_weights, is_fusible_model, sign
+from .atomic import atomic_folder
+from .weight_files import code_files, files_in, is_fusible_model, is_superseded_with_weights, write_form_metadata
 
 
 def save_model(
@@ -42,9 +42,9 @@ def save_model(
     variant, code = kwargs.get("variant"), code_files(Path(folder))
 
     def is_stale(name: str) -> bool:
-        return goes_with_weights(name, variant) or name in code
+        return is_superseded_with_weights(name, variant) or name in code
 
-    with replaced_folder(folder, is_stale, CONFIG_NAME) if writes else TemporaryDirectory() as stage:
+    with atomic_folder(folder, is_stale, CONFIG_NAME) if writes else TemporaryDirectory() as stage:
         if fusible is not None:
             # Trainer reloads checkpoints by the names in memory, which the original format would change
             kwargs["save_original_format"] = False
@@ -52,7 +52,7 @@ def save_model(
         PreTrainedModel.save_pretrained(model, stage, is_main_process, state_dict, **kwargs)
         if fusible is not None:
             for file in Path(stage).glob("model*.safetensors"):
-                sign(file, fusible.config)
+                write_form_metadata(file, fusible.config)
             fusible._save_extra_files(Path(stage))
         return files_in(Path(stage))
 

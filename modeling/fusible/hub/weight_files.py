@@ -83,7 +83,7 @@ def is_weight_file(name: str, variant: str | None = None) -> bool:
     return re.fullmatch(rf"{whole_or_shard}|model\.safetensors\.index{infix}\.json", name) is not None
 
 
-def goes_with_weights(name: str, variant: str | None = None) -> bool:
+def is_superseded_with_weights(name: str, variant: str | None = None) -> bool:
     """Whether a save of other weights replaces the file or folder of this name, also if it brings none of its own."""
     return is_weight_file(name, variant) or name.partition("/")[0] == KERNEL_FOLDER
 
@@ -112,7 +112,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def no_way_back(path: str | os.PathLike) -> str:
+def fused_is_final_message(path: str | os.PathLike) -> str:
     """Error message: the training form of fused weights was asked for."""
     return (
         f"{path} holds fused weights; the training form cannot be recovered from them. Load it without fused=False, "
@@ -120,7 +120,7 @@ def no_way_back(path: str | os.PathLike) -> str:
     )
 
 
-def sign(file: Path, config: FormConfig) -> None:
+def write_form_metadata(file: Path, config: FormConfig) -> None:
     """Writes form and structure digest into the header of a weight file; transformers has no argument for them."""
     metadata = {FORM_KEY: "fused" if config.fused else "training", DIGEST_KEY: config.structure_digest()}
     copy_file = file.with_suffix(".tmp")
@@ -134,7 +134,7 @@ def sign(file: Path, config: FormConfig) -> None:
     os.replace(copy_file, file)
 
 
-def check_signature(file: str | os.PathLike, config: FormConfig) -> None:
+def check_form_metadata(file: str | os.PathLike, config: FormConfig) -> None:
     """
     Compares a weight file with the configuration that it is to be read with.
 
@@ -149,7 +149,7 @@ def check_signature(file: str | os.PathLike, config: FormConfig) -> None:
         raise OSError(f"{file} is no complete safetensors file ({error}). Download or save it again.") from error
     form = metadata.get(FORM_KEY)
     if form == "fused" and not config.fused:
-        raise ValueError(no_way_back(file))
+        raise ValueError(fused_is_final_message(file))
     if form == "training" and config.fused:
         raise ValueError(f"{file} holds the training form but the configuration says fused. Load it with fused=True.")
     if metadata.get(DIGEST_KEY, config.structure_digest()) != config.structure_digest():
@@ -163,11 +163,11 @@ __all__ = [
     "KERNEL_FOLDER",
     "FormConfig",
     "FusibleModel",
-    "check_signature",
+    "check_form_metadata",
     "files_in",
-    "goes_with_weights",
+    "fused_is_final_message",
     "is_fusible_model",
+    "is_superseded_with_weights",
     "is_weight_file",
-    "no_way_back",
-    "sign",
+    "write_form_metadata",
 ]

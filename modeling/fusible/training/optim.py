@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from ..core.backbones import SITES, site_of
+from ..core.backbones import BACKBONES, backbone_spec
 
 
 # as in timm: what stands for a place or a whole, and no matrix that a feature passes
@@ -92,10 +92,10 @@ def _factors(model: nn.Module, backbone_factor: float, layer_decay: float | None
             raise ValueError(f"{type(model).__name__} has no backbone, whose learning rate could have a factor.")
         factors |= {id(parameter): backbone_factor for parameter in inside}
     if layer_decay is not None:
-        models = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config.model_type in SITES]
+        models = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config.model_type in BACKBONES]
         if not models:
             raise ValueError(f"{type(model).__name__} has no backbone with blocks, for layer_decay.")
-        (blocks, backbone) = (list(site_of(models[0].config).blocks(models[0])), models[0])
+        (blocks, backbone) = (list(backbone_spec(models[0].config).blocks(models[0])), models[0])
         numbers = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
         last = -1  # what stands between two blocks belongs to the one before
         for parameter in backbone.parameters():

@@ -166,7 +166,7 @@ def test_erasing(mode):
 
 
 def test_color_jitter_is_a_chain_of_factors():
-    flat = Image.new("RGB", (4, 4), (100, 100, 100))  # without contrast or colour, brightness alone is left
+    flat = Image.new("RGB", (4, 4), (100, 100, 100))  # without contrast or color, brightness alone is left
     found = {np.asarray(jitter_colors(flat, 0.3, np.random.default_rng(seed)))[0, 0, 0] for seed in range(200)}
     assert min(found) in range(69, 74) and max(found) in range(127, 131)
 

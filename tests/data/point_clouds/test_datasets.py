@@ -217,7 +217,7 @@ def test_wrong_files(tmp_path, monkeypatch):
         load_point_clouds(tmp_path / "a.h5")
 
 
-def test_normalising():
+def test_normalizing():
     points = torch.randn(3, 50, 5, dtype=torch.float64) * 7 + 4
     normal = normalize_to_unit_sphere(points)
     torch.testing.assert_close(normal[..., :3].mean(1), torch.zeros(3, 3, dtype=torch.float64))

@@ -62,34 +62,34 @@ def test_farthest_points_of_a_line_and_of_equal_points():
     assert farthest_point_sample(torch.zeros(1, 4, 3), 3, torch.tensor([2])).tolist() == [[2, 0, 0]]
 
 
-def test_neighbours_are_those_of_brute_force():
-    points, centres = clouds(), clouds(num_points=4)
-    indices = nearest_points(points, centres, 5)
+def test_neighbors_are_those_of_brute_force():
+    points, centers = clouds(), clouds(num_points=4)
+    indices = nearest_points(points, centers, 5)
     for b in range(3):
         for g in range(4):
-            order = sorted(range(40), key=lambda i: (points[b, i] - centres[b, g]).square().sum().item())
+            order = sorted(range(40), key=lambda i: (points[b, i] - centers[b, g]).square().sum().item())
             assert set(indices[b, g].tolist()) == set(order[:5])
 
 
-def test_neighbours_are_exact_far_from_the_origin():
+def test_neighbors_are_exact_far_from_the_origin():
     """Where products of matrices in float32 would lose them."""
     points = clouds(1, 64, dtype=torch.float32) * 1e-2
     far = points + 100
-    centres = far[:, :5]
-    expected = (centres[:, :, None].double() - far[:, None].double()).square().sum(-1).topk(6, largest=False).values
-    chosen = nearest_points(far, centres, 6)
-    actual = (centres[:, :, None] - far[0][chosen[0]][None]).double().square().sum(-1).sort().values
+    centers = far[:, :5]
+    expected = (centers[:, :, None].double() - far[:, None].double()).square().sum(-1).topk(6, largest=False).values
+    chosen = nearest_points(far, centers, 6)
+    actual = (centers[:, :, None] - far[0][chosen[0]][None]).double().square().sum(-1).sort().values
     torch.testing.assert_close(actual, expected)
 
 
-def test_groups_hold_the_centre_and_features_as_they_are():
+def test_groups_hold_the_center_and_features_as_they_are():
     embeddings = make(num_channels=5).point_vit.embeddings
     points = clouds(channels=5)
-    groups, centres = embeddings.group(points)
-    assert groups.shape == (3, 6, 8, 5) and centres.shape == (3, 6, 3)
-    assert torch.equal(centres[:, 0], points[:, 0, :3])
+    groups, centers = embeddings.group(points)
+    assert groups.shape == (3, 6, 8, 5) and centers.shape == (3, 6, 3)
+    assert torch.equal(centers[:, 0], points[:, 0, :3])
     assert (groups[..., :3].norm(dim=-1).amin(-1) == 0).all()
-    rows = torch.cat([groups[..., :3] + centres[:, :, None], groups[..., 3:]], -1).flatten(1, 2)
+    rows = torch.cat([groups[..., :3] + centers[:, :, None], groups[..., 3:]], -1).flatten(1, 2)
     assert ((rows[:, :, None] - points[:, None]).abs().amax(-1).amin(-1) < 1e-12).all()
 
 
@@ -97,7 +97,7 @@ def test_tokens_are_a_pointnet_per_group_with_a_position():
     """The same, written out for one group at a time."""
     embeddings = make().point_vit.embeddings
     points = clouds(2)
-    groups, centres = embeddings.group(points)
+    groups, centers = embeddings.group(points)
     tokens = embeddings(points)
 
     def apply(layers, x):
@@ -111,7 +111,7 @@ def test_tokens_are_a_pointnet_per_group_with_a_position():
             features = apply(embeddings.patch_embeddings.first, groups[b, g])
             context = features.max(0).values[None].repeat(8, 1)
             content = apply(embeddings.patch_embeddings.second, torch.cat([context, features], 1)).max(0).values
-            assert relative_error(tokens[b, g + 1], content + embeddings.position_embeddings(centres[b, g])) < 1e-12
+            assert relative_error(tokens[b, g + 1], content + embeddings.position_embeddings(centers[b, g])) < 1e-12
     assert torch.equal(tokens[1, 0], (embeddings.cls_token + embeddings.cls_position)[0, 0])
 
 
@@ -126,11 +126,11 @@ def test_the_order_of_points_and_of_groups_does_not_matter():
 def test_moving_a_cloud_changes_positions_only():
     model, points = make(), clouds()
     embeddings, moved = model.point_vit.embeddings, points + torch.tensor([5.0, -3.0, 1.0], dtype=torch.float64)
-    groups, centres = embeddings.group(points)
-    moved_groups, moved_centres = embeddings.group(moved)
+    groups, centers = embeddings.group(points)
+    moved_groups, moved_centers = embeddings.group(moved)
     contents = [embeddings.patch_embeddings(values) for values in (groups, moved_groups)]
     assert relative_error(*contents) < 1e-12
-    torch.testing.assert_close(moved_centres - centres, (moved - points)[:, :6])
+    torch.testing.assert_close(moved_centers - centers, (moved - points)[:, :6])
     assert relative_error(model(moved).logits, model(points).logits) > 1e-3
 
 
@@ -195,8 +195,8 @@ def test_training_starts_at_random_points_and_evaluation_does_not():
     embeddings, points = make().point_vit.embeddings, clouds(64)
     assert torch.equal(embeddings.group(points)[1], embeddings.group(points)[1])
     embeddings.train()
-    centres = embeddings.group(points)[1][:, 0]
-    starts = (points - centres[:, None]).norm(dim=-1).argmin(-1)
+    centers = embeddings.group(points)[1][:, 0]
+    starts = (points - centers[:, None]).norm(dim=-1).argmin(-1)
     assert len(starts.unique()) > 20
     torch.manual_seed(3)
     first = embeddings.group(points)[1]
@@ -222,9 +222,9 @@ def test_activation_checkpointing_gives_the_same_gradients():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_groups_as_exactly_as_its_points_allow(dtype):
     model, points = make(dtype=dtype), clouds(dtype=dtype)
-    groups, centres = model.point_vit.embeddings.group(points)
+    groups, centers = model.point_vit.embeddings.group(points)
     expected = model.point_vit.embeddings.group(points.double())
-    assert groups.dtype == torch.float32 and torch.equal(centres.double(), expected[1])
+    assert groups.dtype == torch.float32 and torch.equal(centers.double(), expected[1])
     logits = model(points).logits
     assert logits.dtype == dtype and relative_error(logits.double(), model.double()(points.double()).logits) < 0.1
 

@@ -20,17 +20,17 @@ from support.model_tests.base import perturb_, relative_error
 from support.model_tests.equivalence import EquivalenceTests
 from support.model_tests.storage import assert_same_tensors
 from support.repavit_cases import CHANNELS, OTHERS, RePaViTCases
-from support.small_models import BACKBONES
+from support.small_models import SMALL_BACKBONES
 
 
 STAGES = {"swin": ["stage1", "stage2"]}
-WITH_MAPS = [name for name in BACKBONES if name != "poolformer"]
+WITH_MAPS = [name for name in SMALL_BACKBONES if name != "poolformer"]
 
 
 def make_config(backbone: str, **options) -> RePaViTConfig:
     stages = STAGES.get(backbone, ["stem", "stage1", "stage3"])
     return RePaViTConfig(
-        backbone_config={"model_type": backbone, **BACKBONES[backbone]}, out_features=stages, **options
+        backbone_config={"model_type": backbone, **SMALL_BACKBONES[backbone]}, out_features=stages, **options
     )
 
 
@@ -132,7 +132,12 @@ def upernet(backbone: str) -> UperNetForSemanticSegmentation:
 
 def mask2former(backbone: str) -> Mask2FormerForUniversalSegmentation:
     config = RePaViTConfig(
-        backbone_config={**BACKBONES["swin"], "model_type": "swin", "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]},
+        backbone_config={
+            **SMALL_BACKBONES["swin"],
+            "model_type": "swin",
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 1, 2, 2],
+        },
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
     sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 16}
@@ -187,6 +192,6 @@ def test_auto_backbone():
 
 def test_unsupported_maps():
     with pytest.raises(ValueError, match="no feature maps of 'poolformer'"):
-        RePaViTBackbone(RePaViTConfig(backbone_config={"model_type": "poolformer", **BACKBONES["poolformer"]}))
+        RePaViTBackbone(RePaViTConfig(backbone_config={"model_type": "poolformer", **SMALL_BACKBONES["poolformer"]}))
     with pytest.raises(ValueError, match="out_features must be a subset"):
         make_config("swin").out_features = ["stage9"]

@@ -12,14 +12,14 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from fusible import SITES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
+from fusible import BACKBONES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 from support.model_tests.base import perturb_, relative_error
-from support.small_models import BACKBONES, SIZES
+from support.small_models import SIZES, SMALL_BACKBONES
 
 
 def save_dense(backbone: str, folder) -> torch.nn.Module:
-    config = AutoConfig.for_model(backbone, **BACKBONES[backbone])
-    model = AutoModel.from_config(config, **SITES[backbone].model_kwargs)
+    config = AutoConfig.for_model(backbone, **SMALL_BACKBONES[backbone])
+    model = AutoModel.from_config(config, **BACKBONES[backbone].model_kwargs)
     perturb_(model)
     model.save_pretrained(folder)
     return model.eval()
@@ -30,7 +30,7 @@ def batches() -> list[dict[str, torch.Tensor]]:
     return [{"pixel_values": torch.randn(8, 3, 16, 16), "labels": torch.zeros(8)} for _ in range(3)]
 
 
-@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "poolformer"])
+@pytest.mark.parametrize("backbone", [name for name in SMALL_BACKBONES if name != "poolformer"])
 def test_layer_norm_and_no_idle_channels_is_the_dense_model(backbone, tmp_path):
     dense = save_dense(backbone, tmp_path)
     model = RePaViTModel.from_dense(tmp_path, idle_ratio=0, ffn_norm="layer").double().eval()
@@ -39,7 +39,7 @@ def test_layer_norm_and_no_idle_channels_is_the_dense_model(backbone, tmp_path):
         assert relative_error(model(pixels).last_hidden_state, dense.double()(pixels).last_hidden_state) < 1e-9
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", SMALL_BACKBONES)
 def test_calibrated_norms_are_close_to_the_dense_ones(backbone, tmp_path, batches):
     """The error to the dense model, without idle channels, is smaller than from unit statistics."""
     dense = save_dense(backbone, tmp_path)
@@ -72,8 +72,8 @@ def test_statistics_of_the_batch_norms(tmp_path, batches):
     normed = ffn.input_norm(before.float())
     assert relative_error(normed.mean(0), after.mean(0)) < 1e-4
     residual = (after - normed) - (after - normed).mean(0)
-    centred = before - before.mean(0)
-    assert (residual * centred).mean(0).abs().max() < 1e-4, "no slope would be closer"
+    centered = before - before.mean(0)
+    assert (residual * centered).mean(0).abs().max() < 1e-4, "no slope would be closer"
     hidden = torch.randn(50, 64)
     assert relative_error(ffn.hidden_norm(hidden), hidden) < 1e-4, "the second norm changes nothing yet"
 

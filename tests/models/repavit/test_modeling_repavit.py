@@ -4,34 +4,34 @@ import pytest
 import torch
 from transformers import AutoModel, Trainer, TrainingArguments
 
-from fusible import SITES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
+from fusible import BACKBONES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 from fusible.hub.form_facts import form_facts, max_difference
 from support.model_tests.base import perturb_, relative_error
 from support.processes import run_script
 from support.repavit_cases import RePaViTCases
-from support.small_models import BACKBONES, SIZES
+from support.small_models import SIZES, SMALL_BACKBONES
 
 
 class TestRePaViT(RePaViTCases):
     """The shared tests."""
 
 
-@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "poolformer"])  # it has no LayerNorm
+@pytest.mark.parametrize("backbone", [name for name in SMALL_BACKBONES if name != "poolformer"])  # it has no LayerNorm
 def test_without_the_method_it_is_the_stock_model(backbone):
     """LayerNorm and no idle channels: transformers' own class, weight for weight."""
     config = RePaViTConfig(
-        backbone_config={"model_type": backbone, **BACKBONES[backbone]}, idle_ratio=0, ffn_norm="layer"
+        backbone_config={"model_type": backbone, **SMALL_BACKBONES[backbone]}, idle_ratio=0, ffn_norm="layer"
     )
     model = RePaViTModel(config).double().eval()
     stock = AutoModel.from_config(config.backbone_config).double().eval()
-    site = SITES[backbone]
+    spec = BACKBONES[backbone]
     names = {
-        "feed_forward.input_norm": site.ffn_norm,
-        "feed_forward.fc1": f"{site.ffn}.{site.fc1}",
-        "feed_forward.fc2": f"{site.ffn}.{site.fc2}",
-        "feed_forward.scale.weight": site.ffn_scale,  # a bare parameter
-        "feed_forward.scale": site.ffn_scale,
-        "attention_branch_scale": site.attention_scale,
+        "feed_forward.input_norm": spec.ffn_norm,
+        "feed_forward.fc1": f"{spec.ffn}.{spec.fc1}",
+        "feed_forward.fc2": f"{spec.ffn}.{spec.fc2}",
+        "feed_forward.scale.weight": spec.ffn_scale,  # a bare parameter
+        "feed_forward.scale": spec.ffn_scale,
+        "attention_branch_scale": spec.attention_scale,
     }
     weights = {}
     for name, tensor in model.backbone.state_dict().items():
@@ -52,9 +52,9 @@ def test_without_the_method_it_is_the_stock_model(backbone):
         assert relative_error(ours, theirs) < 1e-12
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", SMALL_BACKBONES)
 def test_outputs_that_users_ask_for(backbone):
-    config = RePaViTConfig(backbone_config={"model_type": backbone, **BACKBONES[backbone]}, num_labels=5)
+    config = RePaViTConfig(backbone_config={"model_type": backbone, **SMALL_BACKBONES[backbone]}, num_labels=5)
     config._attn_implementation = "eager"
     model = RePaViTForImageClassification(config).eval()
     assert model.backbone.config._attn_implementation == "eager"
@@ -71,10 +71,10 @@ def test_outputs_that_users_ask_for(backbone):
     assert model(pixels, labels=torch.tensor([0, 4])).loss.ndim == 0
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", SMALL_BACKBONES)
 def test_dummy_inputs_fit(backbone):
     """Cards and `fusible inspect` run the model on them."""
-    model = RePaViTModel(RePaViTConfig(backbone_config={"model_type": backbone, **BACKBONES[backbone]})).eval()
+    model = RePaViTModel(RePaViTConfig(backbone_config={"model_type": backbone, **SMALL_BACKBONES[backbone]})).eval()
     training, fused = form_facts(model, fused=False), form_facts(model, fused=True)
     assert training.parameters == sum(p.numel() for p in model.parameters())
     assert fused.macs < training.macs and fused.num_bytes < training.num_bytes
@@ -86,7 +86,7 @@ def test_dummy_inputs_fit(backbone):
     ("backbone", "option"), [("poolformer", {"use_layer_scale": False}), ("beit", {"layer_scale_init_value": 0.0})]
 )
 def test_backbones_whose_layer_scale_is_off(backbone, option):
-    config = RePaViTConfig(backbone_config={"model_type": backbone, **BACKBONES[backbone], **option})
+    config = RePaViTConfig(backbone_config={"model_type": backbone, **SMALL_BACKBONES[backbone], **option})
     model = RePaViTModel(config).double().eval()
     perturb_(model)
     pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_backbones_whose_layer_scale_is_off(backbone, option):
 @pytest.mark.parametrize("backbone", ["vit", "swin", "poolformer"])
 def test_trainer_decays_no_norms_and_no_biases(backbone, tmp_path):
     """It goes by class and by name, and BatchNorm is only found by name."""
-    config = RePaViTConfig(backbone_config={"model_type": backbone, **BACKBONES[backbone]})
+    config = RePaViTConfig(backbone_config={"model_type": backbone, **SMALL_BACKBONES[backbone]})
     model = RePaViTForImageClassification(config)
     trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
     decayed = set(trainer.get_decay_parameter_names(model))
@@ -110,20 +110,20 @@ def test_trainer_decays_no_norms_and_no_biases(backbone, tmp_path):
             assert f"{name}.weight" not in decayed and f"{name}.bias" not in decayed, name
         if isinstance(module, torch.nn.Linear):
             assert f"{name}.weight" in decayed and f"{name}.bias" not in decayed, name
-    assert in_ffns == 2 * len(list(model.site.blocks(model.backbone)))
+    assert in_ffns == 2 * len(list(model.backbone_spec.blocks(model.backbone)))
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", SMALL_BACKBONES)
 def test_a_classifier_computes_only_the_tokens_it_reads(backbone):
     """The logits are those of the image feature of `RePaViTModel`, which computes all tokens of the last block."""
-    config = RePaViTConfig(backbone_config={"model_type": backbone, **BACKBONES[backbone]}, num_labels=5)
+    config = RePaViTConfig(backbone_config={"model_type": backbone, **SMALL_BACKBONES[backbone]}, num_labels=5)
     model = RePaViTForImageClassification(config).double().eval()
     perturb_(model)
     base = RePaViTModel(config).double().eval()
     base.load_state_dict(model.state_dict(), strict=False)
     pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     tokens = []
-    last = list(model.site.blocks(model.backbone))[-1]
+    last = list(model.backbone_spec.blocks(model.backbone))[-1]
     last.feed_forward.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[1]))
     with torch.no_grad():
         features = base(pixels).pooler_output
@@ -152,7 +152,7 @@ def test_attention_backends_agree():
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     config = RePaViTConfig(backbone_config={"model_type": "vit", **SIZES}, drop_path_rate=0.4)
     model = RePaViTModel(config)
-    rates = [block.drop_path[1].rate for block in model.site.blocks(model.backbone)]
+    rates = [block.drop_path[1].rate for block in model.backbone_spec.blocks(model.backbone)]
     assert rates == pytest.approx([0, 0.2, 0.4])
     drop = model.backbone.layers[2].drop_path.train()
     dropped = drop(torch.ones(20_000, 2, 3))
@@ -168,21 +168,21 @@ def test_batch_norm_sees_all_tokens_and_the_activation_only_the_first_channels()
     ffn = RePaViTModel(config).double().backbone.layers[0].feed_forward.train()
     inputs = torch.randn(4, 5, 16, dtype=torch.float64)
 
-    def normalise(x):
+    def normalize(x):
         flat = x.reshape(-1, x.shape[-1])
         return ((flat - flat.mean(0)) / (flat.var(0, correction=0) + 1e-5).sqrt()).view_as(x)
 
-    hidden = normalise(inputs) @ ffn.fc1.weight.T + ffn.fc1.bias
+    hidden = normalize(inputs) @ ffn.fc1.weight.T + ffn.fc1.bias
     is_active = torch.arange(64) < 16
     hidden = torch.where(is_active, torch.nn.functional.gelu(hidden), hidden)
-    expected = inputs + normalise(hidden) @ ffn.fc2.weight.T + ffn.fc2.bias
+    expected = inputs + normalize(hidden) @ ffn.fc2.weight.T + ffn.fc2.bias
     assert relative_error(ffn(inputs), expected) < 1e-9
     assert relative_error(ffn.input_norm.running_mean, 0.1 * inputs.mean((0, 1))) < 1e-9
 
 
 def test_linear_schedule_mixes_all_fused_forms():
     model = RePaViTModel(TestRePaViT().make_config("vit-linear-batch")).fuse()
-    kinds = [type(block.feed_forward).__name__ for block in model.site.blocks(model.backbone)]
+    kinds = [type(block.feed_forward).__name__ for block in model.backbone_spec.blocks(model.backbone)]
     assert kinds == ["FusedFeedForward", "Linear", "NormedResidual"]
 
 
@@ -196,7 +196,7 @@ def test_fusing_never_makes_a_model_larger(active):
     assert (type(model.fuse().backbone.layers[0].feed_forward).__name__ == "NormedResidual") == (active >= 56)
 
 
-def test_torchs_conversion_to_synchronised_batch_norms_keeps_names():
+def test_torchs_conversion_to_synchronized_batch_norms_keeps_names():
     """`SyncBatchNorm` takes the tokens as the FFN hands them over: one row each."""
     model = RePaViTModel(TestRePaViT().make_config("vit-0.75-batch"))
     names = [*model.state_dict()]
@@ -205,7 +205,7 @@ def test_torchs_conversion_to_synchronised_batch_norms_keeps_names():
     assert relative_error(converted.eval().fuse().backbone.layers[0].feed_forward.shortcut.weight, torch.eye(16)) < 1
 
 
-def test_synchronised_batch_norm_is_a_batch_norm_over_all_processes(tmp_path):
+def test_synchronized_batch_norm_is_a_batch_norm_over_all_processes(tmp_path):
     """Against torch's BatchNorm on the rows of both processes; the script also recomputes its forward pass."""
     run_script("sync_batch_norm.py", tmp_path, num_processes=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]

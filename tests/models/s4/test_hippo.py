@@ -9,7 +9,7 @@ from fusible.models.s4.hippo import (
     MEASURES,
     StateSpace,
     diagonal,
-    diagonalise,
+    diagonalize,
     hippo,
     initial_state_space,
     low_rank_correction,
@@ -81,15 +81,15 @@ def resolvent(system: StateSpace, c: torch.Tensor, at: complex) -> torch.Tensor:
 @pytest.mark.parametrize("state_size", [4, 16, 64])
 def test_diagonal_plus_low_rank_is_the_same_system(measure, state_size):
     matrix, b = hippo(measure, state_size)
-    system = diagonalise(measure, state_size, rank=2, b_clip=None)
+    system = diagonalize(measure, state_size, rank=2, b_clip=None)
     for at in (0.3 + 0.7j, 1.0 + 40j):
         expected = b.to(torch.complex128) @ torch.linalg.solve(at * torch.eye(state_size) - matrix, b + 0j)
         torch.testing.assert_close(resolvent(system, system.b, at), expected)
 
 
 def test_figures_of_the_authors():
-    """Of their initialisation; the sign of an eigenvector is theirs or not, which changes nothing."""
-    system = diagonalise("legs", 4)
+    """Of their initialization; the sign of an eigenvector is theirs or not, which changes nothing."""
+    system = diagonalize("legs", 4)
     torch.testing.assert_close(
         system.a, torch.tensor([-0.5 - 4.6033j, -0.5 - 0.5565j]) + 0j, atol=1e-4, rtol=0, check_dtype=False
     )
@@ -99,10 +99,10 @@ def test_figures_of_the_authors():
     torch.testing.assert_close(
         system.b, torch.tensor([0.2870 + 2j, 0.6462 + 0.7193j]), atol=1e-4, rtol=0, check_dtype=False
     )
-    system = diagonalise("legs", 64)
+    system = diagonalize("legs", 64)
     assert system.a.imag[[0, 1, 2, -1]].tolist() == pytest.approx([-1303.27, -433.03, -258.15, -0.2639], rel=2e-4)
     assert int((system.b.imag.abs() == 2).sum()) == 11
-    assert diagonalise("legs", 64, b_clip=None).b.imag.abs().max().item() == pytest.approx(40.75, rel=1e-4)
+    assert diagonalize("legs", 64, b_clip=None).b.imag.abs().max().item() == pytest.approx(40.75, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_kinds_share_the_copies_in_contiguous_parts():
     system = initial_state_space(["legs", "fout"], 8, 6, rank=2)
     assert system.a.shape == system.b.shape == (6, 4) and system.p.shape == (2, 6, 4)
     for copy in range(6):
-        single = diagonalise("legs" if copy < 3 else "fout", 8, 2)
+        single = diagonalize("legs" if copy < 3 else "fout", 8, 2)
         assert torch.equal(system.a[copy], single.a) and torch.equal(system.p[:, copy], single.p)
     assert initial_state_space("legt", 8, 1, rank=1, low_rank=False).a.shape == (1, 4)
 
@@ -140,7 +140,7 @@ def test_kinds_share_the_copies_in_contiguous_parts():
     ("make", "message"),
     [
         (lambda: hippo("legz", 4), "Unknown measure 'legz'; known are legs"),
-        (lambda: diagonal("linear", 4), "Unknown initialisation 'linear'; known are legs, legt, fout, lagt, lin"),
+        (lambda: diagonal("linear", 4), "Unknown initialization 'linear'; known are legs, legt, fout, lagt, lin"),
         (lambda: initial_state_space("legt", 4, 1), "'legt' needs rank 2; it is 1"),
         (lambda: initial_state_space(["legs", "lin"], 4, 3), "3 state spaces cannot be shared equally"),
     ],

@@ -234,7 +234,7 @@ def test_tied_embeddings(is_tied, tmp_path):
 
     model = make_lm(tie_word_embeddings=is_tied).float()
     ids = torch.randint(13, (2, 9))
-    hidden_states = model.encode(ids)[0]
+    hidden_states = model._forward_backbone(ids)[0]
     weight = model.embeddings.weight if is_tied else model.lm_head.weight
     torch.testing.assert_close(model(ids).logits, hidden_states @ weight.T)
     for form in (model, model.fuse()):
@@ -516,7 +516,9 @@ def test_pairs_of_documents():
     ids = torch.randint(7, (4, 2, 9))
     mask = torch.ones_like(ids)
     mask[1, 0, 5:] = mask[2, 1, 3:] = 0
-    one, two = (model.pool(model.encode(ids[:, i], attention_mask=mask[:, i])[0], mask[:, i]) for i in range(2))
+    one, two = (
+        model.pool(model._forward_backbone(ids[:, i], attention_mask=mask[:, i])[0], mask[:, i]) for i in range(2)
+    )
     expected = model.classifier(torch.cat([one, two, one - two, one * two], dim=-1))
     outputs = model(ids, mask, labels=torch.tensor([0, 1, 2, 0]))
     torch.testing.assert_close(outputs.logits, expected)

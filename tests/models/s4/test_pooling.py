@@ -50,14 +50,14 @@ def run_layers(layers, inputs: torch.Tensor) -> torch.Tensor:
     return inputs
 
 
-def nested(layers, inputs: torch.Tensor, centre: int) -> torch.Tensor:
+def nested(layers, inputs: torch.Tensor, center: int) -> torch.Tensor:
     """Each pair of mirror images is a residual block around everything inside."""
-    if len(layers) == centre:
+    if len(layers) == center:
         return inputs + run_layers(layers, inputs)
     first, *inside, last = layers
     if isinstance(first, S4DownPool):
-        return inputs + pool_up(last, nested(inside, pool_down(first, inputs), centre), inputs.shape[1])
-    return inputs + run_layers([last], nested(inside, run_layers([first], inputs), centre))
+        return inputs + pool_up(last, nested(inside, pool_down(first, inputs), center), inputs.shape[1])
+    return inputs + run_layers([last], nested(inside, run_layers([first], inputs), center))
 
 
 def staged(layers, inputs: torch.Tensor, count: int, depth: int) -> torch.Tensor:

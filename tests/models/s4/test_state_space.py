@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusible import S4Config
-from fusible.models.s4.diagonalization import to_modes
+from fusible.models.s4.diagonalization import to_modal_form
 from fusible.models.s4.recurrence import S4Recurrence
 from fusible.models.s4.state_space import INVERSES, TRANSFORMS, S4StateSpace, long_convolution
 
@@ -71,7 +71,7 @@ def matrices(layer: S4StateSpace, head: int) -> tuple[torch.Tensor, torch.Tensor
     elif config.disc == "zoh":
         transition = torch.diag(step.diagonal().exp())
         b = b * (step.diagonal().exp() - 1) / a
-    else:  # a softmax-like normalisation over l_max steps, and the real part only
+    else:  # a softmax-like normalization over l_max steps, and the real part only
         transition = torch.diag(step.diagonal().exp())
         total = (torch.exp(step.diagonal() * l_max) - 1) * a
         b = b * (step.diagonal().exp() - 1) / 2 * total.conj() / (total.abs() ** 2 + 1e-7)
@@ -182,7 +182,7 @@ def test_a_state_of_the_training_form_in_the_modes_of_the_inference_form():
     start = torch.randn(2, HEADS, 4, 2, dtype=torch.float64)
     fused = layer.fuse()
     assert fused.num_dense_heads == 0
-    to_pairs = to_modes(*layer.recurrence())[3]
+    to_pairs = to_modal_form(*layer.recurrence())[3]
     moved = torch.einsum("hij,bhj->bhi", to_pairs, start.flatten(2)).view_as(start)
     assert_equal(fused(inputs, moved)[0].detach(), layer(inputs, start)[0].detach())
 

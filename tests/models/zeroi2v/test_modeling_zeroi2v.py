@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModel, AutoModelForVideoClassification, CLIPConfig, CLIPModel
 
-from fusible import SITES, ZeroI2VConfig, ZeroI2VForVideoClassification, ZeroI2VModel
+from fusible import BACKBONES, ZeroI2VConfig, ZeroI2VForVideoClassification, ZeroI2VModel
 from fusible.hub.form_facts import count_parameters, form_facts, max_difference
 from fusible.models.zeroi2v.attention import ShiftedLinear
 from support.model_tests import FusibleTesterMixin
@@ -19,7 +19,7 @@ from support.small_models import SIZES as REPAVIT_SIZES
 
 
 SIZES = REPAVIT_SIZES | {"num_hidden_layers": 2, "num_attention_heads": 4}
-BACKBONES = {name: SIZES for name, site in SITES.items() if site.takes_frames} | {
+SMALL_BACKBONES = {name: SIZES for name, spec in BACKBONES.items() if spec.supports_frame_batches} | {
     "dinov2": SIZES | {"mlp_ratio": 4, "layerscale_value": 0.7},
     "dinov2_with_registers": SIZES | {"mlp_ratio": 4, "layerscale_value": 0.7, "num_register_tokens": 2},
     "dinov3_vit": SIZES | {"layerscale_value": 0.7, "mlp_bias": False, "num_register_tokens": 1},
@@ -42,7 +42,7 @@ NO_BIASES = {"query_bias": False, "key_bias": False, "value_bias": False, "proj_
 
 
 def backbone_of(name: str, **options) -> dict:
-    return {"model_type": name, **BACKBONES[name], **options}
+    return {"model_type": name, **SMALL_BACKBONES[name], **options}
 
 
 def videos(config: ZeroI2VConfig, batch_size: int = 2, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -59,7 +59,7 @@ def make(backbone: str = "clip_vision_model", model_class=ZeroI2VModel, **option
 class TestZeroI2V(FusibleTesterMixin):
     model_classes = (ZeroI2VModel, ZeroI2VForVideoClassification)
     cases = (
-        *(f"{name}-auto" for name in BACKBONES),
+        *(f"{name}-auto" for name in SMALL_BACKBONES),
         *(f"{name}-half" for name in ("clip_vision_model", "swin", "beit")),
         *(f"{name}-far" for name in ("vit", "dinov3_vit")),
     )
@@ -134,7 +134,7 @@ class Gather(nn.Module):
 
 def stock_of(fused: ZeroI2VModel) -> nn.Module:
     """transformers' own image model with the weights of an inference form, name by name and shape by shape."""
-    stock = AutoModel.from_config(fused.config.backbone_config, **fused.site.model_kwargs).double().eval()
+    stock = AutoModel.from_config(fused.config.backbone_config, **fused.backbone_spec.model_kwargs).double().eval()
     weights = fused.backbone.state_dict()
     del weights["embeddings.temporal_embedding"]
     stock.load_state_dict(weights, strict=True)
@@ -144,16 +144,16 @@ def stock_of(fused: ZeroI2VModel) -> nn.Module:
 @pytest.mark.parametrize(
     ("num_frames", "offsets"), [(3, [-1, 1]), (5, [-2, 3]), (2, [5, -1])], ids=["near", "far", "outside"]
 )
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", SMALL_BACKBONES)
 @torch.no_grad()
 def test_inference_form_is_the_stock_model_with_frames_exchanged(backbone, num_frames, offsets):
     """The whole model against transformers' own with the same state dict, whose attentions get frames gathered."""
     fused = make(backbone, num_frames=num_frames, temporal_offsets=offsets).fuse()
-    stock, site, pixels = stock_of(fused), fused.site, videos(fused.config)
-    for block in site.blocks(stock):
-        attention = block.get_submodule(site.projections)
-        reference = FrameByFrame(attention, site.attention_output, offsets, num_frames, batch_size=2)
-        block.set_submodule(site.projections, reference)
+    stock, spec, pixels = stock_of(fused), fused.backbone_spec, videos(fused.config)
+    for block in spec.blocks(stock):
+        attention = block.get_submodule(spec.projections)
+        reference = FrameByFrame(attention, spec.attention_output, offsets, num_frames, batch_size=2)
+        block.set_submodule(spec.projections, reference)
     temporal = fused.backbone.embeddings.temporal_embedding[0].repeat(2, 1)[:, None]
 
     def add(module, inputs, outputs):
@@ -162,14 +162,14 @@ def test_inference_form_is_the_stock_model_with_frames_exchanged(backbone, num_f
     stock.embeddings.register_forward_hook(add)
     expected = stock(pixels.flatten(0, 1))
     actual = fused(pixels)
-    features = site.pool(expected).unflatten(0, (2, num_frames))
+    features = spec.pool(expected).unflatten(0, (2, num_frames))
     assert relative_error(actual.frame_features, features) < 1e-9
     assert relative_error(actual.pooler_output, features.mean(1)) < 1e-9
     tokens = expected.last_hidden_state.unflatten(0, (2, num_frames)).flatten(1, 2)
     assert relative_error(actual.last_hidden_state, tokens) < 1e-9
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", SMALL_BACKBONES)
 @torch.no_grad()
 def test_one_frame_is_the_image_model(backbone):
     fused = make(backbone, num_frames=1, temporal_offsets=[-1, [1, 2]]).fuse()
@@ -177,7 +177,9 @@ def test_one_frame_is_the_image_model(backbone):
     pixels = videos(fused.config)
     expected = stock_of(fused)(pixels[:, 0])
     actual = fused(pixels)
-    assert relative_error(actual.pooler_output, fused.site.pool(expected)) < 1e-14  # siglip's has a faster kernel
+    assert (
+        relative_error(actual.pooler_output, fused.backbone_spec.pool(expected)) < 1e-14
+    )  # siglip's has a faster kernel
     assert torch.equal(actual.last_hidden_state, expected.last_hidden_state)
 
 
@@ -252,10 +254,10 @@ def test_folding_needs_no_bias_that_the_image_model_has_not(backbone, options):
 def test_adapters_have_biases_where_they_can_be_folded():
     def biases(backbone, **options):
         block = next(
-            SITES[backbone].blocks(ZeroI2VModel(ZeroI2VConfig(backbone_config=backbone_of(backbone, **options))))
+            BACKBONES[backbone].blocks(ZeroI2VModel(ZeroI2VConfig(backbone_config=backbone_of(backbone, **options))))
         )
-        site = SITES[backbone]
-        parts = [block.get_submodule(path) for path in (site.projections, site.ffn)]
+        spec = BACKBONES[backbone]
+        parts = [block.get_submodule(path) for path in (spec.projections, spec.ffn)]
         return [a.up.bias is not None for part in parts for a in (part.adapter_before, part.adapter_after)]
 
     assert biases("clip_vision_model") == biases("beit") == [True] * 4
@@ -269,7 +271,7 @@ def trainable(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", SMALL_BACKBONES)
 def test_only_the_new_parts_and_the_last_norm_train(backbone, tmp_path):
     model = make(backbone, ZeroI2VForVideoClassification, num_frames=3)
     expected = {name for name, _ in model.named_parameters() if "adapter_" in name or "temporal_embedding" in name}
@@ -412,8 +414,8 @@ class TestImageModels:
         pixels = videos(model.config, dtype=torch.float32)
         dense = AutoModel.from_pretrained(image_model).eval()
         dense = dense.get_submodule("vision_model") if isinstance(dense, CLIPModel) else dense
-        features = model.site.pool(dense(pixels.flatten(0, 1))).unflatten(0, (2, 3))
-        assert relative_error(model.encode(pixels).frame_features, features) < 1e-6
+        features = model.backbone_spec.pool(dense(pixels.flatten(0, 1))).unflatten(0, (2, 3))
+        assert relative_error(model._forward_backbone(pixels).frame_features, features) < 1e-6
         assert trainable(model) == set(model.trained_parameters())
         assert ZeroI2VModel.from_dense(image_model, temporal_offsets="auto").config.num_frames == 8
 
@@ -435,7 +437,7 @@ class TestImageModels:
         pixels = videos(model.config, dtype=torch.float32)
         assert torch.equal(loaded(pixels).logits, model(pixels).logits)
         headless = ZeroI2VModel.from_dense(image_model, adapter=folder)
-        assert torch.equal(headless.eval()(pixels).pooler_output, model.encode(pixels).pooler_output)
+        assert torch.equal(headless.eval()(pixels).pooler_output, model._forward_backbone(pixels).pooler_output)
 
     def test_dtype(self, image_model):
         model = ZeroI2VModel.from_dense(image_model, num_frames=3, dtype=torch.bfloat16)

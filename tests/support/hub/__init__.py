@@ -12,7 +12,7 @@ with Hub(tmp_path) as hub:
     assert hub.files("alice/vit")["model.safetensors"].size == 14_600_000
 ```
 
-What it cannot show is that huggingface.co behaves the same: statuses, headers and messages are modelled on what the
+What it cannot show is that huggingface.co behaves the same: statuses, headers and messages are modeled on what the
 client reads. It has no organizations, no discussions (so pull requests are not merged, and `upload_folder` cannot
 open one with xet on), no search, no pages of results, no rights finer than reader and owner, and no rate limits.
 Chunks that travel by xet do not cross it, so no failure can be injected there, and one client process at a time can

@@ -1,5 +1,5 @@
 """
-A synchronised BatchNorm over the two processes of `torchrun`, which have three and five rows.
+A synchronized BatchNorm over the two processes of `torchrun`, which have three and five rows.
 
 Usage: sync_batch_norm.py FOLDER. Each process writes rank<i>.pt: its rows, outputs, gradients and statistics.
 """

@@ -58,7 +58,7 @@ class RandAugment:
             (2); `p` probability of each (0.5); `mstd` deviation of a normal magnitude (0); `inc1` for operations all
             of which grow with the magnitude: otherwise enhancements go from 0.1 to 1.9, and posterizing and
             solarizing are strongest at 0. For videos `mstd` is 0.5 and `inc` is 1.
-        fill: colour of what geometric operations leave empty, from 0 to 255 per channel; for videos, black.
+        fill: color of what geometric operations leave empty, from 0 to 255 per channel; for videos, black.
         resample: of geometric operations; `None` takes bilinear or bicubic at random, for pictures.
         video: no operation twice and none of `solarize_add`, solarizing inverts all but black, and bilinear geometry.
 

@@ -21,7 +21,7 @@ def _row(row: Mapping[str, Any], processor: Any, image: str, label_map: str, fli
     if float(torch.rand(())) < flip:
         picture, classes = ImageOps.mirror(picture), ImageOps.mirror(classes)
     pixels = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-    # by ourselves: some processors of transformers mix the numbers of neighbouring classes
+    # by ourselves: some processors of transformers mix the numbers of neighboring classes
     labels = np.array(classes.resize((pixels.shape[2], pixels.shape[1]), Image.Resampling.NEAREST), dtype=np.int64)
     if getattr(processor, "do_reduce_labels", False):  # where 0 is no class
         labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)

@@ -1,5 +1,5 @@
 """
-Labelled point clouds: generated shapes, and the usual files.
+Labeled point clouds: generated shapes, and the usual files.
 
 Files are HDF5 (`.h5`) with `data` `[clouds, points, channels]` (floating-point, coordinates first) and `label`
 `[clouds]` or `[clouds, 1]` (integers), as ModelNet40 and ScanObjectNN are published, or NumPy's `.npz` with the same
@@ -104,7 +104,7 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def load_point_clouds(*files: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Labelled clouds of one or more files, one after the other; formats are told apart by the files' endings.
+    Labeled clouds of one or more files, one after the other; formats are told apart by the files' endings.
 
     Returns:
         Points `[clouds, points, channels]` (float32) and labels `[clouds]` (int64).

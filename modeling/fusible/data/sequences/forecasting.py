@@ -29,7 +29,7 @@ def load_arrays(folder: str | os.PathLike, split: str) -> StackDataset:
 
 class Forecasts(torch.utils.data.Dataset):
     """
-    All windows of a table of measurements, normalised by mean and deviation of its first rows.
+    All windows of a table of measurements, normalized by mean and deviation of its first rows.
 
     Rows have `past_values` `[context, columns]`, `future_values` `[horizon, columns]` (float32) and `time_features`
     `[context + horizon, features]` (int64), which are the first ones of `CALENDAR`.

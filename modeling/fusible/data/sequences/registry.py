@@ -84,7 +84,7 @@ def sequential_cifar10(
     train_split: str = "train",
     eval_split: str = "test",
 ) -> DataBundle:
-    """CIFAR-10, normalised as by the authors; gray as in the Long Range Arena, or in colour."""
+    """CIFAR-10, normalized as by the authors; gray as in the Long Range Arena, or in color."""
     mean, std = CIFAR_GRAY if gray else CIFAR_COLOR
     train, test = (
         load_pixels(path, split, image="img", gray=gray, mean=mean, std=std) for split in (train_split, eval_split)

@@ -147,7 +147,7 @@ def read_frames(
 
 def write_video(file: str | os.PathLike, frames: np.ndarray, fps: int = 8) -> None:
     """
-    Writes RGB frames `[frames, height, width, 3]` (uint8) losslessly: H.264 with quantiser 0 and no colour conversion.
+    Writes RGB frames `[frames, height, width, 3]` (uint8) losslessly: H.264 with quantizer 0 and no color conversion.
 
     Raises:
         ImportError: if PyAV is not installed.

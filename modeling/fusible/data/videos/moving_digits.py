@@ -84,7 +84,7 @@ def still_digits(
     images_per_digit: int | None = None,
 ) -> StackDataset:
     """
-    Digits at random places, to recognise: what an image model learns before it is to see motion.
+    Digits at random places, to recognize: what an image model learns before it is to see motion.
 
     Returns:
         Rows for `Trainer`: `pixel_values` `[3, size, size]` (float32, minus `mean`, divided by `std`) and `labels`,

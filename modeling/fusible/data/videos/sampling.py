@@ -1,4 +1,4 @@
-"""Which frames of a video a model sees: clips of neighbouring frames, or frames spread over the whole video."""
+"""Which frames of a video a model sees: clips of neighboring frames, or frames spread over the whole video."""
 
 from dataclasses import dataclass
 from typing import Literal

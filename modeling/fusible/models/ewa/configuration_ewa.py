@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ...core.backbone_configuration import BackboneFusibleConfig
-from ...core.backbones import site_of
+from ...core.backbones import backbone_spec
 
 
 @strict
@@ -51,7 +51,7 @@ class EWAConfig(BackboneFusibleConfig):
 
     model_type = "ewa"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
-    free_fields: ClassVar[frozenset[str]] = frozenset(
+    non_structural_fields: ClassVar[frozenset[str]] = frozenset(
         {
             "expert_init",
             "partition",
@@ -77,7 +77,7 @@ class EWAConfig(BackboneFusibleConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.backbone_config, dict) and "vision_config" not in self.backbone_config:
-            site_of(self.backbone_config)
+            backbone_spec(self.backbone_config)
         has_labels = self.id2label is not None or "num_labels" in kwargs
         super().__post_init__(**kwargs)
         dense = cast(PreTrainedConfig, self.backbone_config)
@@ -89,7 +89,7 @@ class EWAConfig(BackboneFusibleConfig):
     def validate_architecture(self) -> None:
         """Raises `ValueError` for an unknown backbone and for options outside their range."""
         super().validate_architecture()
-        site_of(self.backbone_config)
+        backbone_spec(self.backbone_config)
         n = self.num_experts
         if self.fused:
             raise ValueError(

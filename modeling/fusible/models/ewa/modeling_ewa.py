@@ -13,7 +13,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from transformers.utils import ModelOutput
 
 from ..._auto import auto_class_of
-from ...core.backbones import site_of
+from ...core.backbones import backbone_spec
 from ...core.dense import LABEL_OPTIONS, load_dense, split_options
 from ...core.modeling import FusiblePreTrainedModel
 from .callback import EWACallback
@@ -52,15 +52,15 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         inner.label2id = config.label2id
         inner.problem_type = config.problem_type
         inner.architectures = inner.architectures or []  # the Auto classes cannot choose between two of them without
-        site = site_of(inner)
+        spec = backbone_spec(inner)
         self.model = getattr(transformers, auto_class_of(type(self))).from_config(inner) if dense is None else dense
         config.backbone_config = self.model.config
         self.main_input_name = self.model.main_input_name
-        blocks = list(site.blocks(self.model))
+        blocks = list(spec.blocks(self.model))
         for number in config.expert_layers_of(len(blocks)):
-            parent, _, name = f"{site.ffn}".rpartition(".")
+            parent, _, name = f"{spec.ffn}".rpartition(".")
             owner = blocks[number].get_submodule(parent)
-            setattr(owner, name, self._make_experts(getattr(owner, name), site.channels_first))
+            setattr(owner, name, self._make_experts(getattr(owner, name), spec.channels_first))
         self.post_init()
 
     def _make_experts(self, ffn: nn.Module, channels_first: bool) -> nn.Module:
@@ -80,7 +80,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
 
     @torch.no_grad()
     def _draw_(self, layer: ExpertLinear, rescale: float) -> None:
-        """Gives each expert its own weights, from the plain model's initialisation."""
+        """Gives each expert its own weights, from the plain model's initialization."""
         for expert in layer.weight:
             linear = nn.Linear(expert.shape[1], expert.shape[0], bias=layer.bias is not None, device=expert.device)
             self.model._init_weights(linear)
@@ -149,7 +149,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random inputs of the configured size, always the same ones."""
-        return site_of(self.model.config).dummy_inputs(self.model)
+        return backbone_spec(self.model.config).dummy_inputs(self.model)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -189,7 +189,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         """The router's, see `router_loss`."""
         return None if self.config.router is None else self.router_loss
 
-    def run(self, **inputs: Any) -> Any:
+    def _forward_backbone(self, **inputs: Any) -> Any:
         """The plain model's outputs; in training the router's loss is in the loss."""
         outputs = self.model(**{name: value for name, value in inputs.items() if value is not None})
         if self.config.router is not None and self.training and isinstance(outputs, ModelOutput) and "loss" in outputs:
@@ -212,11 +212,11 @@ class EWAModel(EWAPreTrainedModel):
     ) -> Any:
         """
         Args:
-            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            pixel_values: `[batch, channels, height, width]`, normalized by the image processor.
             points: `[batch, points, channels]`, instead of images, for models of point clouds.
             **kwargs: what else the plain model takes.
         """
-        return self.run(pixel_values=pixel_values, points=points, **kwargs)
+        return self._forward_backbone(pixel_values=pixel_values, points=points, **kwargs)
 
 
 class EWAForImageClassification(EWAPreTrainedModel):
@@ -231,12 +231,12 @@ class EWAForImageClassification(EWAPreTrainedModel):
     ) -> Any:
         """
         Args:
-            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            pixel_values: `[batch, channels, height, width]`, normalized by the image processor.
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
             points: `[batch, points, channels]`, instead of images, for models of point clouds.
             **kwargs: what else the plain model takes.
         """
-        return self.run(pixel_values=pixel_values, labels=labels, points=points, **kwargs)
+        return self._forward_backbone(pixel_values=pixel_values, labels=labels, points=points, **kwargs)
 
 
 class EWAForSemanticSegmentation(EWAPreTrainedModel):
@@ -249,11 +249,11 @@ class EWAForSemanticSegmentation(EWAPreTrainedModel):
     ) -> Any:
         """
         Args:
-            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            pixel_values: `[batch, channels, height, width]`, normalized by the image processor.
             labels: `[batch, height, width]` class ids (int64).
             **kwargs: what else the plain model takes.
         """
-        return self.run(pixel_values=pixel_values, labels=labels, **kwargs)
+        return self._forward_backbone(pixel_values=pixel_values, labels=labels, **kwargs)
 
 
 class EWAForMaskedImageModeling(EWAPreTrainedModel):
@@ -264,11 +264,11 @@ class EWAForMaskedImageModeling(EWAPreTrainedModel):
     ) -> Any:
         """
         Args:
-            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            pixel_values: `[batch, channels, height, width]`, normalized by the image processor.
             bool_masked_pos: `[batch, patches]`, which patches are masked.
             **kwargs: what else the plain model takes.
         """
-        return self.run(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
+        return self._forward_backbone(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
 
 
 __all__ = [

@@ -8,7 +8,7 @@ from ...core.configuration import PortableConfig
 @strict
 class PointViTConfig(PortableConfig):
     r"""
-    A vision Transformer whose tokens are groups of neighbouring points, as in Point-BERT (arXiv 2111.14819) and
+    A vision Transformer whose tokens are groups of neighboring points, as in Point-BERT (arXiv 2111.14819) and
     Point-MAE (arXiv 2203.06604). The defaults are theirs; options that are not listed are those of `ViTConfig`.
 
     Args:

@@ -42,26 +42,26 @@ def farthest_point_sample(coordinates: torch.Tensor, num_samples: int, start: to
 
 
 @torch.no_grad()
-def nearest_points(coordinates: torch.Tensor, centres: torch.Tensor, num_neighbours: int) -> torch.Tensor:
+def nearest_points(coordinates: torch.Tensor, centers: torch.Tensor, num_neighbors: int) -> torch.Tensor:
     """
     Args:
         coordinates: `[batch, points, 3]`, float32 or float64.
-        centres: `[batch, groups, 3]`.
-        num_neighbours: at most the number of points.
+        centers: `[batch, groups, 3]`.
+        num_neighbors: at most the number of points.
 
     Returns:
-        `[batch, groups, num_neighbours]` (int64), in no particular order.
+        `[batch, groups, num_neighbors]` (int64), in no particular order.
     """
     # products of matrices would be less exact, the more so the farther the cloud is from the origin
-    distances = torch.cdist(centres, coordinates, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.topk(num_neighbours, largest=False, sorted=False).indices
+    distances = torch.cdist(centers, coordinates, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.topk(num_neighbors, largest=False, sorted=False).indices
 
 
 class PointLinear(nn.Linear):
     """
     A linear layer of the embedding, which starts from torch's initial weights.
 
-    ViT's are smaller and have no bias; a LayerNorm after them would hide how far a point is from its centre.
+    ViT's are smaller and have no bias; a LayerNorm after them would hide how far a point is from its center.
     """
 
 
@@ -91,7 +91,7 @@ class PointViTPatchEmbeddings(nn.Module):
 
 
 class PointViTEmbeddings(nn.Module):
-    """Groups of points around sampled centres as tokens, with an MLP of the centres for position embedding."""
+    """Groups of points around sampled centers as tokens, with an MLP of the centers for position embedding."""
 
     def __init__(self, config: PointViTConfig) -> None:
         super().__init__()
@@ -126,28 +126,28 @@ class PointViTEmbeddings(nn.Module):
             points: `[batch, points, channels]`.
 
         Returns:
-            Groups `[batch, num_groups, group_size, channels]`, whose coordinates are relative to their centres, and
-            centres `[batch, num_groups, 3]`; both float32, or float64 if the points are.
+            Groups `[batch, num_groups, group_size, channels]`, whose coordinates are relative to their centers, and
+            centers `[batch, num_groups, 3]`; both float32, or float64 if the points are.
         """
         if points.dtype != torch.float64:
-            points = points.float()  # in half precision, neighbours would be confused
+            points = points.float()  # in half precision, neighbors would be confused
         coordinates, features = points[..., :3], points[..., 3:]
         start = torch.zeros(len(points), dtype=torch.int64, device=points.device)
         if self.training:
             start = torch.randint_like(start, points.shape[1])
-        centres = gather_points(
+        centers = gather_points(
             coordinates, farthest_point_sample(coordinates.detach(), self.config.num_groups, start)
         )
-        indices = nearest_points(coordinates, centres, self.config.group_size)
-        relative = gather_points(coordinates, indices) - centres[:, :, None]
-        return torch.cat([relative, gather_points(features, indices)], dim=-1), centres
+        indices = nearest_points(coordinates, centers, self.config.group_size)
+        relative = gather_points(coordinates, indices) - centers[:, :, None]
+        return torch.cat([relative, gather_points(features, indices)], dim=-1), centers
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
         """`[batch, points, channels]` to `[batch, 1 + num_groups, hidden_size]`, the class token first."""
         self.check(points)
-        groups, centres = self.group(points)
+        groups, centers = self.group(points)
         dtype = self.cls_token.dtype
-        tokens = self.patch_embeddings(groups.to(dtype)) + self.position_embeddings(centres.to(dtype))
+        tokens = self.patch_embeddings(groups.to(dtype)) + self.position_embeddings(centers.to(dtype))
         class_token = (self.cls_token + self.cls_position).expand(len(tokens), -1, -1)
         return self.dropout(torch.cat([class_token, tokens], dim=1))
 

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...core.backbones import Site
+from ...core.backbones import BackboneSpec
 from ...core.batch_norm import RecomputeSafeBatchNorm1d, RecomputeSafeSyncBatchNorm
 from ...core.fusion import make_linear
 from ...core.subclassing import mix_in_
 from .configuration_repavit import RePaViTConfig
-from .feed_forward import IdleFeedForward
+from .feed_forward import ChannelIdleFeedForward
 
 
 class ChannelScale(nn.Module):
@@ -27,7 +27,7 @@ class ChannelScale(nn.Module):
         return branch * (self.weight[:, None, None] if self.channels_first else self.weight)
 
 
-class Nothing(nn.Module):
+class ZeroBranch(nn.Module):
     """In the place of a block's FFN: adds zero to the residual stream."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -51,25 +51,25 @@ def attend_from_class_token(attention: nn.Module, output: str, hidden_states: to
 class RePaBlock(GradientCheckpointingLayer):
     """Forward of a pre-norm block whose FFN sub-layer contains the shortcut; mixed into the backbone's block class."""
 
-    site: Site
+    backbone_spec: BackboneSpec
     attention_branch_scale: nn.Module
     drop_path: nn.Module
     feed_forward: nn.Module
     is_last: bool
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, class_token_only: bool = False, **kwargs: Any) -> Any:
-        normed = self.get_submodule(self.site.attention_norm)(hidden_states)
-        attention = self.get_submodule(str(self.site.attention))
+        normed = self.get_submodule(self.backbone_spec.attention_norm)(hidden_states)
+        attention = self.get_submodule(str(self.backbone_spec.attention))
         class_token_only = class_token_only and self.is_last  # tokens of other blocks are read by the next one
-        if class_token_only and self.site.plain_attention:
-            branch = attend_from_class_token(attention, self.site.attention_output, normed)
+        if class_token_only and self.backbone_spec.plain_attention:
+            branch = attend_from_class_token(attention, self.backbone_spec.attention_output, normed)
         else:
             branch = attention(normed, *args, **kwargs)
             branch = branch[0] if isinstance(branch, tuple) else branch
         if class_token_only:
             hidden_states, branch = hidden_states[:, :1], branch[:, :1]
         hidden_states = hidden_states + self.drop_path(self.attention_branch_scale(branch))
-        if self.site.channels_first:
+        if self.backbone_spec.channels_first:
             return (self.feed_forward(hidden_states.movedim(1, -1)).movedim(-1, 1),)
         return self.feed_forward(hidden_states)
 
@@ -91,13 +91,13 @@ def as_linear(layer: nn.Module) -> nn.Linear:
     if isinstance(layer, nn.Conv2d):
         bias = None if layer.bias is None else layer.bias.detach()
         linear = make_linear(layer.weight.detach().flatten(1), bias)
-        # weights that were loaded are not initialised again
+        # weights that were loaded are not initialized again
         linear._is_hf_initialized = getattr(layer, "_is_hf_initialized", False)  # type: ignore[assignment]
         return linear
     return cast(nn.Linear, layer)
 
 
-def take_scale(block: nn.Module, name: str | None, channels_first: bool) -> nn.Module:
+def pop_layer_scale(block: nn.Module, name: str | None, channels_first: bool) -> nn.Module:
     """Removes a layer scale from a block, in whatever form the block has it, if any, and returns it as a module."""
     scale = None if name is None else getattr(block, name, None)
     if isinstance(scale, nn.Parameter):
@@ -107,42 +107,42 @@ def take_scale(block: nn.Module, name: str | None, channels_first: bool) -> nn.M
     return scale if isinstance(scale, nn.Module) else nn.Identity()
 
 
-def make_idle_(
-    block: nn.Module, site: Site, config: RePaViTConfig, active_channels: int, drop_path: nn.Module
+def convert_block_(
+    block: nn.Module, spec: BackboneSpec, config: RePaViTConfig, active_channels: int, drop_path: nn.Module
 ) -> None:
     """Turns a backbone's block, in place, into a RePaViT block; attention and its norm stay as they are."""
-    fc1, activation, fc2 = site.ffn_parts(block)
+    fc1, activation, fc2 = spec.ffn_parts(block)
     fc1, fc2 = as_linear(fc1), as_linear(fc2)
-    norms = [block.get_submodule(site.ffn_norm), nn.Identity()]  # before the first and before the second linear
+    norms = [block.get_submodule(spec.ffn_norm), nn.Identity()]  # before the first and before the second linear
     if config.block_norm_eps is not None:
-        for norm in (norms[0], block.get_submodule(site.attention_norm)):
+        for norm in (norms[0], block.get_submodule(spec.attention_norm)):
             norm.eps = config.block_norm_eps  # type: ignore[assignment]
     if config.ffn_norm == "batch":
         eps, momentum = config.batch_norm_eps, config.batch_norm_momentum
         batch_norm = RecomputeSafeSyncBatchNorm if config.sync_batch_norm else RecomputeSafeBatchNorm1d
         norms = [batch_norm(n, eps, momentum) for n in (fc1.in_features, fc1.out_features)]
     elif not isinstance(norms[0], nn.LayerNorm):
-        raise ValueError(f"ffn_norm='layer' needs a backbone with LayerNorms; {site.block} has another norm.")
-    dropout = nn.Identity() if site.dropout is None else block.get_submodule(site.dropout)
+        raise ValueError(f"ffn_norm='layer' needs a backbone with LayerNorms; {spec.block} has another norm.")
+    dropout = nn.Identity() if spec.dropout is None else block.get_submodule(spec.dropout)
     drop = nn.Sequential(dropout, drop_path)
-    scale = take_scale(block, site.ffn_scale, channels_first=False)  # the FFN sees channels last
-    block.feed_forward = IdleFeedForward(norms[0], fc1, activation, norms[1], fc2, active_channels, scale, drop)
-    delattr(block, site.ffn)
-    delattr(block, site.ffn_norm)
-    if site.attention is None:
+    scale = pop_layer_scale(block, spec.ffn_scale, channels_first=False)  # the FFN sees channels last
+    block.feed_forward = ChannelIdleFeedForward(norms[0], fc1, activation, norms[1], fc2, active_channels, scale, drop)
+    delattr(block, spec.ffn)
+    delattr(block, spec.ffn_norm)
+    if spec.attention is None:
         # the block's own forward goes on to run, so all that it calls must be there and change nothing
-        setattr(block, site.ffn, Nothing())
-        setattr(block, site.ffn_norm, nn.Identity())
-        if site.ffn_scale is not None:
-            setattr(block, site.ffn_scale, 1.0)
+        setattr(block, spec.ffn, ZeroBranch())
+        setattr(block, spec.ffn_norm, nn.Identity())
+        if spec.ffn_scale is not None:
+            setattr(block, spec.ffn_scale, 1.0)
         block.drop_path = drop_path
         mixin: type[nn.Module] = RePaStockBlock
     else:
-        block.attention_branch_scale = take_scale(block, site.attention_scale, site.channels_first)
+        block.attention_branch_scale = pop_layer_scale(block, spec.attention_scale, spec.channels_first)
         block.drop_path = drop
         mixin = RePaBlock
-    block.site = site  # type: ignore[assignment]
+    block.backbone_spec = spec  # type: ignore[assignment]
     mix_in_(block, mixin)
 
 
-__all__ = ["RePaBlock", "make_idle_"]
+__all__ = ["RePaBlock", "convert_block_"]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...core.backbones import Site
-from .feed_forward import IdleFeedForward
+from ...core.backbones import BackboneSpec
+from .feed_forward import ChannelIdleFeedForward
 
 
 class Moments:
@@ -58,25 +58,25 @@ class BlockStatistics:
 
 @torch.no_grad()
 def collect_statistics(
-    backbone: PreTrainedModel, site: Site, batches: Iterable[Mapping[str, Any]]
+    backbone: PreTrainedModel, spec: BackboneSpec, batches: Iterable[Mapping[str, Any]]
 ) -> list[BlockStatistics]:
     """
     Runs a dense backbone on calibration data.
 
     Args:
         backbone: in eval mode, on any device.
-        site: its row of `SITES`.
+        spec: its row of `BACKBONES`.
         batches: the backbone's main input, such as `pixel_values`, and anything else, which is left out.
 
     Raises:
         ValueError: if there are no batches.
     """
     statistics, hooks = [], []
-    for block in site.blocks(backbone):
-        ffn = block.get_submodule(site.ffn)
-        found = BlockStatistics(ffn.get_submodule(site.activation), site.channels_first)
-        hooks.append(block.get_submodule(site.ffn_norm).register_forward_hook(found.see_norm))
-        hooks.append(ffn.get_submodule(site.fc1).register_forward_hook(found.see_hidden))
+    for block in spec.blocks(backbone):
+        ffn = block.get_submodule(spec.ffn)
+        found = BlockStatistics(ffn.get_submodule(spec.activation), spec.channels_first)
+        hooks.append(block.get_submodule(spec.ffn_norm).register_forward_hook(found.see_norm))
+        hooks.append(ffn.get_submodule(spec.fc1).register_forward_hook(found.see_hidden))
         statistics.append(found)
     try:
         for batch in batches:
@@ -90,7 +90,7 @@ def collect_statistics(
 
 
 @torch.no_grad()
-def calibrate_(ffn: IdleFeedForward, statistics: BlockStatistics) -> None:
+def calibrate_(ffn: ChannelIdleFeedForward, statistics: BlockStatistics) -> None:
     """
     Chooses the active channels and sets the norms of an FFN that holds dense weights, in place.
 

@@ -9,7 +9,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from ...core.backbone_configuration import BackboneFusibleConfig
-from ...core.backbones import site_of
+from ...core.backbones import backbone_spec
 
 
 @strict
@@ -49,7 +49,7 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
 
     model_type = "repavit"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
-    free_fields: ClassVar[frozenset[str]] = frozenset(
+    non_structural_fields: ClassVar[frozenset[str]] = frozenset(
         {"batch_norm_momentum", "sync_batch_norm", "drop_path_rate", "_out_features", "_out_indices"}
     )
 
@@ -67,7 +67,7 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.backbone_config, dict):
-            site_of(self.backbone_config)
+            backbone_spec(self.backbone_config)
         if self.idle_ratio is None and self.active_channels is None:
             self.idle_ratio = 0.75
         if self.idle_ratio is not None:
@@ -75,7 +75,9 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         kwargs.pop("stage_names", None)
         super().__post_init__(**kwargs)
-        num_stages = len(site_of(self.backbone_config).stage_widths(cast(PreTrainedConfig, self.backbone_config))) - 1
+        num_stages = (
+            len(backbone_spec(self.backbone_config).stage_widths(cast(PreTrainedConfig, self.backbone_config))) - 1
+        )
         self.stage_names = ["stem", *(f"stage{i}" for i in range(1, num_stages + 1))]
         self.set_output_features_output_indices(out_features, out_indices)
 
@@ -83,7 +85,7 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
         """Raises `ValueError` for an unknown backbone and for ratios and rates outside their range."""
         super().validate_architecture()
         dense = cast(PreTrainedConfig, self.backbone_config)
-        site_of(dense).check_ffn(dense)
+        backbone_spec(dense).check_ffn(dense)
         if self.idle_ratio is not None and self.active_channels is not None:
             raise ValueError(
                 "Give idle_ratio or active_channels, not both: set idle_ratio=None or active_channels=None."

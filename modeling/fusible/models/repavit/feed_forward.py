@@ -50,7 +50,7 @@ def activate_first(hidden: torch.Tensor, activation: nn.Module, active_channels:
     return torch.cat([activation(active), idle], dim=-1)
 
 
-class IdleFeedForward(Fusible):
+class ChannelIdleFeedForward(Fusible):
     """
     FFN sub-layer, shortcut included, of which only the first `active_channels` hidden channels are activated.
 
@@ -181,9 +181,9 @@ class NormedResidual(nn.Module):
 
 
 __all__ = [
+    "ChannelIdleFeedForward",
     "FeedForward",
     "FusedFeedForward",
-    "IdleFeedForward",
     "NormedResidual",
     "activate_first",
     "as_affine",

@@ -13,14 +13,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from ...core.backbones import site_of
+from ...core.backbones import backbone_spec
 from ...core.dense import DOWNLOAD_OPTIONS, load_backbone, split_options
 from ...core.drop_path import DropPath
 from ...core.modeling import FusiblePreTrainedModel
-from .blocks import RePaBlock, make_idle_
+from .blocks import RePaBlock, convert_block_
 from .calibration import calibrate_, collect_statistics
 from .configuration_repavit import RePaViTConfig
-from .feed_forward import IdleFeedForward
+from .feed_forward import ChannelIdleFeedForward
 
 
 class RePaViTPreTrainedModel(FusiblePreTrainedModel):
@@ -39,21 +39,21 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
 
     def __init__(self, config: RePaViTConfig, dense_backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.site = site_of(config.backbone_config)
+        self.backbone_spec = backbone_spec(config.backbone_config)
         if dense_backbone is None:
-            dense_backbone = AutoModel.from_config(config.backbone_config, **self.site.model_kwargs)
+            dense_backbone = AutoModel.from_config(config.backbone_config, **self.backbone_spec.model_kwargs)
         self.backbone = dense_backbone
         self.main_input_name = self.backbone.main_input_name
-        blocks = list(self.site.blocks(self.backbone))
-        widths = [len(self.site.ffn_parts(block)[0].get_parameter("weight")) for block in blocks]
+        blocks = list(self.backbone_spec.blocks(self.backbone))
+        widths = [len(self.backbone_spec.ffn_parts(block)[0].get_parameter("weight")) for block in blocks]
         rates = torch.linspace(0, config.drop_path_rate, len(blocks), device="cpu").tolist()
         for block, active_channels, rate in zip(blocks, config.active_channels_of(widths), rates, strict=True):
             # the same module in all blocks, also where the rate is 0, so that they compile to one graph
             drop_path = DropPath(rate) if config.drop_path_rate > 0 else nn.Identity()
-            make_idle_(block, self.site, config, active_channels, drop_path)
+            convert_block_(block, self.backbone_spec, config, active_channels, drop_path)
             cast(RePaBlock, block).is_last = block is blocks[-1]
-        self.feature_size = self.site.feature_size(self.backbone.config)
-        self.final_norm = nn.GroupNorm(1, self.feature_size) if self.site.needs_final_norm else nn.Identity()
+        self.feature_size = self.backbone_spec.feature_size(self.backbone.config)
+        self.final_norm = nn.GroupNorm(1, self.feature_size) if self.backbone_spec.needs_final_norm else nn.Identity()
 
     @classmethod
     def from_dense(
@@ -80,13 +80,13 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         options, loading = split_options(cls.config_class, model, kwargs)
         download = {name: value for name, value in loading.items() if name in DOWNLOAD_OPTIONS}
         config = cls.config_class.from_backbone(model, **options, **download)
-        site = site_of(config.backbone_config)
+        spec = backbone_spec(config.backbone_config)
         dense: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)
-        statistics = None if calibration is None else collect_statistics(dense, site, calibration)
-        affine = [block.get_submodule(site.ffn_norm).state_dict() for block in site.blocks(dense)]
+        statistics = None if calibration is None else collect_statistics(dense, spec, calibration)
+        affine = [block.get_submodule(spec.ffn_norm).state_dict() for block in spec.blocks(dense)]
         device, dtype = dense.device, dense.dtype  # before parameters of another dtype come in
         repavit = cls(config, dense).to(device, dtype)
-        ffns = [module for module in repavit.modules() if isinstance(module, IdleFeedForward)]
+        ffns = [module for module in repavit.modules() if isinstance(module, ChannelIdleFeedForward)]
         for ffn, values in zip(ffns, affine, strict=True):
             ffn.input_norm.load_state_dict(values, strict=False)
         for ffn, found in zip(ffns, statistics or [], strict=statistics is not None):
@@ -96,12 +96,12 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random inputs of the configured size, always the same ones."""
-        return self.site.dummy_inputs(self.backbone)
+        return self.backbone_spec.dummy_inputs(self.backbone)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
-    def encode(
+    def _forward_backbone(
         self, inputs: torch.Tensor | None, class_token_only: bool = False, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """
@@ -113,7 +113,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
                 depend on it.
             **kwargs: for the backbone.
         """
-        if class_token_only and self.site.reads_class_token:
+        if class_token_only and self.backbone_spec.pools_class_token:
             kwargs["class_token_only"] = True
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
         kwargs.setdefault("output_attentions", self.config.output_attentions)
@@ -122,7 +122,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         outputs = BaseModelOutputWithPooling(
             hidden_states, outputs.get("pooler_output"), outputs.hidden_states, outputs.get("attentions")
         )
-        outputs.pooler_output = self.site.pool(outputs)
+        outputs.pooler_output = self.backbone_spec.pool(outputs)
         return outputs
 
 
@@ -142,10 +142,10 @@ class RePaViTModel(RePaViTPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """
         Args:
-            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            pixel_values: `[batch, channels, height, width]`, normalized by the image processor.
             points: `[batch, points, channels]`, instead of images, for backbones of point clouds.
         """
-        return self.encode(points if pixel_values is None else pixel_values, **kwargs)
+        return self._forward_backbone(points if pixel_values is None else pixel_values, **kwargs)
 
 
 class RePaViTForImageClassification(RePaViTPreTrainedModel):
@@ -155,8 +155,8 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
         super().__init__(config, dense_backbone)
         self.num_labels = config.num_labels or 0
         self.classifier: nn.Module = nn.Identity()
-        if self.site.classifier is not None:
-            self.classifier = getattr(self.backbone, self.site.classifier)(self.num_labels)
+        if self.backbone_spec.classifier is not None:
+            self.classifier = getattr(self.backbone, self.backbone_spec.classifier)(self.num_labels)
         elif self.num_labels > 0:
             self.classifier = nn.Linear(self.feature_size, self.num_labels)
         self.post_init()
@@ -171,15 +171,17 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
     ) -> ImageClassifierOutput:
         """
         Args:
-            pixel_values: `[batch, channels, height, width]`, normalised by the image processor.
+            pixel_values: `[batch, channels, height, width]`, normalized by the image processor.
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
             points: `[batch, points, channels]`, instead of images, for backbones of point clouds.
         """
-        asked = (
+        needs_all_tokens = (
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
         inputs = points if pixel_values is None else pixel_values
-        outputs = self.encode(inputs, class_token_only=not (self.training or any(asked)), **kwargs)
+        outputs = self._forward_backbone(
+            inputs, class_token_only=not (self.training or any(needs_all_tokens)), **kwargs
+        )
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
@@ -196,16 +198,16 @@ class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
 
     def __init__(self, config: RePaViTConfig) -> None:
         super().__init__(config)
-        if self.site.channels_first or self.main_input_name != "pixel_values":
+        if self.backbone_spec.channels_first or self.main_input_name != "pixel_values":
             raise ValueError(f"RePaViTBackbone has no feature maps of {self.backbone.config.model_type!r}.")
-        self.num_features = self.site.stage_widths(self.backbone.config)
+        self.num_features = self.backbone_spec.stage_widths(self.backbone.config)
         widths = dict(zip(self.out_features, self.channels, strict=True))
         self.feature_norms = nn.ModuleDict({stage: nn.LayerNorm(width) for stage, width in widths.items()})
         self.post_init()
 
     def hidden_maps(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[Any, tuple[torch.Tensor, ...]]:
         """The backbone's outputs, and `[batch, height, width, channels]` of the embedding and each stage."""
-        if not self.site.patch_grid:
+        if not self.backbone_spec.patch_grid:
             outputs = self.backbone(
                 pixel_values, always_partition=True, output_hidden_states_before_downsampling=True, **kwargs
             )
@@ -215,7 +217,7 @@ class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
             list(value) if isinstance(value, list | tuple) else [value] * 2
             for value in (config.image_size, config.patch_size)
         )
-        if self.site.resizes_on_request and size != trained:
+        if self.backbone_spec.needs_interpolate_pos_encoding and size != trained:
             kwargs["interpolate_pos_encoding"] = True
         outputs = self.backbone(pixel_values, **kwargs)
         grid = (size[0] // patch[0], size[1] // patch[1])

@@ -28,7 +28,7 @@ class AdaptiveEmbedding(nn.Module):
         self.starts = [0, *(config.cutoffs or ()), vocab_size]
         self.sizes = [stop - start for start, stop in zip(self.starts, self.starts[1:], strict=False)]
         widths = [config.hidden_size // config.div_val**i for i in range(len(self.sizes))]
-        # not in a ParameterList: transformers does not initialise modules without parameters of their own
+        # not in a ParameterList: transformers does not initialize modules without parameters of their own
         for i, (size, width) in enumerate(zip(self.sizes, widths, strict=True)):
             self.register_parameter(f"table_{i}", nn.Parameter(torch.empty(size, width)))
             self.register_parameter(f"projection_{i}", nn.Parameter(torch.empty(config.hidden_size, width)))

@@ -118,7 +118,7 @@ class S4PreTrainedModel(S4KernelModel):
                 # a copy, as the graph may need the numbers that tokens are written over
                 slot.recurrent_states[0] = cast(torch.Tensor, slot.recurrent_states[0]).detach().clone()
 
-    def encode(
+    def _forward_backbone(
         self,
         input_ids: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,

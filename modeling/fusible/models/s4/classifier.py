@@ -57,7 +57,7 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
                     check_shape(name, inputs[name], sizes if name == "input_ids" else {**sizes, "width": None})
                     inputs[name] = inputs[name].flatten(0, 1)
             attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
-        outputs = self.encode(attention_mask=attention_mask, **inputs)
+        outputs = self._forward_backbone(attention_mask=attention_mask, **inputs)
         feature = self.pool(cast(torch.Tensor, outputs.last_hidden_state), attention_mask)
         if pairs:
             one, two = feature.unflatten(0, (-1, 2)).unbind(1)

@@ -44,7 +44,7 @@ class S4Config(FusibleConfig):
         rank (`int`, *optional*, defaults to 1): rank of the low-rank part; `"legt"` needs 2.
         b_clip (`float`, *optional*, defaults to 2.0): bound of the imaginary part of HiPPO's B; `None` for none.
         disc (`"bilinear"`, `"zoh"` or `"dss"`, *optional*):
-            Discretisation. Bilinear by default and always for `"dplr"`, zero-order hold by default for `"diag"`;
+            Discretization. Bilinear by default and always for `"dplr"`, zero-order hold by default for `"diag"`;
             `"dss"` is that of https://huggingface.co/papers/2203.14343 over `l_max` steps.
         num_ssm (`int`, *optional*, defaults to 1):
             Number of different A and B of a layer; channel h uses number h modulo it. It divides `hidden_size`.
@@ -93,7 +93,7 @@ class S4Config(FusibleConfig):
     """
 
     model_type = "s4"
-    free_fields: ClassVar[frozenset[str]] = frozenset(
+    non_structural_fields: ClassVar[frozenset[str]] = frozenset(
         {"b_clip", "dt_max", "dt_min", "hidden_dropout_prob", "init", "kernels", "tie_dropout", "use_kernels"}
     )
 
@@ -241,7 +241,7 @@ class S4Config(FusibleConfig):
             unused |= {"pool_sizes", "expand", "unet"}
         if not self.tie_word_embeddings:
             unused |= {"tie_word_embeddings"}
-        digested.__dict__["free_fields"] = self.free_fields | unused
+        digested.__dict__["non_structural_fields"] = self.non_structural_fields | unused
         if not self.fused:
             digested.rate = 1.0
         return FusibleConfig.structure_digest(digested)

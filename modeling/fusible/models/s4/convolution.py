@@ -179,7 +179,7 @@ def low_rank_kernel(
     kernels: Kernels | None = None,
 ) -> torch.Tensor:
     """
-    Kernels of bilinearly discretised systems with `A = diag(a) - sum_r p_r p_r^*` (Algorithm 1 of the paper).
+    Kernels of bilinearly discretized systems with `A = diag(a) - sum_r p_r p_r^*` (Algorithm 1 of the paper).
 
     Args:
         a: `[heads, state]`, complex.

@@ -4,10 +4,10 @@ from typing import NamedTuple, Self
 
 import torch
 
-from .scan import blocks_of, orbit
+from .scan import blocks_of, krylov
 
 
-def to_modes(
+def to_modal_form(
     transition: torch.Tensor, b: torch.Tensor, c: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
@@ -65,13 +65,13 @@ def _sort_by_imaginary_part(values: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 def sampled_kernel(transition: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     """Impulse responses `[heads, channels, samples]` at lags 0 ... 63 and 64 from each power of two up to 8192 on."""
-    columns, leap = orbit(transition, b[..., None], 64)
+    columns, chunk_transition = krylov(transition, b[..., None], 64)
     columns, row = columns.flatten(1, 2), c
     samples = [row.flatten(2) @ columns]
     for _ in range(8):
-        moved = (row.movedim(1, 2).contiguous() @ leap).movedim(2, 1)
+        moved = (row.movedim(1, 2).contiguous() @ chunk_transition).movedim(2, 1)
         samples.append(moved.flatten(2) @ columns)
-        leap = leap @ leap
+        chunk_transition = chunk_transition @ chunk_transition
     return torch.cat(samples, dim=-1)
 
 
@@ -90,8 +90,8 @@ def kernel_errors(exact: torch.Tensor, system: "Coefficients") -> torch.Tensor:
     peak = exact.abs().amax((1, 2)).clamp(min=torch.finfo(exact.dtype).tiny)
     difference = (sampled_kernel(transition, b, c) - exact).abs().amax((1, 2))
     # terms that are larger than their sum lose digits, each its own
-    cancelled = torch.finfo(system.b.dtype).eps * (c * b[:, None]).square().sum((2, 3)).sqrt().amax(1)
-    return (difference + cancelled) / peak
+    canceled = torch.finfo(system.b.dtype).eps * (c * b[:, None]).square().sum((2, 3)).sqrt().amax(1)
+    return (difference + canceled) / peak
 
 
 class Coefficients(NamedTuple):
@@ -103,13 +103,13 @@ class Coefficients(NamedTuple):
             digits; `[heads, groups, size, size]`, or `[heads, groups, 2]`, of which `blocks_of` makes that.
         b: `[heads, groups, size]`.
         c: `[heads, channels, groups, size]`.
-        tail: for pairs of modes, what rounding took away from the increment.
+        rounding_residual: for pairs of modes, what rounding took away from the increment.
     """
 
     increment: torch.Tensor
     b: torch.Tensor
     c: torch.Tensor
-    tail: torch.Tensor | None
+    rounding_residual: torch.Tensor | None
 
     @classmethod
     def of(cls, transition: torch.Tensor, b: torch.Tensor, c: torch.Tensor, dtype: torch.dtype) -> Self:
@@ -117,26 +117,26 @@ class Coefficients(NamedTuple):
         exact = transition - torch.eye(transition.shape[-1], dtype=transition.dtype, device=transition.device)
         increment = exact.to(dtype)
         # a dense matrix would be twice as large, for modes that no longer ring for as long
-        tail = (exact - increment).to(dtype) if transition.shape[-1] == 2 else None
-        return cls(increment, b.to(dtype), c.to(dtype), tail)
+        rounding_residual = (exact - increment).to(dtype) if transition.shape[-1] == 2 else None
+        return cls(increment, b.to(dtype), c.to(dtype), rounding_residual)
 
     def as_rotations(self) -> Self:
         """Without the second columns of blocks `[[p, -q], [q, p]]`, as those of diagonal systems are."""
-        tail = None if self.tail is None else self.tail[..., 0].contiguous()
-        return self._replace(increment=self.increment[..., 0].contiguous(), tail=tail)
+        rounding_residual = None if self.rounding_residual is None else self.rounding_residual[..., 0].contiguous()
+        return self._replace(increment=self.increment[..., 0].contiguous(), rounding_residual=rounding_residual)
 
     def of_heads(self, heads: torch.Tensor) -> Self:
         """A part of the heads, by their numbers."""
-        tail = None if self.tail is None else self.tail[heads]
-        return type(self)(self.increment[heads], self.b[heads], self.c[heads], tail)
+        rounding_residual = None if self.rounding_residual is None else self.rounding_residual[heads]
+        return type(self)(self.increment[heads], self.b[heads], self.c[heads], rounding_residual)
 
     def in_precision(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Transition, b and c in a dtype, as `ssm_scan` takes them."""
         increment = blocks_of(self.increment).to(dtype)
         transition = torch.eye(increment.shape[-1], dtype=dtype, device=increment.device) + increment
-        if self.tail is not None:
-            transition = transition + blocks_of(self.tail).to(dtype)
+        if self.rounding_residual is not None:
+            transition = transition + blocks_of(self.rounding_residual).to(dtype)
         return transition, self.b.to(dtype), self.c.to(dtype)
 
 
-__all__ = ["Coefficients", "kernel_errors", "sampled_kernel", "to_modes"]
+__all__ = ["Coefficients", "kernel_errors", "sampled_kernel", "to_modal_form"]

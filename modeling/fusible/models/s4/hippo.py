@@ -94,7 +94,7 @@ def low_rank_correction(measure: str, state_size: int, rank: int = 1) -> torch.T
     return torch.cat([rows, rows.new_zeros(rank - len(rows), state_size)])
 
 
-def diagonalise(measure: str, state_size: int, rank: int = 1, b_clip: float | None = 2.0) -> StateSpace:
+def diagonalize(measure: str, state_size: int, rank: int = 1, b_clip: float | None = 2.0) -> StateSpace:
     """
     A HiPPO matrix in the unitary basis in which its normal part is diagonal.
 
@@ -157,7 +157,7 @@ def diagonal(kind: str, state_size: int, rank: int = 1) -> StateSpace:
     elif kind == "real":
         real, imaginary = index + 1, torch.zeros_like(index)
     else:
-        raise ValueError(f"Unknown initialisation {kind!r}; known are {', '.join(MEASURES + DIAGONALS)}.")
+        raise ValueError(f"Unknown initialization {kind!r}; known are {', '.join(MEASURES + DIAGONALS)}.")
     rows = torch.randn(rank, state_size // 2, dtype=torch.complex128)
     return StateSpace(torch.complex(-real, -imaginary), torch.ones_like(rows[0]), rows)
 
@@ -174,24 +174,24 @@ def initial_state_space(
     The initial systems of one layer, with leading dimension `copies`: `a` and `b` `[copies, state_size / 2]`.
 
     Args:
-        kinds: measures and diagonal initialisations; several share the copies in contiguous, equal parts.
+        kinds: measures and diagonal initializations; several share the copies in contiguous, equal parts.
         state_size: an even number.
         copies: number of systems; a multiple of the number of kinds.
         rank: rows of P, which is `[rank, copies, state_size / 2]`.
         low_rank: `False` keeps only the diagonal part of HiPPO matrices (S4D).
-        b_clip: as for `diagonalise`.
+        b_clip: as for `diagonalize`.
 
     Raises:
         ValueError: if the copies cannot be shared equally.
     """
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
     if copies % len(kinds):
-        raise ValueError(f"{copies} state spaces cannot be shared equally by the initialisations {kinds}.")
+        raise ValueError(f"{copies} state spaces cannot be shared equally by the initializations {kinds}.")
     parts, share = [], copies // len(kinds)
     for kind in kinds:
         if kind in MEASURES:
             # a diagonal model takes every measure, whatever its rank
-            parts += [diagonalise(kind, state_size, rank if low_rank else max(rank, 2), b_clip)] * share
+            parts += [diagonalize(kind, state_size, rank if low_rank else max(rank, 2), b_clip)] * share
         else:
             parts += [diagonal(kind, state_size, rank) for _ in range(share)]
     a, b = (torch.stack([part[i] for part in parts]) for i in range(2))
@@ -203,7 +203,7 @@ __all__ = [
     "MEASURES",
     "StateSpace",
     "diagonal",
-    "diagonalise",
+    "diagonalize",
     "hippo",
     "initial_state_space",
     "low_rank_correction",

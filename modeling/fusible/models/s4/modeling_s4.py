@@ -44,7 +44,7 @@ class S4Model(S4PreTrainedModel):
                 `DynamicCache(config=model.config)`. Its `layers[i].recurrent_states[0]` may be written over in place.
             use_cache: also return the states after the last position.
         """
-        return self.encode(
+        return self._forward_backbone(
             input_ids, input_values, inputs_embeds, attention_mask, cache_params, use_cache, **cast(Any, kwargs)
         )
 
@@ -121,7 +121,7 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
             use_cache: also return the states after the last position.
             logits_to_keep: for how many positions at the end, or for which ones, logits are wanted; 0 for all.
         """
-        outputs = self.encode(
+        outputs = self._forward_backbone(
             input_ids, None, inputs_embeds, attention_mask, cache_params, use_cache, **cast(Any, kwargs)
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -283,7 +283,7 @@ class S4ForTimeSeriesPrediction(S4PreTrainedModel):
         if time_features is not None:
             for embedding, feature in zip(self.time_embeddings, time_features.unbind(-1), strict=True):
                 embedded = embedded + embedding(feature)
-        outputs = self.encode(inputs_embeds=embedded, **cast(Any, kwargs))
+        outputs = self._forward_backbone(inputs_embeds=embedded, **cast(Any, kwargs))
         predictions = self.head(cast(torch.Tensor, outputs.last_hidden_state)[:, length:])
         loss = None if future_values is None else nn.functional.mse_loss(predictions, future_values)
         return S4TimeSeriesOutput(loss=loss, predictions=predictions, hidden_states=outputs.hidden_states)

@@ -8,11 +8,11 @@ from torch import nn
 from transformers.utils.generic import maybe_autocast
 
 from ...kernels.loading import Kernels
-from .diagonalization import Coefficients, kernel_errors, sampled_kernel, to_modes
+from .diagonalization import Coefficients, kernel_errors, sampled_kernel, to_modal_form
 from .scan import ssm_scan, ssm_step, ssm_step_
 
 
-TOLERANCE = {torch.float64: 1e-10}  # of kernels of diagonalised heads, relative to their peaks
+TOLERANCE = {torch.float64: 1e-10}  # of kernels of diagonalized heads, relative to their peaks
 DEFAULT_TOLERANCE = 5e-6
 
 
@@ -68,7 +68,7 @@ class S4Recurrence(nn.Module):
         self.has_pairs, self.has_dense = pairs is not None, dense is not None
         if pairs is not None:
             self.transition, self.input_map, self.output_map = (nn.Parameter(part) for part in pairs[:3])
-            self.register_buffer("transition_tail", pairs.tail)
+            self.register_buffer("transition_tail", pairs.rounding_residual)
         if dense is not None:
             self.dense_transition, self.dense_input_map, self.dense_output_map = (
                 nn.Parameter(part) for part in dense[:3]
@@ -88,7 +88,7 @@ class S4Recurrence(nn.Module):
         dense_heads: int | None = None,
     ) -> Self:
         """
-        Diagonalises the heads for which that is exact enough.
+        Diagonalizes the heads for which that is exact enough.
 
         Args:
             transition: `[heads, groups, size, size]`, float64, and so are
@@ -103,11 +103,11 @@ class S4Recurrence(nn.Module):
         system = Coefficients.of(transition, b, c, dtype)
         errors = kernel_errors(exact, system)
         order = torch.arange(len(b), device=b.device)
-        if system.tail is not None:
+        if system.rounding_residual is not None:
             # several blocks are those of a diagonal system; a single one may be dense
             system = system.as_rotations() if transition.shape[1] > 1 else system
             return cls(system, None, order, skip, errors.to(dtype), bidirectional)
-        modes = Coefficients.of(*to_modes(transition, b, c)[:3], dtype)
+        modes = Coefficients.of(*to_modal_form(transition, b, c)[:3], dtype)
         mode_errors = kernel_errors(exact, modes)
         mode_errors = torch.where(mode_errors.isfinite(), mode_errors, torch.inf)
         if dense_heads is None:
@@ -139,8 +139,8 @@ class S4Recurrence(nn.Module):
     def _systems(self) -> list[Coefficients]:
         systems = []
         if self.has_pairs:
-            tail = self.get_buffer("transition_tail")
-            systems.append(Coefficients(self.transition, self.input_map, self.output_map, tail))
+            rounding_residual = self.get_buffer("transition_tail")
+            systems.append(Coefficients(self.transition, self.input_map, self.output_map, rounding_residual))
         if self.has_dense:
             systems.append(Coefficients(self.dense_transition, self.dense_input_map, self.dense_output_map, None))
         return systems
@@ -162,11 +162,11 @@ class S4Recurrence(nn.Module):
             d = None if skip is None else skip[:, heads]
             before = u.new_zeros(shape) if state is None else state[:, heads].reshape(shape).to(u.dtype)
             if u.shape[-1] == 1:
-                increment, tail, b, c = system.increment, system.tail, system.b, system.c
+                increment, rounding_residual, b, c = system.increment, system.rounding_residual, system.b, system.c
                 if b.dtype != u.dtype:
                     increment, b, c = (part.to(u.dtype) for part in (increment, b, c))
-                    tail = None if tail is None else tail.to(u.dtype)
-                y, after = ssm_step(u[..., 0], increment, tail, b, c, before, d, kernels=self.kernels)
+                    rounding_residual = None if rounding_residual is None else rounding_residual.to(u.dtype)
+                y, after = ssm_step(u[..., 0], increment, rounding_residual, b, c, before, d, kernels=self.kernels)
                 y = y[..., None]
             else:
                 # products of many steps' matrices are made in float64, where the device has it

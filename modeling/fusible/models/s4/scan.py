@@ -30,7 +30,7 @@ def blocks_of(parts: torch.Tensor) -> torch.Tensor:
     return torch.stack([p, -q, q, p], dim=-1).unflatten(-1, (2, 2))
 
 
-def orbit(transition: torch.Tensor, vectors: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def krylov(transition: torch.Tensor, vectors: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Vectors multiplied by the powers of a transition, by doubling.
 
@@ -81,8 +81,8 @@ def ssm_scan(
         return compiled.ssm_scan(inputs, transition, b, c, state, skip, gelu)
     length, channels = inputs.shape[-1], c.shape[1]
     chunk = min(CHUNK, 1 << (length - 1).bit_length())
-    responses, leap = orbit(transition, b[..., None], chunk)
-    outputs, _ = orbit(transition.mT, _apply(transition.mT, c.movedim(1, -1)), chunk)
+    responses, chunk_transition = krylov(transition, b[..., None], chunk)
+    outputs, _ = krylov(transition.mT, _apply(transition.mT, c.movedim(1, -1)), chunk)
     responses = responses.flatten(1, 2)
     outputs = outputs.unflatten(-1, (chunk, channels)).permute(0, 4, 3, 1, 2).flatten(3)
     kernel = c.flatten(2) @ responses
@@ -91,8 +91,8 @@ def ssm_scan(
     for piece in inputs.split(length - length % chunk or length, dim=-1):
         width = min(chunk, piece.shape[-1])
         if width < chunk:
-            leap = torch.linalg.matrix_power(transition, width)
-        maps = [kernel[..., :width], responses[..., :width], outputs[:, :, :width], leap]
+            chunk_transition = torch.linalg.matrix_power(transition, width)
+        maps = [kernel[..., :width], responses[..., :width], outputs[:, :, :width], chunk_transition]
         kernel_map, response_map, output_map, leap_map = (part.to(inputs.dtype) for part in maps)
         blocks = piece.unflatten(-1, (-1, width))
         y, state = _scan_chunks(blocks, kernel_map, response_map, output_map, leap_map, state)
@@ -110,7 +110,7 @@ def _scan_chunks(
     kernel: torch.Tensor,
     responses: torch.Tensor,
     outputs: torch.Tensor,
-    leap: torch.Tensor,
+    chunk_transition: torch.Tensor,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -121,7 +121,7 @@ def _scan_chunks(
         kernel: `c A ** l b`, `[heads, channels, steps]`.
         responses: `A ** l b`, `[heads, groups * size, steps]`.
         outputs: `c A ** (l + 1)`, `[heads, channels, steps, groups * size]`.
-        leap: `A ** steps`, `[heads, groups, size, size]`.
+        chunk_transition: `A ** steps`, `[heads, groups, size, size]`.
         state: `[heads, groups, size, batch]`.
     """
     (heads, channels, steps), (batch, _, chunks, _) = kernel.shape, inputs.shape
@@ -134,7 +134,7 @@ def _scan_chunks(
     before = []
     for increment in increments.unbind(3):
         before.append(state)
-        state = _apply(leap, state) + increment
+        state = _apply(chunk_transition, state) + increment
     y = torch.baddbmm(y, outputs.flatten(1, 2), torch.stack(before, dim=3).flatten(3).flatten(1, 2))
     y = y.view(heads, channels, steps, chunks, batch).permute(4, 1, 0, 3, 2)
     return y.flatten(3), state
@@ -143,7 +143,7 @@ def _scan_chunks(
 def ssm_step(
     inputs: torch.Tensor,
     increment: torch.Tensor,
-    tail: torch.Tensor | None,
+    rounding_residual: torch.Tensor | None,
     b: torch.Tensor,
     c: torch.Tensor,
     state: torch.Tensor,
@@ -156,7 +156,7 @@ def ssm_step(
     Args:
         inputs: u `[batch, heads]`.
         increment: A without the identity, `[heads, groups, size, size]`, or what `blocks_of` makes it of.
-        tail: what rounding took away from the increment.
+        rounding_residual: what rounding took away from the increment.
         b: `[heads, groups, size]`.
         c: `[heads, channels, groups, size]`.
         state: x before the step, `[batch, heads, groups, size]`.
@@ -170,21 +170,27 @@ def ssm_step(
     wants_gradient = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
     compiled = usable_kernels(kernels, inputs)
     if compiled is not None and not wants_gradient:
-        return compiled.ssm_step(inputs, increment, tail, b, c, state, skip)
-    state = _moved(inputs, increment, tail, b, state)
+        return compiled.ssm_step(inputs, increment, rounding_residual, b, c, state, skip)
+    state = _moved(inputs, increment, rounding_residual, b, state)
     return _readout(inputs, c, state, skip), state
 
 
 def _moved(
-    inputs: torch.Tensor, increment: torch.Tensor, tail: torch.Tensor | None, b: torch.Tensor, state: torch.Tensor
+    inputs: torch.Tensor,
+    increment: torch.Tensor,
+    rounding_residual: torch.Tensor | None,
+    b: torch.Tensor,
+    state: torch.Tensor,
 ) -> torch.Tensor:
     """`A x + b u`, rounded once where the device has float64: sums would round the tail away, in all steps alike."""
     dtype = state.dtype
-    if tail is not None and state.device.type != "mps":
-        inputs, increment, tail, b, state = (part.double() for part in (inputs, increment, tail, b, state))
-        increment, tail = increment + tail, None
+    if rounding_residual is not None and state.device.type != "mps":
+        inputs, increment, rounding_residual, b, state = (
+            part.double() for part in (inputs, increment, rounding_residual, b, state)
+        )
+        increment, rounding_residual = increment + rounding_residual, None
     change = b * inputs[..., None, None]
-    for part in (tail, increment):
+    for part in (rounding_residual, increment):
         if part is not None:
             change = change + _apply(blocks_of(part), state.movedim(0, -1)).movedim(-1, 0)
     return (state + change).to(dtype)
@@ -201,7 +207,7 @@ def ssm_step_(
     state: torch.Tensor,
     inputs: torch.Tensor,
     increment: torch.Tensor,
-    tail: torch.Tensor | None,
+    rounding_residual: torch.Tensor | None,
     b: torch.Tensor,
     c: torch.Tensor,
     skip: torch.Tensor | None = None,
@@ -218,7 +224,7 @@ def ssm_step_(
             contiguous.
         inputs: u `[batch, 1, all heads]`.
         increment: A without the identity; it, tail, b and c are those of `ssm_step`.
-        tail: what rounding took away from the increment.
+        rounding_residual: what rounding took away from the increment.
         b: `[heads, groups, size]`.
         c: `[heads, channels, groups, size]`.
         skip: D `[channels, all heads]`, zero by default.
@@ -231,16 +237,16 @@ def ssm_step_(
     """
     compiled = usable_kernels(kernels, state)
     if compiled is not None:
-        compiled.ssm_step_(outputs, state, inputs, increment, tail, b, c, skip, order, first)
+        compiled.ssm_step_(outputs, state, inputs, increment, rounding_residual, b, c, skip, order, first)
         if not state.is_inference():
             torch.autograd.graph.increment_version(state)  # a graph that needs the old numbers says so
         return
     here = slice(first, first + len(b))
     place = here if order is None else order[here]
     u, moved = inputs.flatten(1)[:, place], state[:, here].view(len(state), *b.shape)
-    moved.copy_(_moved(u, increment, tail, b, moved))
+    moved.copy_(_moved(u, increment, rounding_residual, b, moved))
     y = _readout(u, c, moved, None if skip is None else skip[:, place])
     outputs.view(len(state), c.shape[1], -1)[:, :, place] = y
 
 
-__all__ = ["blocks_of", "orbit", "ssm_scan", "ssm_step", "ssm_step_"]
+__all__ = ["blocks_of", "krylov", "ssm_scan", "ssm_step", "ssm_step_"]

@@ -171,19 +171,19 @@ class S4StateSpace(Fusible):
             p = torch.view_as_complex(precise(self.P)).repeat(1, repeats, 1).movedim(0, 1)
         return a, b, c, p, dt
 
-    def _discretised(self, a: torch.Tensor, b: torch.Tensor, dt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _discretized(self, a: torch.Tensor, b: torch.Tensor, dt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Diagonal transition and input, `[heads, state]`, complex."""
         step = a * dt
         if self.config.disc == "bilinear":
             return (2 + step) / (2 - step), b * dt * 2 / (2 - step)
         if self.config.disc == "zoh":
             return step.exp(), b * torch.expm1(step) / a
-        # DSS normalises each state's kernel over l_max steps; the half is that of 2 Re, which it does without
+        # DSS normalizes each state's kernel over l_max steps; the half is that of 2 Re, which it does without
         total = torch.expm1(step * self._l_max) * a
         return step.exp(), b * torch.expm1(step) * total.conj() / (total * total.conj() + 1e-7) / 2
 
     def _transition(self, a: torch.Tensor, p: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
-        """Bilinearly discretised transition of real and imaginary parts, `[heads, state * 2, state * 2]`, real."""
+        """Bilinearly discretized transition of real and imaginary parts, `[heads, state * 2, state * 2]`, real."""
         rows = real_pairs(p).flatten(2)
         blocks = torch.stack([real_pairs(a), real_pairs(a * 1j)], dim=-1)
         eye = torch.eye(a.shape[1], dtype=dt.dtype, device=dt.device)
@@ -209,7 +209,7 @@ class S4StateSpace(Fusible):
         """
         a, b, c, p, dt = self.system()
         if self.config.mode == "diag":
-            base, b = self._discretised(a, b, dt)
+            base, b = self._discretized(a, b, dt)
             return vandermonde(c * b[:, None], base, length, dtype, self.kernels)
         size = self._l_max or length
         if self._l_max == 0:
@@ -230,7 +230,7 @@ class S4StateSpace(Fusible):
         """
         a, b, c, p, dt = self.system()
         if self.config.mode == "diag":
-            base, b = self._discretised(a, b, dt)
+            base, b = self._discretized(a, b, dt)
             transition = torch.stack([real_pairs(base), real_pairs(base * 1j)], dim=-1)
             return transition, real_pairs(b), 2 * real_pairs(c.conj())
         transition = self._transition(a, p, dt)

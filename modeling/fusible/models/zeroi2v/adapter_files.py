@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file, logging
 
-from ...hub.atomic import replaced_folder
-from ...hub.weight_files import check_signature, sign
+from ...hub.atomic import atomic_folder
+from ...hub.weight_files import check_form_metadata, write_form_metadata
 from .configuration_zeroi2v import ZeroI2VConfig
 
 
@@ -36,10 +36,10 @@ def write_adapter(
     Raises:
         OSError: if the folder cannot be written; it is then as it was.
     """
-    with replaced_folder(folder, lambda name: name == ADAPTER_WEIGHTS, ADAPTER_CONFIG) as stage:
+    with atomic_folder(folder, lambda name: name == ADAPTER_WEIGHTS, ADAPTER_CONFIG) as stage:
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
         save_file(tensors, stage / ADAPTER_WEIGHTS, {"format": "pt", MAGNITUDE_KEY: repr(magnitude(frozen))})
-        sign(stage / ADAPTER_WEIGHTS, config)
+        write_form_metadata(stage / ADAPTER_WEIGHTS, config)
         (stage / ADAPTER_CONFIG).write_text(config.to_json_string(), encoding="utf-8")
 
 
@@ -58,7 +58,7 @@ def find_adapter(adapter: str | os.PathLike, **download: Any) -> tuple[ZeroI2VCo
     names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     files = [Path(str(cached_file(adapter, name, **download))) for name in names]
     config = ZeroI2VConfig.from_json_file(files[0])
-    check_signature(files[1], config)
+    check_form_metadata(files[1], config)
     return config, files[1]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ...core.backbones import Site
+from ...core.backbones import BackboneSpec
 from ...core.fusion import Fusible, make_linear
 from .attention import ShiftedLinear
 from .configuration_zeroi2v import ZeroI2VConfig
@@ -168,7 +168,7 @@ class AdaptedFeedForward(Fusible):
         return with_children(self.ffn, {self.fc1: first, self.fc2: second})
 
 
-def adapt_(block: nn.Module, site: Site, config: ZeroI2VConfig) -> None:
+def adapt_(block: nn.Module, spec: BackboneSpec, config: ZeroI2VConfig) -> None:
     """
     Puts adapters around attention and FFN of a backbone's block, in place.
 
@@ -181,17 +181,17 @@ def adapt_(block: nn.Module, site: Site, config: ZeroI2VConfig) -> None:
         rank = int(config.adapter_ratio * channels)
         return LinearAdapter(channels, rank, config.adapter_scale, config.adapter_dropout, bias)
 
-    attention, ffn = block.get_submodule(site.projections), block.get_submodule(site.ffn)
-    inputs = [name for name in PROJECTIONS if name != "k_proj" or not site.plain_attention]
-    output, (fc1, _, fc2) = attention.get_submodule(site.attention_output), site.ffn_parts(block)
+    attention, ffn = block.get_submodule(spec.projections), block.get_submodule(spec.ffn)
+    inputs = [name for name in PROJECTIONS if name != "k_proj" or not spec.plain_attention]
+    output, (fc1, _, fc2) = attention.get_submodule(spec.attention_output), spec.ffn_parts(block)
     width = output.get_parameter("weight").shape[0]
     before_attention = adapter(width, *(attention.get_submodule(name) for name in inputs))
     before_ffn = adapter(width, fc1)
     after_attention = adapter(width, output) if config.num_adapters > 2 else nn.Identity()
     after_ffn = adapter(width, fc2) if config.num_adapters > 3 else nn.Identity()
-    adapted = AdaptedAttention(attention, site.attention_output, before_attention, after_attention)
-    block.set_submodule(site.projections, adapted)
-    block.set_submodule(site.ffn, AdaptedFeedForward(ffn, site.fc1, site.fc2, before_ffn, after_ffn))
+    adapted = AdaptedAttention(attention, spec.attention_output, before_attention, after_attention)
+    block.set_submodule(spec.projections, adapted)
+    block.set_submodule(spec.ffn, AdaptedFeedForward(ffn, spec.fc1, spec.fc2, before_ffn, after_ffn))
 
 
 __all__ = ["AdaptedAttention", "AdaptedFeedForward", "LinearAdapter", "adapt_", "fold_after", "fold_before"]

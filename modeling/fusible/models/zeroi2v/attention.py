@@ -93,7 +93,7 @@ class ShiftedLinear(nn.Module):
         self.bias = linear.bias
         self.ranges = ranges
         self.layout = layout
-        # weights that were loaded are not initialised again
+        # weights that were loaded are not initialized again
         self._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ...core.backbone_configuration import BackboneFusibleConfig
-from ...core.backbones import site_of
+from ...core.backbones import backbone_spec
 
 
 Offsets = list[int | list[int]]
@@ -17,9 +17,9 @@ def usual_offsets(num_frames: int, num_heads: int) -> Offsets:
     """
     Temporal offsets by number of frames, as in the authors' configurations and best ablations (paper, table 1).
 
-    Neighbours at a distance of 1 always, of 2 from 16 frames on, and of 3 in the past from 32 frames on. One head each
+    Neighbors at a distance of 1 always, of 2 from 16 frames on, and of 3 in the past from 32 frames on. One head each
     for fewer than 16 heads; from there on every eighth head for a distance of 1 and every sixteenth for the others. At
-    most half of the heads are temporal, and with less than 4 heads only neighbours matter, which share a head if there
+    most half of the heads are temporal, and with less than 4 heads only neighbors matter, which share a head if there
     are less than 3.
     """
     if num_frames == 1:
@@ -73,9 +73,9 @@ class ZeroI2VConfig(BackboneFusibleConfig):
     """
 
     model_type = "zeroi2v"
-    keeps_labels: ClassVar[bool] = False  # of images
+    inherits_labels: ClassVar[bool] = False  # of images
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model")}
-    free_fields: ClassVar[frozenset[str]] = frozenset(
+    non_structural_fields: ClassVar[frozenset[str]] = frozenset(
         {
             "adapter_dropout",
             "classifier_dropout",
@@ -104,14 +104,14 @@ class ZeroI2VConfig(BackboneFusibleConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.backbone_config, dict):
-            site_of(self.backbone_config)
+            backbone_spec(self.backbone_config)
         for name in ("adapter_ratio", "adapter_scale"):  # 1 and 1.0 are one structure
             if isinstance(getattr(self, name), int):
                 setattr(self, name, float(getattr(self, name)))
         super().__post_init__(**kwargs)
         dense = cast(PreTrainedConfig, self.backbone_config)
-        if self.temporal_offsets == "auto" and site_of(dense).takes_frames:
-            self.temporal_offsets = usual_offsets(self.num_frames, min(site_of(dense).attention_heads(dense)))
+        if self.temporal_offsets == "auto" and backbone_spec(dense).supports_frame_batches:
+            self.temporal_offsets = usual_offsets(self.num_frames, min(backbone_spec(dense).attention_heads(dense)))
 
     @property
     def offsets(self) -> Offsets:
@@ -127,20 +127,20 @@ class ZeroI2VConfig(BackboneFusibleConfig):
         """Raises `ValueError` for a backbone that takes no videos and for options outside their range."""
         super().validate_architecture()
         dense = cast(PreTrainedConfig, self.backbone_config)
-        site = site_of(dense)
-        if not site.takes_frames:
+        spec = backbone_spec(dense)
+        if not spec.supports_frame_batches:
             raise ValueError(f"{dense.model_type!r} has no attention within images, so no heads for other frames.")
-        site.check_ffn(dense)
+        spec.check_ffn(dense)
         for name in ("num_frames", "frame_interval", "num_clips", "num_crops"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("adapter_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
-        width = min(site.stage_widths(dense))
+        width = min(spec.stage_widths(dense))
         if int(self.adapter_ratio * width) < 1:
             raise ValueError(f"adapter_ratio is {self.adapter_ratio}; of {width} channels this leaves no rank.")
-        heads = min(site.attention_heads(dense))
+        heads = min(spec.attention_heads(dense))
         if self.temporal_offsets != "auto" and len(self.offsets) > heads:
             raise ValueError(f"temporal_offsets has {len(self.offsets)} entries for {heads} heads.")
         if self.temporal_offsets != "auto" and [] in self.offsets:

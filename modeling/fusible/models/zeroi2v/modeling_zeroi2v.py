@@ -14,7 +14,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from ...core.backbones import site_of
+from ...core.backbones import backbone_spec
 from ...core.dense import DOWNLOAD_OPTIONS, load_backbone, split_options
 from ...core.modeling import FusiblePreTrainedModel
 from ...core.subclassing import mix_in_
@@ -73,17 +73,19 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
     def __init__(self, config: ZeroI2VConfig, image_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         config.validate_architecture()
-        self.site = site_of(config.backbone_config)
+        self.backbone_spec = backbone_spec(config.backbone_config)
         if image_model is None:
-            image_model = AutoModel.from_config(config.backbone_config, **self.site.model_kwargs)
+            image_model = AutoModel.from_config(config.backbone_config, **self.backbone_spec.model_kwargs)
         self.backbone = image_model
-        embeddings = self.backbone.get_submodule(self.site.embeddings)
-        add_temporal_embedding_(embeddings, config.num_frames, self.site.stage_widths(self.backbone.config)[0])
-        for block in self.site.blocks(self.backbone):
-            attention = block.get_submodule(self.site.projections)
-            shift_heads_(block, attention, config.offsets, config.num_frames, self.site.windowed)
-            adapt_(block, self.site, config)
-        self.feature_size = self.site.feature_size(self.backbone.config)
+        embeddings = self.backbone.get_submodule(self.backbone_spec.embeddings)
+        add_temporal_embedding_(
+            embeddings, config.num_frames, self.backbone_spec.stage_widths(self.backbone.config)[0]
+        )
+        for block in self.backbone_spec.blocks(self.backbone):
+            attention = block.get_submodule(self.backbone_spec.projections)
+            shift_heads_(block, attention, config.offsets, config.num_frames, self.backbone_spec.windowed)
+            adapt_(block, self.backbone_spec, config)
+        self.feature_size = self.backbone_spec.feature_size(self.backbone.config)
 
     def post_init(self) -> None:
         super().post_init()
@@ -91,7 +93,7 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """As for all models; what this one adds to the backbone is not initialised by the backbone's rules."""
+        """As for all models; what this one adds to the backbone is not initialized by the backbone's rules."""
         for module in self.modules():
             if isinstance(module, FrameEmbeddings):
                 init.zeros_(module.temporal_embedding)
@@ -113,7 +115,7 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """All but the image model's: adapters, temporal embedding and classifier; and the image model's last norm."""
-        norms = tuple(f"backbone.{norm}." for norm in self.site.final_norms)
+        norms = tuple(f"backbone.{norm}." for norm in self.backbone_spec.final_norms)
         adapters = re.compile(r"backbone\..*\.(adapter_(before|after)\..*|temporal_embedding)")
         return {
             name: parameter
@@ -196,7 +198,7 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random videos of the configured size, always the same ones."""
-        images = self.site.dummy_inputs(self.backbone)["pixel_values"]
+        images = self.backbone_spec.dummy_inputs(self.backbone)["pixel_values"]
         generator = torch.Generator().manual_seed(0)
         shape = (len(images), self.config.num_frames, *images.shape[1:])
         return {"pixel_values": torch.randn(shape, generator=generator, device="cpu")}
@@ -204,7 +206,7 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
-    def encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> ZeroI2VModelOutput:
+    def _forward_backbone(self, pixel_values: torch.Tensor, **kwargs: Any) -> ZeroI2VModelOutput:
         """
         Outputs for `[batch, frames, channels, height, width]`; `hidden_states` and `attentions` are the backbone's,
         whose batch axis holds the frames.
@@ -221,7 +223,7 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
         kwargs.setdefault("output_attentions", self.config.output_attentions)
         outputs = self.backbone(pixel_values.flatten(0, 1), **kwargs)
-        features = self.site.pool(outputs).unflatten(0, (-1, frames))
+        features = self.backbone_spec.pool(outputs).unflatten(0, (-1, frames))
         return ZeroI2VModelOutput(
             last_hidden_state=outputs.last_hidden_state.unflatten(0, (-1, frames)).flatten(1, 2),
             pooler_output=features.mean(1),
@@ -242,9 +244,9 @@ class ZeroI2VModel(ZeroI2VPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> ZeroI2VModelOutput:
         """
         Args:
-            pixel_values: `[batch, frames, channels, height, width]`, normalised by the processor.
+            pixel_values: `[batch, frames, channels, height, width]`, normalized by the processor.
         """
-        return self.encode(pixel_values, **kwargs)
+        return self._forward_backbone(pixel_values, **kwargs)
 
 
 class ZeroI2VForVideoClassification(ZeroI2VPreTrainedModel):
@@ -266,13 +268,13 @@ class ZeroI2VForVideoClassification(ZeroI2VPreTrainedModel):
     ) -> ImageClassifierOutput:
         """
         Args:
-            pixel_values: `[batch, frames, channels, height, width]`, normalised by the processor; or several views of
+            pixel_values: `[batch, frames, channels, height, width]`, normalized by the processor; or several views of
                 each video, `[batch, views, frames, channels, height, width]`, whose results are averaged as
                 `config.view_average` says.
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
         """
         views = pixel_values.shape[1] if pixel_values.ndim == 6 else None
-        outputs = self.encode(pixel_values if views is None else pixel_values.flatten(0, 1), **kwargs)
+        outputs = self._forward_backbone(pixel_values if views is None else pixel_values.flatten(0, 1), **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         if views is not None:
             logits = self._average(logits.unflatten(0, (-1, views)))
