@@ -69,12 +69,12 @@ def make_writers(width: int, blocks: int, context: int) -> dict[str, tuple[PreTr
 def s4_writer(model: PreTrainedModel, batch_size: int) -> tuple[Callable[[], None], int]:
     """A function that writes some tokens, and the bytes of its cache."""
     token = torch.zeros(batch_size, 1, dtype=torch.long)
-    cache = model(input_ids=token, use_cache=True).cache_params
+    cache = model(input_ids=token, use_cache=True).cache
 
     def write() -> None:
         ids = token
         for _ in range(TOKENS):
-            ids = model(input_ids=ids, cache_params=cache, use_cache=True).logits[:, -1:].argmax(-1)
+            ids = model(input_ids=ids, cache=cache, use_cache=True).logits[:, -1:].argmax(-1)
 
     kept = zip(cache.layers, model.config.layer_types, strict=True)
     return write, sum(layer.recurrent_states[0].nbytes for layer, kind in kept if kind == "linear_attention")

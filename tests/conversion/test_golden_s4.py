@@ -61,7 +61,7 @@ def test_blocks(name, tmp_path, monkeypatch):
         cache = DynamicCache(config=model.config)
         cache.update_recurrent_state(tensors["state.initial"].double(), 0)
         cache.layers[0].has_previous_state[0] = True
-        outputs = run_block(model, tensors, cache_params=cache)
+        outputs = run_block(model, tensors, cache=cache)
         assert relative_error(outputs, tensors["state.output_conv"]) < 1e-5
         after = cache.get_recurrent_state(0)
         assert relative_error(after, tensors["state.next_state"]) < 3e-5  # their single precision
@@ -114,7 +114,7 @@ def test_language_model(tmp_path):
         assert relative_error(form(ids).logits, tensors["output_step"]) < 1e-4
     fused, cache, steps = model.fuse(), None, []
     for piece in ids.split(1, dim=1):
-        outputs = fused(piece, cache_params=cache, use_cache=True)
-        cache = outputs.cache_params
+        outputs = fused(piece, cache=cache, use_cache=True)
+        cache = outputs.cache
         steps.append(outputs.logits)
     assert relative_error(torch.cat(steps, dim=1), model(ids).logits) < 1e-9

@@ -2,12 +2,13 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import DynamicCache, GPT2Config, StaticCache
-from transformers.cache_utils import DummyLayer, LinearAttentionLayer
+from transformers.cache_utils import LinearAttentionLayer
 
 from fusible import S4Config, S4ForCausalLM
 from fusible.models.s4.layers import S4FeedForward
@@ -53,12 +54,12 @@ def model():
 def cache(model):
     """After seven tokens, the last one by itself."""
     with torch.no_grad():
-        cache = model(IDS[:, :6], use_cache=True).cache_params
-        return model(IDS[:, 6:7], cache_params=cache).cache_params
+        cache = model(IDS[:, :6], use_cache=True).cache
+        return model(IDS[:, 6:7], cache=cache).cache
 
 
 def step(model, cache, position: int = 7) -> torch.Tensor:
-    return model(IDS[:, position : position + 1], cache_params=cache).logits[:, 0]
+    return model(IDS[:, position : position + 1], cache=cache).logits[:, 0]
 
 
 def states(cache) -> list[torch.Tensor]:
@@ -75,16 +76,15 @@ def test_caches_are_those_of_transformers(options):
     """The model makes and returns what a user would make from its configuration."""
     model = make_model(**options)
     assert S4Config.from_dict(model.config.to_dict()).layer_types == model.config.layer_types
-    whole, kinds = model(IDS).logits, []
-    for layer in model.layers:
-        kinds.append(DummyLayer if isinstance(getattr(layer, "mixer", None), S4FeedForward) else LinearAttentionLayer)
+    whole = model(IDS).logits
+    with_states = [layer for layer in model.layers if not isinstance(getattr(layer, "mixer", None), S4FeedForward)]
     for given in (None, DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=9)):
-        outputs = model(IDS[:, :7], cache_params=given, use_cache=True)
-        cache = outputs.cache_params
+        outputs = model(IDS[:, :7], cache=given, use_cache=True)
+        cache = outputs.cache
         assert (type(cache) is DynamicCache) if given is None else (cache is given)
-        assert [type(layer) for layer in cache.layers] == kinds
+        assert [type(layer) for layer in cache.layers] == [LinearAttentionLayer] * len(with_states)
         assert cache.has_previous_state() and cache.get_recurrent_state(0) is states(cache)[0]
-        for layer, state in zip([x for x in cache.layers if type(x) is not DummyLayer], states(cache), strict=True):
+        for layer, state in zip(cache.layers, states(cache), strict=True):
             assert (layer.device, layer.dtype, len(state)) == (state.device, state.dtype, 2)
             assert state.untyped_storage().nbytes() == state.nbytes  # it does not keep the memory of the prompt
         logits = [outputs.logits, *(step(model, cache, position)[:, None] for position in range(7, 12))]
@@ -97,35 +97,40 @@ def test_caches_that_do_not_fit(model, cache):
     for wrong, what in (
         (DynamicCache(), "DynamicCache of 0 layers"),
         (attention, r"DynamicCache of 3 layers \(DynamicLayer\)"),
-        (DynamicCache(config=S4Config(num_hidden_layers=2)), "DynamicCache of 2 layers .* This model needs 3"),
+        (DynamicCache(config=S4Config(num_hidden_layers=3)), "DynamicCache of 3 layers .* This model needs 2"),
         (tuple(states(cache)), "tuple of 0 layers"),
     ):
-        with pytest.raises(ValueError, match=rf"cache_params is a {what}.*DynamicCache\(config=model.config\)"):
-            model(IDS, cache_params=wrong)
+        with pytest.raises(ValueError, match=rf"cache is a {what}.*DynamicCache\(config=model.config\)"):
+            model(IDS, cache=wrong)
     before = copy.deepcopy(states(cache))
     with pytest.raises(ValueError, match="states of 2 sequences, and the inputs are 1.*reorder_cache"):
-        model(IDS[:1, :1], cache_params=cache)
+        model(IDS[:1, :1], cache=cache)
     assert all(map(torch.equal, states(cache), before))
     training_form = S4ForCausalLM(S4Config.from_dict({**model.config.to_dict(), "fused": False})).eval()
     with pytest.raises(ValueError, match="states of the model's other form"):
-        training_form(IDS[:, :1], cache_params=cache)
+        training_form(IDS[:, :1], cache=cache)
     cache.reset()
-    torch.testing.assert_close(training_form(IDS, cache_params=cache).logits, training_form(IDS).logits)
+    torch.testing.assert_close(training_form(IDS, cache=cache).logits, training_form(IDS).logits)
 
 
 @torch.no_grad()
 def test_what_does_not_go_with_states(model, cache):
-    with pytest.raises(ValueError, match="States go in as cache_params"):
+    with pytest.raises(ValueError, match="States go in as cache"):
         model(IDS[:, 7:8], past_key_values=cache)
     with pytest.raises(ValueError, match=r"attention_mask has the shape \[2, 1\]; .* length = 2"):
-        model(IDS[:, 7:9], attention_mask=torch.ones(2, 1), cache_params=cache)
-    actual = model(IDS[:, 7:8], attention_mask=torch.ones(2, 8), cache_params=cache).logits[:, 0]
+        model(IDS[:, 7:9], attention_mask=torch.ones(2, 1), cache=cache)
+    actual = model(IDS[:, 7:8], attention_mask=torch.ones(2, 8), cache=cache).logits[:, 0]
     torch.testing.assert_close(actual, model(IDS).logits[:, 7])
-    # the pass without a prompt gets no states from transformers
+    # before transformers 5.24, the pass without a prompt gets no states, and is refused
     settings = {"guidance_scale": 3.0, "max_new_tokens": 3, "do_sample": False}
-    with pytest.raises(ValueError, match=r"attention_mask has the shape \[2, 2\]; .* length = 1"):
-        model.generate(IDS, **settings)
-    assert model.generate(IDS, use_cache=False, **settings).shape == (2, 15)
+    expected = model.generate(IDS, use_cache=False, **settings)
+    assert expected.shape == (2, 15)
+    try:
+        actual = model.generate(IDS, **settings)
+    except ValueError as error:
+        assert re.search(r"attention_mask has the shape \[2, 2\]; .* length = 1", str(error))
+    else:
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -186,7 +191,7 @@ def test_tokens_need_no_new_memory(model, cache):
 def test_states_that_are_set_by_hand(model, cache):
     """As for other models: they are copied."""
     read, other = copy.deepcopy(states(cache)), DynamicCache(config=model.config)
-    for number, state in zip((0, 2), states(cache), strict=True):
+    for number, state in enumerate(states(cache)):
         other.update_recurrent_state(state, number)
         other.layers[number].has_previous_state[0] = True
     torch.testing.assert_close(step(model, other), model(IDS).logits[:, 7])
@@ -210,7 +215,7 @@ def test_reordered_states_are_new(model, cache):
     other.reorder_cache(torch.tensor([1, 1, 0]))
     before = addresses(other)
     expected = model(IDS).logits[:, 7]
-    actual = model(IDS[[1, 1, 0], 7:8], cache_params=other).logits[:, 0]
+    actual = model(IDS[[1, 1, 0], 7:8], cache=other).logits[:, 0]
     torch.testing.assert_close(actual, expected[[1, 1, 0]])
     assert addresses(other) == before
 
@@ -226,10 +231,10 @@ def test_resetting(options):
             outputs = model(IDS, use_cache=True, output_hidden_states=True)
             returned = [outputs.logits, *outputs.hidden_states]
             before = [part.detach().clone() for part in returned]
-            cache = outputs.cache_params
+            cache = outputs.cache
             cache.reset()
             assert not cache.has_previous_state() and not any(state.any() for state in states(cache))
-            torch.testing.assert_close(model(ids, cache_params=cache).logits, expected)
+            torch.testing.assert_close(model(ids, cache=cache).logits, expected)
         assert all(map(torch.equal, returned, before))
     weights = [*model.parameters()]
     actual, expected = (
@@ -240,7 +245,7 @@ def test_resetting(options):
 
 def test_graphs_keep_what_they_need(model, cache):
     """Training by pieces, with tokens that are written without gradients in between."""
-    outputs, weight = model(IDS[:, 7:8], cache_params=cache), model.layers[0].mixer.ssm.input_map
+    outputs, weight = model(IDS[:, 7:8], cache=cache), model.layers[0].mixer.ssm.input_map
     expected = torch.autograd.grad(outputs.logits.sum(), weight, retain_graph=True)
     assert all(state.requires_grad for state in states(cache))
     model.detach_states(cache)
@@ -270,7 +275,7 @@ def test_activation_checkpoints_of_single_tokens(model, cache, use_reentrant):
     for is_checkpointed in (False, True):
         if is_checkpointed:
             model.train().activation_checkpointing_enable({"use_reentrant": use_reentrant})
-        outputs = model(inputs_embeds=embedded, cache_params=copy.deepcopy(cache))
+        outputs = model(inputs_embeds=embedded, cache=copy.deepcopy(cache))
         outputs.logits.square().sum().backward()
         gradients.append([parameter.grad for parameter in (embedded, *parameters)])
         embedded.grad = None
@@ -285,7 +290,7 @@ def test_compiled_models(model):
     backend, expected = CompileCounterWithBackend("aot_eager"), model(IDS).logits
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     outputs = compiled(IDS[:, :7], use_cache=True)
-    cache = outputs.cache_params
+    cache = outputs.cache
     assert type(cache) is DynamicCache
     for position in range(7, 11):
         before = copy.deepcopy(states(cache)), states(cache)
@@ -304,3 +309,20 @@ def test_states_of_a_graph_that_are_written_over_by_hand_are_an_error(kernel_pat
         ssm_step_(torch.empty(1, 1, 6), state, torch.randn(1, 1, 3), *maps, kernels=layer.kernels)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
+
+
+@torch.no_grad()
+def test_cache_params_is_another_name_of_cache():
+    """That of transformers before 5.24, in calls, outputs and generation."""
+    model = S4ForCausalLM(S4Config(vocab_size=8, hidden_size=4, num_hidden_layers=1, state_size=4)).eval()
+    tokens = torch.arange(6)[None] % 8
+    first = model(tokens[:, :4], use_cache=True)
+    assert first.cache_params is first.cache is first["cache_params"] and "cache_params" in first
+    copies = [copy.deepcopy(first.cache) for _ in range(3)]
+    expected = model(tokens[:, 4:], cache=copies[0]).logits
+    assert torch.equal(model(tokens[:, 4:], cache_params=copies[1]).logits, expected)
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    continued = model.generate(tokens[:, 4:], cache_params=copies[2], **settings)
+    assert torch.equal(continued[:, 2:], model.generate(tokens, **settings)[:, 6:])
+    with pytest.raises(ValueError, match="two names of one argument"):
+        model(tokens, cache=copies[0], cache_params=copies[1])

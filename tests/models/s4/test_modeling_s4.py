@@ -124,7 +124,7 @@ class TestGeneration:
             outputs = form(ids[:, :11], use_cache=True)
             logits = [outputs.logits]
             for piece in ids[:, 11:].split([1, 1, 8, 1, 8], dim=1):
-                outputs = form(piece, cache_params=outputs.cache_params)
+                outputs = form(piece, cache=outputs.cache)
                 logits.append(outputs.logits)
             assert relative_error(torch.cat(logits, dim=1), whole) < 1e-9
 
@@ -163,16 +163,16 @@ class TestGeneration:
         monkeypatch.setattr(
             DeferredStopCheck, "is_supported", lambda *x, **y: asked.append(x[2]) or is_supported(*x, **y)
         )
-        second = model.generate(first.sequences[:, 8:], max_new_tokens=5, do_sample=False, cache_params=cache)
+        second = model.generate(first.sequences[:, 8:], max_new_tokens=5, do_sample=False, cache=cache)
         assert torch.equal(second, expected[:, 8:]) and asked == [True]
         cache.reset()
         padded, mask = torch.nn.functional.pad(ids, (2, 0)), torch.tensor([[0] * 2 + [1] * 5] * 2)
-        third = model.generate(padded, attention_mask=mask, max_new_tokens=9, do_sample=False, cache_params=cache)
+        third = model.generate(padded, attention_mask=mask, max_new_tokens=9, do_sample=False, cache=cache)
         assert torch.equal(third[:, 2:], expected)
-        with pytest.raises(ValueError, match="cache_params goes with use_cache=True only"):
-            model.generate(ids, max_new_tokens=2, cache_params=cache, use_cache=False)
+        with pytest.raises(ValueError, match="cache goes with use_cache=True only"):
+            model.generate(ids, max_new_tokens=2, cache=cache, use_cache=False)
         with pytest.raises(ValueError, match="states of 2 sequences, and the inputs are 6"):
-            model.generate(ids, max_new_tokens=2, cache_params=cache, num_beams=3)
+            model.generate(ids, max_new_tokens=2, cache=cache, num_beams=3)
 
     @torch.no_grad()
     def test_padding_in_front_changes_nothing(self, options):
@@ -206,12 +206,12 @@ class TestGeneration:
         expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
         model.zero_grad()
         first = model(ids[:, :7], use_cache=True)
-        second = model(ids[:, 7:], cache_params=first.cache_params)
+        second = model(ids[:, 7:], cache=first.cache)
         (first.logits.square().sum() + second.logits.square().sum()).backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name], msg=name)
-        model.detach_states(second.cache_params)
-        assert not any(second.cache_params.get_recurrent_state(number).requires_grad for number in (0, 1))
+        model.detach_states(second.cache)
+        assert not any(second.cache.get_recurrent_state(number).requires_grad for number in (0, 1))
 
     def test_language_models_are_stored(self, options, tmp_path):
         model = make_lm(**options).float()

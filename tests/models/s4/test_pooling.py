@@ -109,12 +109,12 @@ class TestResolutions:
                 for sizes in ([1] * length, [*random, length - sum(random)], [length]):
                     cache, logits = None, []
                     for piece in ids.split([size for size in sizes if size], dim=1):
-                        outputs = form(piece, cache_params=cache, use_cache=True)
-                        cache = outputs.cache_params
+                        outputs = form(piece, cache=cache, use_cache=True)
+                        cache = outputs.cache
                         logits.append(outputs.logits)
                     assert relative_error(torch.cat(logits, dim=1), whole) < 1e-9
                     seen = length
-                    for layer, slot in zip(form.layers, cache.layers, strict=True):
+                    for layer, slot in zip((form.layers[i] for i in form.stateful), cache.layers, strict=True):
                         if isinstance(layer, S4DownPool):
                             assert slot.recurrent_states[0].shape[1] == seen % layer.size
                             seen //= layer.size
@@ -127,8 +127,8 @@ class TestResolutions:
         model.zero_grad()
         cache, total = None, 0
         for piece in ids.split([7, 1, 16], dim=1):
-            outputs = model(piece, cache_params=cache, use_cache=True)
-            cache, total = outputs.cache_params, total + outputs.logits.square().sum()
+            outputs = model(piece, cache=cache, use_cache=True)
+            cache, total = outputs.cache, total + outputs.logits.square().sum()
         total.backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name], msg=name)

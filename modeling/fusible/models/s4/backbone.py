@@ -10,7 +10,7 @@ from transformers.cache_utils import LinearAttentionLayer
 from .adaptive_softmax import AdaptiveEmbedding, AdaptiveSoftmax
 from .configuration_s4 import S4Config
 from .kernel_mixin import S4KernelModel
-from .layers import ScalarNorm, make_norm
+from .layers import S4FeedForward, S4Layer, ScalarNorm, make_norm
 from .outputs import S4Output
 from .pooling import S4DownPool, S4UpPool, check_padding, make_layers, skip_connections
 from .recurrence import S4Recurrence
@@ -52,7 +52,8 @@ class S4PreTrainedModel(S4KernelModel):
         self.layers = make_layers(config)
         self.skips = skip_connections(config)
         self.sources = frozenset(self.skips.values())
-        self.stateful = [number for number, kind in enumerate(config.layer_types) if kind == "linear_attention"]
+        feed_forward = [isinstance(layer, S4Layer) and isinstance(layer.mixer, S4FeedForward) for layer in self.layers]
+        self.stateful = [number for number, is_ffn in enumerate(feed_forward) if not is_ffn]
         self.final_norm = make_norm(config) if config.prenorm else nn.Identity()
 
     def _record_structure(self) -> None:
@@ -88,32 +89,32 @@ class S4PreTrainedModel(S4KernelModel):
         ids = torch.randint(self.config.vocab_size, (2, length), generator=generator, device="cpu")
         return {"input_ids": ids}
 
-    def _slots(self, cache_params: Cache, batch_size: int) -> dict[int, Any]:
+    def _slots(self, cache: Cache, batch_size: int) -> dict[int, Any]:
         """A cache's layers for those with a state; raises `ValueError` if it is not for this form and batch."""
-        layers, count = getattr(cache_params, "layers", []), len(self.layers)
-        slots = {number: layers[number] for number in self.stateful if number < len(layers)}
+        layers, count = getattr(cache, "layers", []), len(self.stateful)
+        slots = dict(zip(self.stateful, layers, strict=False))
         if len(layers) != count or not all(isinstance(slot, LinearAttentionLayer) for slot in slots.values()):
             kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
             raise ValueError(
-                f"cache_params is a {type(cache_params).__name__} of {len(layers)} layers ({kinds}). This model needs "
-                f"{count}, those with states as LinearAttentionLayer: give what the model returned, or "
+                f"cache is a {type(cache).__name__} of {len(layers)} layers ({kinds}). This model needs "
+                f"{count}, a LinearAttentionLayer for each state: give what the model returned, or "
                 "transformers.DynamicCache(config=model.config)."
             )
         state = next((slot.recurrent_states[0] for slot in slots.values() if slot.has_previous_state[0]), None)
         if state is not None and state.shape[0] != batch_size:
             raise ValueError(
-                f"cache_params has states of {state.shape[0]} sequences, and the inputs are {batch_size}. "
-                "cache_params.reorder_cache(indices) takes other ones, or some repeatedly."
+                f"cache has states of {state.shape[0]} sequences, and the inputs are {batch_size}. "
+                "cache.reorder_cache(indices) takes other ones, or some repeatedly."
             )
-        if state is not None and getattr(cache_params, "is_fused", self.config.fused) != self.config.fused:
-            raise ValueError("cache_params has the states of the model's other form, which are in another basis.")
-        cast(Any, cache_params).is_fused = self.config.fused
+        if state is not None and getattr(cache, "is_fused", self.config.fused) != self.config.fused:
+            raise ValueError("cache has the states of the model's other form, which are in another basis.")
+        cast(Any, cache).is_fused = self.config.fused
         return slots
 
     @staticmethod
-    def detach_states(cache_params: Cache) -> None:
+    def detach_states(cache: Cache) -> None:
         """Cuts states off from the graph that made them, for truncated backpropagation through time."""
-        for slot in cache_params.layers:
+        for slot in cache.layers:
             if isinstance(slot, LinearAttentionLayer) and slot.has_previous_state[0]:
                 # a copy, as the graph may need the numbers that tokens are written over
                 slot.recurrent_states[0] = cast(torch.Tensor, slot.recurrent_states[0]).detach().clone()
@@ -124,15 +125,20 @@ class S4PreTrainedModel(S4KernelModel):
         input_values: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        cache_params: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool = False,
         output_hidden_states: bool | None = None,
+        cache_params: Cache | None = None,
         past_key_values: Any = None,
         **_: Any,
     ) -> S4Output:
         """The stack's outputs; for the arguments see `S4Model`. Raises `ValueError` for those that do not fit."""
         if past_key_values is not None:
-            raise ValueError("States go in as cache_params, also those that generate() returns as past_key_values.")
+            raise ValueError("States go in as cache, also those that generate() returns as past_key_values.")
+        if cache_params is not None:
+            if cache is not None and cache is not cache_params:
+                raise ValueError("cache and cache_params are two names of one argument; give cache alone.")
+            cache = cache_params
         if sum(x is not None for x in (input_ids, input_values, inputs_embeds)) != 1:
             raise ValueError("Give exactly one of input_ids, input_values and inputs_embeds.")
         if (input_ids is not None and self.config.vocab_size is None) or (
@@ -152,18 +158,18 @@ class S4PreTrainedModel(S4KernelModel):
         mask = None
         if attention_mask is not None:
             batch_size, length = hidden_states.shape[:2]
-            if cache_params is not None:  # that of the whole sequence may be given
+            if cache is not None:  # that of the whole sequence may be given
                 length = max(length, attention_mask.shape[-1])
             check_shape("attention_mask", attention_mask, {"batch": batch_size, "length": length})
             if self.config.pool_sizes:
                 check_padding(attention_mask)  # what comes behind is not seen by what is in front
             else:
                 mask = attention_mask[:, -hidden_states.shape[1] :, None].to(hidden_states.dtype)
-        if use_cache and cache_params is None:
-            cache_params = DynamicCache(config=self.config)
-        slots = {} if cache_params is None else self._slots(cache_params, hidden_states.shape[0])
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        slots = {} if cache is None else self._slots(cache, hidden_states.shape[0])
         # not where a layer runs again for its gradient: what it was given must be as it was
-        with_state, overwrite = cache_params is not None, not torch.is_grad_enabled()
+        with_state, overwrite = cache is not None, not torch.is_grad_enabled()
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         kept, inputs = [], {}
         for number, layer in enumerate(self.layers):
@@ -188,7 +194,7 @@ class S4PreTrainedModel(S4KernelModel):
                 slot.is_recurrent_states_initialized[0] = slot.has_previous_state[0] = True
         hidden_states = self.final_norm(hidden_states)
         all_states = (*cast(list[torch.Tensor], kept), hidden_states) if keep else None
-        return S4Output(last_hidden_state=hidden_states, cache_params=cache_params, hidden_states=all_states)
+        return S4Output(last_hidden_state=hidden_states, cache=cache, hidden_states=all_states)
 
 
 __all__ = ["S4PreTrainedModel", "check_shape"]

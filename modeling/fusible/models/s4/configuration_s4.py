@@ -158,14 +158,18 @@ class S4Config(FusibleConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """What a cache has for each layer of the model, pools included: a state, or nothing for FFNs."""
-        stage = ["linear_attention" if kind == "s4" else "mlp" for kind in self.layer_kinds]
-        pool, depth = ["linear_attention"], len(self.pool_sizes)
-        return ((stage if self.unet else []) + pool) * depth + stage + (pool + stage) * depth
+        """
+        The layers of a cache: one for each layer of the model that has a state, pools included.
+
+        There is none for FFNs: transformers asks a cache with layers of several kinds for its number of positions.
+        """
+        depth = len(self.pool_sizes)
+        stages = 2 * depth + 1 if self.unet else depth + 1
+        return ["linear_attention"] * (2 * depth + stages * self.layer_kinds.count("s4"))
 
     @property  # type: ignore[misc]
     def per_layer_config(self) -> Sequence[PreTrainedConfig]:
-        """This configuration for each layer of the model, which is what caches count."""
+        """This configuration for each layer of a cache."""
         return [self] * len(self.layer_types)
 
     def stage(self, number: int) -> "S4Config":

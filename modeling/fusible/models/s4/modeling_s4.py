@@ -30,7 +30,7 @@ class S4Model(S4PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
-        cache_params: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> S4Output:
@@ -40,12 +40,12 @@ class S4Model(S4PreTrainedModel):
             attention_mask: `[batch, length]`, 0 for padding, which state spaces then do not see.
             inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
             input_values: `[batch, length, config.input_size]`, for models without.
-            cache_params: states after the positions before, which are replaced: what a call returned, or transformers'
+            cache: states after the positions before, which are replaced: what a call returned, or transformers'
                 `DynamicCache(config=model.config)`. Its `layers[i].recurrent_states[0]` may be written over in place.
             use_cache: also return the states after the last position.
         """
         return self._forward_backbone(
-            input_ids, input_values, inputs_embeds, attention_mask, cache_params, use_cache, **cast(Any, kwargs)
+            input_ids, input_values, inputs_embeds, attention_mask, cache, use_cache, **cast(Any, kwargs)
         )
 
 
@@ -68,30 +68,23 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # states have no length, which a cache under the name `past_key_values` is asked for
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.LongTensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
+    def generate(self, *args: Any, cache_params: Cache | None = None, **kwargs: Any) -> Any:
+        """As for all models. `cache` (or `cache_params`, its older name) has states to go on from."""
+        if cache_params is not None:
+            kwargs["cache"] = cache_params
+        return cast(Any, super()).generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(  # type: ignore[override]  # positions differ between versions
+        self, input_ids: torch.LongTensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """As for all models. With `cache_params`, `input_ids` are those that the states have not seen yet."""
-        cache_params = kwargs.get("cache_params")
-        if is_first_iteration and cache_params is not None:
+        """As for all models. With `cache`, `input_ids` are those that the states have not seen yet."""
+        cache = kwargs.get("cache")
+        if is_first_iteration and cache is not None:
             if not kwargs.get("use_cache"):
-                raise ValueError("cache_params goes with use_cache=True only.")
-            cache_params._is_user_defined = True  # otherwise generate() may run one token ahead
+                raise ValueError("cache goes with use_cache=True only.")
+            cache._is_user_defined = True  # otherwise generate() may run one token ahead
         inputs = cast(Any, super()).prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length,
-            past_key_values,
-            attention_mask,
-            inputs_embeds,
-            is_first_iteration,
-            **kwargs,
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
         if kwargs.get("use_cache") and not is_first_iteration:
             inputs["attention_mask"] = None  # the padding is in front of what the states have seen
@@ -104,7 +97,7 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        cache_params: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -116,13 +109,13 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
                 `config.pool_sizes` names pools.
             inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
             labels: `[batch, length]`, the same tokens, which are shifted here; -100 for those that do not count.
-            cache_params: states after the positions before, which are replaced: what a call returned, or transformers'
+            cache: states after the positions before, which are replaced: what a call returned, or transformers'
                 `DynamicCache(config=model.config)`. Its `layers[i].recurrent_states[0]` may be written over in place.
             use_cache: also return the states after the last position.
             logits_to_keep: for how many positions at the end, or for which ones, logits are wanted; 0 for all.
         """
         outputs = self._forward_backbone(
-            input_ids, None, inputs_embeds, attention_mask, cache_params, use_cache, **cast(Any, kwargs)
+            input_ids, None, inputs_embeds, attention_mask, cache, use_cache, **cast(Any, kwargs)
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = cast(torch.Tensor, outputs.last_hidden_state)[:, kept]
@@ -134,9 +127,7 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return S4CausalLMOutput(
-            loss=loss, logits=logits, cache_params=outputs.cache_params, hidden_states=outputs.hidden_states
-        )
+        return S4CausalLMOutput(loss=loss, logits=logits, cache=outputs.cache, hidden_states=outputs.hidden_states)
 
 
 class S4ForSequenceClassification(S4PreTrainedClassifier):
