@@ -50,6 +50,7 @@ def auto_class_of(model_class: type) -> str:
         ValueError: if no Auto class gives any of them.
     """
     autos = {name: auto for row in AUTO_CLASSES.values() for auto, name in row.items()}
+    # by name, as remote code has classes of its own with the names of these
     for base in model_class.__mro__:
         if base.__name__ in autos:
             return autos[base.__name__]

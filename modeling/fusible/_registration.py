@@ -41,6 +41,7 @@ class LazyClasses(dict[Any, Any]):
         self.unread, self.keys_are_classes = dict(values), keys_are_classes
 
     def _name(self, key: Any) -> str | None:
+        # a class of another package with such a name is not ours
         if isinstance(key, type):
             return key.__name__ if key.__module__.partition(".")[0] == __package__ else None
         return key
@@ -49,9 +50,11 @@ class LazyClasses(dict[Any, Any]):
         return super().__contains__(key) or self._name(key) in self.unread
 
     def __missing__(self, key: Any) -> Any:
+        # only d[key] comes here, which is how transformers reads; dict.get would not
         name = self._name(key)
         if name not in self.unread:
             raise KeyError(key)
+        # first, so that a class whose import fails can be asked for again
         self[key] = self.unread[name]()
         del self.unread[name]
         return self[key]
@@ -91,9 +94,11 @@ class AfterImport(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
+        # the search below asks all finders, which must not be this one again
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
+            # a loader is made for one module, so the change reaches no other
             execute = spec.loader.exec_module
 
             def execute_then_act(module: ModuleType) -> None:
@@ -116,6 +121,7 @@ def _classes(names: dict[str, str]) -> dict[str, Any]:
 
 
 def _extend(mapping: Any, values: Mapping[str, Callable[[], Any]], keys_are_classes: bool = True) -> None:
+    # the dict that `register` of an Auto class fills; what users put there is kept
     mapping._extra_content = LazyClasses(mapping._extra_content, values, keys_are_classes)
 
 
@@ -156,4 +162,5 @@ def register() -> None:
         if module in sys.modules:
             action(sys.modules[module])
         else:
+            # before the finder of files, which would find the module and end the search
             sys.meta_path.insert(0, AfterImport(module, action))

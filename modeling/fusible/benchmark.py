@@ -31,6 +31,7 @@ def median_seconds(functions: Iterable[Callable[[], object]], repeats: int = 30,
         for function, samples in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
+            # GPUs work on after the call has returned
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat >= warmup:
@@ -68,13 +69,16 @@ def compare_forms(
     if device is None:
         device = torch.accelerator.current_accelerator() or "cpu"
     inputs = {
+        # repeated often enough (the quotient rounded up), then cut
         name: torch.cat([tensor] * -(-batch_size // len(tensor)))[:batch_size]
         for name, tensor in model.dummy_inputs.items()
     }
+    # fused in the model's own precision, before the casts below
     forms = {"training": model.eval(), "fused": model.fuse()}
     functions = []
     for form in forms.values():
         form.to(device=torch.device(device), dtype=dtype or model.dtype)
+        # compiled in the first call, which is one of the warm-up
         function: Any = torch.compile(form) if compiled else form
         functions.append(partial(function, **moved(inputs, form.device, form.dtype)))
     seconds = median_seconds(functions, repeats)

@@ -80,12 +80,14 @@ def export_fused(
     from transformers.exporters import DynamoConfig, DynamoExporter, ExportedModel, OnnxConfig, OnnxExporter
 
     fused: PreTrainedModel = (model if model.config.fused else model.fuse()).eval()
+    # torch.export takes an axis of length 1 for a constant
     inputs = example_inputs(model, 2)
     exporter, config_class = (OnnxExporter(), OnnxConfig) if kind == "onnx" else (DynamoExporter(), DynamoConfig)
     config = config_class(dynamic_shapes={name: {0: Dim("batch", min=1)} for name in inputs})
     with contextlib.redirect_stdout(sys.stderr):  # where torch's progress belongs
         exported = exporter.export(fused, cast(Any, inputs), config)
     with atomic_folder(folder, lambda name: name.startswith("model."), LAST) as stage:
+        # what was written is compared, not the program in memory; an error here leaves the folder as it was
         exported.save_pretrained(stage)
         difference, largest = _difference(ExportedModel.from_pretrained(stage), fused, model)
         if not difference <= tolerance * largest:  # also refuses NaN

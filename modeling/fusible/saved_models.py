@@ -26,6 +26,7 @@ def load_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     name = (config.architectures or ["none"])[0]
     for auto_class, class_name in AUTO_CLASSES.get(config.model_type, {}).items():
         if class_name == name:
+            # by transformers' mapping, which imports the code of this model alone
             return getattr(transformers, auto_class)._model_mapping[type(config)]
     raise ValueError(
         f"The configuration of type {config.model_type!r} names {name}, a class that fusible does not have."
@@ -51,6 +52,7 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
     if config.model_type in AUTO_CLASSES:
         model_class: Any = load_model_class(config)
     else:
+        # a model without two forms is of a class of transformers
         name = (config.architectures or ["none"])[0]
         model_class = getattr(transformers, name, None)
         if model_class is None:

@@ -24,6 +24,7 @@ def pooler_output(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
 
 def class_token_and_maximum(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
     """Feature `[batch, 2 * hidden_size]` of point clouds: the class token, and the largest values of the others."""
+    # [batch, 1 + groups, hidden_size], with the class token first
     tokens = cast(torch.Tensor, outputs.last_hidden_state)
     return torch.cat([tokens[:, 0], tokens[:, 1:].amax(1)], dim=-1)
 
@@ -70,6 +71,7 @@ class BackboneSpec:
 
     def blocks(self, backbone: PreTrainedModel) -> Iterator[nn.Module]:
         """The Transformer blocks, first to last."""
+        # by the class's name: no modeling file is imported for it, and `mix_in_` keeps it
         return (module for module in backbone.modules() if type(module).__name__ == self.block)
 
     def ffn_parts(self, block: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -80,6 +82,7 @@ class BackboneSpec:
     def attention_heads(self, backbone_config: PreTrainedConfig) -> list[int]:
         """Number of heads: of each stage, or one for all blocks."""
         values = backbone_config.to_dict()
+        # Swin gives one number for each stage
         return list(values["num_heads"]) if "num_heads" in values else [values["num_attention_heads"]]
 
     def check_ffn(self, backbone_config: PreTrainedConfig) -> None:
@@ -98,8 +101,10 @@ class BackboneSpec:
         """Channels of the feature maps: of the embedding, then of each stage, or of each block if there are none."""
         values = backbone_config.to_dict()
         if "hidden_sizes" in values:
+            # PoolFormer: the patch embedding has the width of the first stage
             return [values["hidden_sizes"][0], *values["hidden_sizes"]]
         if "depths" in values:
+            # Swin doubles the channels from stage to stage; a stage's map is the one before the merging of patches
             return [values["embed_dim"], *(values["embed_dim"] * 2**i for i in range(len(values["depths"])))]
         return [values["hidden_size"]] * (values["num_hidden_layers"] + 1)
 
@@ -110,6 +115,7 @@ class BackboneSpec:
         values = _vision_values(backbone.config)
         size = values.get("image_size", 224)  # PoolFormer takes any
         size = size if isinstance(size, list | tuple) else [size] * 2
+        # on the CPU whatever the default device: a seed gives other numbers on others, and none on meta
         generator = torch.Generator().manual_seed(0)
         return {"pixel_values": torch.randn(2, values["num_channels"], *size, generator=generator, device="cpu")}
 
@@ -128,6 +134,7 @@ _VIT = BackboneSpec(
     dropout="dropout",
     pools_class_token=True,
     needs_interpolate_pos_encoding=True,
+    # the image feature is the class token, so a pooler would be weights without use
     model_kwargs={"add_pooling_layer": False},
 )
 _CLIP = BackboneSpec(
@@ -175,6 +182,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         attention_scale="lambda_1",
         ffn_scale="lambda_2",
         dropout="dropout",
+        # with use_mean_pooling the norm is the pooler's, and the first name is an Identity
         final_norms=("layernorm", "pooler.layernorm"),
         pool=pooler_output,
         needs_interpolate_pos_encoding=True,
@@ -192,6 +200,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         final_norms=("norm",),
     ),
     "clip_vision_model": _CLIP,
+    # its pooled feature attends to all tokens
     "siglip_vision_model": replace(_CLIP, block="SiglipEncoderLayer", pools_class_token=False),
     "swin": BackboneSpec(
         "SwinLayer",
@@ -201,6 +210,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         dropout="dropout",
         windowed=True,
         pool=pooler_output,
+        # patches merge from stage to stage
         patch_grid=False,
     ),
     "poolformer": BackboneSpec(

@@ -37,6 +37,7 @@ class RecomputeSafe(_BatchNorm):
         try:
             output = self.normalize(input)
         finally:
+            # also after an error, which must not leave the copies in the module
             self._set_statistics(statistics)
         copy_in_forward(list(statistics.values()), list(updated.values()))
         return output
@@ -62,8 +63,11 @@ class RecomputeSafeSyncBatchNorm(RecomputeSafe, nn.SyncBatchNorm):
         # torch's own does not run on CPUs
         buffers = self.num_batches_tracked, self.running_mean, self.running_var
         num_batches, running_mean, running_var = (cast(torch.Tensor, buffer) for buffer in buffers)
+        # [tokens, channels]; under autocast they may come in half precision, whose sums are too coarse
         tokens = input.to(self.weight.dtype)
+        # [channels + 1]: sums and number of tokens in one call; `all_reduce` of torch.distributed.nn has a gradient
         sums = all_reduce(torch.cat([tokens.sum(0), tokens.new_tensor([len(tokens)])]))
+        # the call gives its whole result a gradient
         count = sums[-1].detach()
         mean = sums[:-1] / count
         # in two passes: the difference of mean square and squared mean would lose digits

@@ -18,8 +18,10 @@ class PortableConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As for all configurations, with the code beside it that `auto_map` names."""
+        # `auto_map` is for the folder; the configuration in memory goes on to mean the classes at hand
         config = copy.copy(self)
         try:
+            # by name: this also runs as remote code, where fusible may be missing and one file has no relative imports
             code = importlib.import_module("fusible.hub.code")
         except ImportError:
             pass  # this is remote code itself, which transformers copies
@@ -30,6 +32,7 @@ class PortableConfig(PreTrainedConfig):
                 config.auto_map = auto_map
         PreTrainedConfig.save_pretrained(config, save_directory)
         if push_to_hub:
+            # which saves again by this method, so the code is pushed as well
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
 
@@ -70,6 +73,7 @@ class FusibleConfig(PortableConfig):
 
         It is written into the weight files, so that weights are never read with another model's configuration.
         """
+        # options that all models have, such as labels and recorded outputs, say nothing of the structure
         inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
         own = {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
         structure = {
@@ -77,6 +81,7 @@ class FusibleConfig(PortableConfig):
             for name, value in own.items()
             if name not in inherited | self.non_structural_fields
         }
+        # sorted, so that neither the order of fields nor that of a file's keys counts
         text = json.dumps({"model_type": self.model_type, **structure}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

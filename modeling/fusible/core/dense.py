@@ -35,6 +35,7 @@ def split_options(
     loading = {name: value for name, value in options.items() if name in (*DOWNLOAD_OPTIONS, "dtype")}
     own = {name: value for name, value in options.items() if name not in loading}
     fields = [field.name for field in dataclasses.fields(config_class)]
+    # options for loading are not among `own`; they are here for the hint at what was meant
     check_keys(own, [*fields, *LABEL_OPTIONS, *DOWNLOAD_OPTIONS], config_class.__name__)
     if loading and isinstance(model, PreTrainedModel):
         raise ValueError(f"The dense model is at hand, so there is nothing to load with {', '.join(loading)}.")
@@ -89,6 +90,7 @@ def load_backbone(
     options = backbone_spec(config).model_kwargs
     if isinstance(model, PreTrainedModel):
         return _copy_part(model, transformers.AutoModel, config, **options)
+    # transformers draws missing weights at random and only warns
     loading = {**loading, **options, "output_loading_info": True}
     backbone, info = transformers.AutoModel.from_pretrained(model, config=config, **loading)
     _check_complete(str(model), info["missing_keys"])
@@ -97,6 +99,7 @@ def load_backbone(
 
 def _copy_part(model: PreTrainedModel, auto: Any, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     """A copy of that part of a model that an Auto class builds for a configuration, without what it leaves out."""
+    # () if the Auto class does not know the configuration: nothing is an instance of that
     kind = auto._model_mapping.get(type(config), ())
     parts = [module for module in model.modules() if isinstance(module, kind)]
     if not parts:
@@ -105,6 +108,7 @@ def _copy_part(model: PreTrainedModel, auto: Any, config: PreTrainedConfig, **op
     config.architectures = config.architectures or []  # Auto classes cannot choose between two of them without
     with torch.device("meta"):
         wanted = auto.from_config(config, **options)
+    # `modules` begins with the outermost: the model itself if it is of this class
     dense = copy.deepcopy(parts[0]).eval()
     for name, _ in list(dense.named_children()):
         if getattr(wanted, name, dense) is None:  # such as a pooler

@@ -17,7 +17,9 @@ class DropPath(nn.Module):
         if not self.training:
             return branch
         keep = self.keep.to(branch.device)
+        # [batch, 1, ...]: one draw for all of a sample
         kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) < keep
+        # divided by the probability to keep, so that the mean is the branch as in eval mode
         return branch * (kept / keep).to(branch.dtype)
 
     def extra_repr(self) -> str:

@@ -32,6 +32,7 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Li
 def fuse_tree(module: nn.Module) -> nn.Module:
     """Replaces every `Fusible` inside a module, in place; returns the module, or its inference form if it is one."""
     if isinstance(module, Fusible):
+        # no further down: what `fuse` returns has no Fusible inside
         return module.fuse()
     for name, child in module.named_children():
         fused = fuse_tree(child)

@@ -54,6 +54,7 @@ def _mark_fused(module: nn.Module) -> None:
     """Says in the configurations of all models inside that they are fused, also in a detector's of its backbone."""
     for model in module.modules():
         if isinstance(model, PreTrainedModel):
+            # a model's own configuration need not be the object that the model around it holds
             inner = (vars(model.config).get(name) for name in model.config.sub_configs)
             for config in (model.config, *inner):
                 if isinstance(config, FusibleConfig):
@@ -94,15 +95,19 @@ class FusiblePreTrainedModel(PreTrainedModel):
         self._check_fusible()
         # built from the config and not by deepcopy, which would copy the weights and which FSDP forbids
         config = copy.deepcopy(self.config)
+        # the twin is whole: with this entry, saving it would wait for the shards of other ranks
         config.__dict__.pop("distributed_config", None)
         with torch.device("meta"):
             twin = type(self)(config)
+        # the training form's weights as they are; `_fuse_self` then makes new tensors of some of them
         twin.load_state_dict(state_dict, assign=True)
         twin.tie_weights()  # which were assigned one by one
         for name, buffer in self.named_buffers():
+            # no checkpoint has them, so in the twin they are still on meta
             if name not in state_dict:  # non-persistent
                 path, _, leaf = name.rpartition(".")
                 twin.get_submodule(path)._buffers[leaf] = buffer
+        # these belong to the object and not to its configuration
         twin.model_tags, twin.name_or_path = self.model_tags, self.name_or_path
         if self.can_generate():
             twin.generation_config = self.generation_config
@@ -131,6 +136,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
             raise ValueError(f"This {name} is fused already.")
         if "quantization_config" in self.config.to_dict():
             raise ValueError(f"This {name} is quantized. Fuse and save the full-precision model, then quantize that.")
+        # by the package's name, as peft need not be installed
         if any(type(module).__module__.partition(".")[0] == "peft" for module in self.modules()):
             raise ValueError(
                 f"This {name} carries PEFT adapters. Call merge_and_unload() on the PEFT model, then fuse."
@@ -164,7 +170,9 @@ class FusiblePreTrainedModel(PreTrainedModel):
             OSError: if the folder cannot be written; it is then as it was.
         """
         if os.path.isfile(save_directory):
+            # transformers logs this and returns as if it had saved
             raise OSError(f"{save_directory} is a file; save_pretrained needs the path of a folder.")
+        # the push is made below; that of transformers takes no folders, no branch and no metadata of a card
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         writes = self.should_save_on_this_rank(is_main_process)
         distributed_config = self.config.__dict__.get("distributed_config")
@@ -173,19 +181,23 @@ class FusiblePreTrainedModel(PreTrainedModel):
             self._check_fusible()
             if kwargs.pop("distributed_checkpoint", False):
                 raise ValueError("fused=True needs whole weights; leave out distributed_checkpoint=True.")
+            # all ranks take part, also those that then write nothing
             gathered = self.gather_sharded_state_dict_for_save(
                 self,
                 self.state_dict() if state_dict is None else state_dict,
                 distributed_config,
                 save_on_this_rank=writes,
             )
+            # it is in the twin, in another form
             state_dict = None
             model = self._fused_from(gathered) if writes else self
+        # a plain save gathers shards and needs all ranks; a twin is whole, and only the writing rank has one
         if model is not self or writes or not fused:
             names = save_model(model, save_directory, writes, is_main_process, state_dict, **kwargs)
         self.barrier_after_gathered_checkpoint_save(distributed_config)
         if push_to_hub and writes:
             hub.setdefault("repo_id", Path(save_directory).resolve().name)
+            # the card would run `self`, whose weights may be others than those given, or no more than a shard of them
             measure = model is not self and given is None and distributed_config is None
             hub["variant"] = kwargs.get("variant")
             push_model(model, self, Path(save_directory), names, measure=measure, **hub)
@@ -239,6 +251,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
         if path is None or fused is None:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         if not isinstance(config, PreTrainedConfig):
+            # reading the configuration uses these up, and the weights need them as well
             kept = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
             # arguments of the loading, which a configuration would take for its own
             loading = ("dtype", "torch_dtype", "quantization_config")
@@ -261,6 +274,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
                     f"fused=True cannot be combined with {name} on a training checkpoint. Save it with "
                     "save_pretrained(..., fused=True) first, then load the fused folder."
                 )
+        # the cast comes last: to fuse rounded weights would multiply their rounding errors
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", "auto"))
         result = super().from_pretrained(path, *model_args, **kwargs)
         loaded, info = result if isinstance(result, tuple) else (result, None)
@@ -278,6 +292,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        # all files are known here, shards included, and no tensor has been read
         for file in checkpoint_files or []:
             if str(file).endswith(".safetensors"):
                 check_form_metadata(file, model.config)

@@ -9,6 +9,7 @@ def nearest(key: str, known: Iterable[str]) -> str:
     """A hint that names what was meant, or else all there is."""
     known = sorted(known)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    # a nested key that was given without its section
     close = close or [name for name in known if name.rpartition(".")[2] == key][:1]
     return f"Did you mean {close[0]}?" if close else f"Known are {', '.join(known)}."
 

@@ -23,11 +23,13 @@ def subclass(mixin: type[nn.Module], stock: type[nn.Module]) -> type[nn.Module]:
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     # pickle would look for the class by its name, and find the stock one
+    # the bases are mixin and stock class, both of which can be found by their names
     return _make_empty, type(module).__bases__, module.__getstate__()
 
 
 def _make_empty(mixin: type[nn.Module], stock: type[nn.Module]) -> nn.Module:
     kind = subclass(mixin, stock)
+    # without `__init__`, as pickle and deepcopy fill in the state afterwards
     return kind.__new__(kind)
 
 

@@ -50,6 +50,7 @@ def write_code(folder: str | os.PathLike, config: PreTrainedConfig) -> dict[str,
 def _families(config: PreTrainedConfig) -> Iterator[str]:
     """Model types of this package in a configuration: its own, then those of the configurations inside."""
     package = __name__.partition(".")[0]
+    # a user's class derived from one of ours counts; those of remote code are not in this package, nor are their bases
     for base in type(config).__mro__:
         if base.__module__.partition(".")[0] == package and AUTO_CLASSES.get(config.model_type):
             yield config.model_type
@@ -93,6 +94,7 @@ def _registration(model_type: str) -> str:
     lines += [f"{auto}.register({config}, {name})" for auto, name in classes.items()]
     imports = ", ".join(["CONFIG_MAPPING", "AutoConfig", *classes])
     body = "".join(f"\n    {line}" for line in lines)
+    # classes that are known already stay: those of the installed package, or of code that ran before
     return f'from transformers import {imports}\n\n\nif "{model_type}" not in CONFIG_MAPPING:{body}\n'
 
 
@@ -140,6 +142,7 @@ def join_modules(package: Path, entries: list[str], endings: list[str] = []) -> 
         raise CodeError(f"{owners[name][0]} defines {name}, which another module imports: {imports[name]!r}.")
     sections = ["\n".join(_grouped(set(imports.values())))]
     for part in parts:
+        # only the first string of a file is its docstring, so those of the modules become comments
         comment = "".join(f"#{' ' * bool(line)}{line}\n" for line in part.doc.splitlines())
         sections.append(f"# {'-' * 20} {package.name}/{part.origin}\n{comment}\n\n{part.text}")
     return "\n\n\n".join(sections) + "\n"
@@ -153,6 +156,7 @@ def _grouped(statements: Iterable[str]) -> list[str]:
         _, module, _, name = statement.split(" ", 3)
         names.setdefault(module, []).append(name)
     lines = [f"from {module} import {', '.join(found)}" for module, found in names.items()]
+    # chr(10), as expressions in f-strings may have no backslash before Python 3.12
     blocks = [f"from {module} import (\n    {f',{chr(10)}    '.join(found)},\n)" for module, found in names.items()]
     return plain + [line if len(line) < 120 else block for line, block in zip(lines, blocks, strict=True)]
 
@@ -187,6 +191,7 @@ def _parse(text: str, module: str, package: Path) -> _Part:
     tree, lines = ast.parse(text), text.splitlines()
     part = _Part(origin=f"{module.replace('.', '/')}.py", doc=ast.get_docstring(tree) or "")
     dropped = [tree.body[0]] if part.doc else []
+    # imports in a `try` stay in the text: they are of libraries that may be missing
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             dropped.append(node)
@@ -199,6 +204,7 @@ def _parse(text: str, module: str, package: Path) -> _Part:
         if isinstance(inner, ast.ImportFrom) and inner.level and inner not in tree.body:
             raise CodeError(f"{part.origin}:{inner.lineno}: a relative import that is not at the top level.")
     for node in dropped:
+        # lines are emptied, not removed, as the numbers of the other nodes count them; unparsing would lose comments
         for number in range(node.lineno - 1, node.end_lineno or node.lineno):
             lines[number] = ""
     part.text = "\n".join(lines).strip("\n")

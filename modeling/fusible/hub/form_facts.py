@@ -39,13 +39,16 @@ def count_macs(model: nn.Module, **inputs: torch.Tensor) -> int:
 def form_facts(model: FusibleModel, fused: bool) -> FormFacts:
     """Facts of either form of a model, from a copy without weights."""
     config = copy.deepcopy(model.config)
+    # the training form is built first in any case, as a fused model has no way back to it
     config.fused = False
     with torch.device("meta"):
         twin = type(model)(config)
         form: nn.Module = twin.fuse() if fused else twin.eval()
+    # the size is that of the saved precision
     form.to(model.dtype)
     inputs = {name: tensor[:1] for name, tensor in model.dummy_inputs.items()}
     num_bytes = sum(tensor.nbytes for tensor in form.state_dict().values())
+    # on meta only shapes are computed
     macs = count_macs(form, **moved(inputs, torch.device("meta"), model.dtype))
     return FormFacts(count_parameters(form), macs, num_bytes)
 

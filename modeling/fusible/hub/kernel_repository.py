@@ -48,11 +48,14 @@ def push_kernels(
         return None
     repo_id, branch = url.repo_id, f"v{version}"
     if card is not None and card.exists() and CARD_NAME not in api.list_repo_files(repo_id, repo_type="kernel"):
+        # on the main branch, whose card the Hub shows; kernels are on the branch of their version
         text = card.read_text(encoding="utf-8").replace("{{ repo_id }}", repo_id).replace("{{version}}", str(version))
         api.upload_file(path_or_fileobj=text.encode(), path_in_repo=CARD_NAME, repo_id=repo_id, repo_type="kernel")
     api.create_branch(repo_id, branch=branch, exist_ok=True, repo_type="kernel")
     files = {f"build/{variant.name}/{name}": variant / name for variant in variants for name in files_in(variant)}
+    # bytecode is in no variant's digests
     files = {name: file for name, file in files.items() if "__pycache__" not in file.parts}
+    # variants for other systems, which were built elsewhere, stay
     folders = tuple(f"build/{variant.name}/" for variant in variants)
     old = {name for name in api.list_repo_files(repo_id, revision=branch, repo_type="kernel")}
     return api.create_commit(

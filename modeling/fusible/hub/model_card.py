@@ -55,9 +55,11 @@ def make_card(
     method, is_plain = METHODS[source.config.model_type], not is_fusible_model(model)
     fused = not is_fusible_model(model) or model.config.fused
     origin = model.name_or_path
+    # the Hub knows no local folder as a base model
     parent = origin if origin and origin != repo_id and not Path(origin).exists() else None
     difference = max_difference(source, model) if measure and model is not source else (None, None)
     auto_class = auto_class_of(type(source))
+    # the table's tags of these two are those for images; features of other inputs have a tag without kind
     is_vision = "image" in (source.input_modalities or []) or auto_class not in ("AutoModel", "AutoBackbone")
     metadata: dict[str, Any] = {
         "library_name": "transformers",
@@ -65,6 +67,7 @@ def make_card(
         "base_model": parent,
         **(card_data or {}),
     }
+    # tags of the caller take the place of the model's; those of the form are always there
     tags = [*metadata.pop("tags", source.model_tags or []), "fused" if fused else "training-form"]
     tags += [] if is_plain else ["custom_code"]
     return ModelCard.from_template(

@@ -58,11 +58,13 @@ class Repository:
         Raises:
             OSError: if the Hub or the connection fails; weights that arrived are not sent again by the next push.
         """
+        # by now the folder has a card: ours, or one that the user put there
         names = [*names, CARD_NAME] if self.takes_card else names
         has_weights = any(is_weight_file(name, variant) for name in names)  # unlike a push of adapters alone
         old = {name for name in self.files if has_weights and is_superseded_with_weights(name, variant)}
         code = {name for name in self.files if name.endswith(".py")}.difference(names)
         if has_weights and code:
+            # which of the repository's Python files are a model's code is told by their content and the configuration
             patterns = [CONFIG_NAME, *code]
             saved = self.api.snapshot_download(self.repo_id, revision=self.revision, allow_patterns=patterns)
             old |= code & code_files(Path(saved))
@@ -70,6 +72,7 @@ class Repository:
             return self.api.create_commit(
                 self.repo_id,
                 [CommitOperationAdd(name, (contents or {}).get(name, folder / name)) for name in sorted(set(names))]
+                # deletions are of files that were listed: the Hub refuses a commit that deletes what is not there
                 + [CommitOperationDelete(name) for name in sorted(old.difference(names))],
                 commit_message=commit_message or "Upload model",
                 commit_description=commit_description,
@@ -102,8 +105,10 @@ def open_repository(
     api = HfApi(token=token)
     with _outages_explained(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    # a second block, as messages from here on have the full name
     with _outages_explained(repo_id):
         if revision is not None and not revision.startswith("refs/pr/") and not create_pr:
+            # a pull request's reference is made by the Hub alone, and a new one starts from a branch that exists
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         siblings = api.model_info(repo_id, revision=revision).siblings or []
         files = frozenset(sibling.rfilename for sibling in siblings)
@@ -182,6 +187,7 @@ def _outages_explained(repo_id: str) -> Iterator[None]:
 def _is_outage(error: BaseException | None) -> bool:
     """Whether Hub or connection failed; the client wraps failed uploads in `RuntimeError`."""
     if isinstance(error, HfHubHTTPError):
+        # 429: too many requests
         return error.response.status_code >= 500 or error.response.status_code == 429
     return isinstance(error, httpx.TransportError) or (isinstance(error, RuntimeError) and _is_outage(error.__cause__))
 

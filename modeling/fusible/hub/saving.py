@@ -39,11 +39,13 @@ def save_model(
         PreTrainedModel.save_pretrained(model, folder, is_main_process, state_dict, **kwargs)
         return os.listdir(folder)
     fusible = model if is_fusible_model(model) else None
+    # code of the model that was there before, which the new one may not have
     variant, code = kwargs.get("variant"), code_files(Path(folder))
 
     def is_stale(name: str) -> bool:
         return is_superseded_with_weights(name, variant) or name in code
 
+    # ranks that write nothing still take part in gathering shards, and need some folder for it
     with atomic_folder(folder, is_stale, CONFIG_NAME) if writes else TemporaryDirectory() as stage:
         if fusible is not None:
             # Trainer reloads checkpoints by the names in memory, which the original format would change
@@ -51,6 +53,7 @@ def save_model(
         state_dict = None if state_dict is None else dict(state_dict)  # it gets emptied
         PreTrainedModel.save_pretrained(model, stage, is_main_process, state_dict, **kwargs)
         if fusible is not None:
+            # adapters have other names and no form
             for file in Path(stage).glob("model*.safetensors"):
                 write_form_metadata(file, fusible.config)
             fusible._save_extra_files(Path(stage))

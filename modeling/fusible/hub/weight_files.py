@@ -96,6 +96,7 @@ def code_files(folder: Path) -> set[str]:
     names = {file.name for file in folder.glob("*.py") if file.read_bytes().startswith(CODE_MARK.encode())}
     try:
         auto_map = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["auto_map"]
+        # lists (of tokenizers) and references to other repositories (with --) give names that no file here has
         modules = {str(reference).partition(".")[0] for reference in auto_map.values()}
     except (OSError, ValueError, KeyError, AttributeError):  # no configuration, a broken one, or one without code
         return names
@@ -103,6 +104,7 @@ def code_files(folder: Path) -> set[str]:
         file = folder / f"{modules.pop()}.py"
         if file.is_file() and file.name not in names:
             names.add(file.name)
+            # transformers copies a model's code with all that it imports relatively, one folder deep
             modules |= set(re.findall(r"^from \.(\w+) import", file.read_text(encoding="utf-8"), re.MULTILINE))
     return names
 
@@ -124,6 +126,7 @@ def write_form_metadata(file: Path, config: FormConfig) -> None:
     """Writes form and structure digest into the header of a weight file; transformers has no argument for them."""
     metadata = {FORM_KEY: "fused" if config.fused else "training", DIGEST_KEY: config.structure_digest()}
     copy_file = file.with_suffix(".tmp")
+    # the header's length (8 bytes, little-endian), header, tensors; their offsets count from the header's end
     with open(file, "rb") as source, open(copy_file, "wb") as destination:
         header = json.loads(source.read(struct.unpack("<Q", source.read(8))[0]))
         header["__metadata__"] = header.get("__metadata__", {}) | metadata
@@ -147,6 +150,7 @@ def check_form_metadata(file: str | os.PathLike, config: FormConfig) -> None:
             metadata = opened.metadata() or {}
     except SafetensorError as error:
         raise OSError(f"{file} is no complete safetensors file ({error}). Download or save it again.") from error
+    # the form first: the digest covers it too, but could only say that something differs
     form = metadata.get(FORM_KEY)
     if form == "fused" and not config.fused:
         raise ValueError(fused_is_final_message(file))

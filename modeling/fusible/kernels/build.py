@@ -68,6 +68,7 @@ def source_hash(root: Path) -> str:
     digest = hashlib.sha256(repr((FLAGS, LINKS)).encode())
     for file in sorted(root.rglob("*")):
         parts = file.relative_to(root).parts
+        # zero bytes, which no source has, keep names and contents apart
         if file.suffix in SOURCES and parts[0] not in ("build", "tests"):
             digest.update("/".join(parts).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:10]
@@ -100,6 +101,7 @@ def compile_library(root: Path, project: dict[str, Any], name: str, kind: str, l
     major, minor = map(int, project["torch"]["stable-abi"][kind].split("."))
     defines = [
         f"-DTORCH_EXTENSION_NAME={name}",
+        # as torch encodes versions: major in the first byte, minor in the second
         f"-DTORCH_TARGET_VERSION=0x{major << 56 | minor << 48:016x}",
         f"-DPy_LIMITED_API=0x{int(PYTHON_ABI.split('.')[0]):02x}{int(PYTHON_ABI.split('.')[1]):02x}0000",
         f"-D{kind.upper()}_KERNEL",
@@ -108,6 +110,7 @@ def compile_library(root: Path, project: dict[str, Any], name: str, kind: str, l
     # headers write their paths into messages
     places = [f"-ffile-prefix-map={path}=include" for path in system] + [f"-ffile-prefix-map={root}=."]
     common = [compiler, *FLAGS, *WARNINGS, *defines, *places, *(f"-isystem{path}" for path in system)]
+    # the binding is compiled for each backend; build.toml has it without one
     kernels = [*project["kernel"].values(), project["torch"] | {"backend": kind}]
     units = [
         (root / source, [f"-I{root / path}" for path in [*kernel.get("include", []), "."]], kernel)
@@ -123,6 +126,7 @@ def compile_library(root: Path, project: dict[str, Any], name: str, kind: str, l
         "--threads=0",
         "--compress-mode=size",
         "-DUSE_CUDA",
+        # the standard is nvcc's own option, and the rest is for the host's compiler
         f"-Xcompiler={','.join(FLAGS[1:] + places)}",
     ]
     for_device += [f"-ccbin={compiler}", *defines, *(f"-isystem={path}" for path in system)]
@@ -134,6 +138,7 @@ def compile_library(root: Path, project: dict[str, Any], name: str, kind: str, l
             else [*common, *includes, *kernel.get("cxx-flags", []), "-c", str(source), "-o", file]
             for (source, includes, kernel), file in zip(units, objects, strict=True)
         ]
+        # errors of the threads are raised when the results are read
         for _ in pool.map(run, commands):
             pass
         links = [*objects, "-o", str(library), f"-L{Path(torch.__file__).parent / 'lib'}"]
@@ -205,6 +210,7 @@ def build(root: Path, kind: str, out: Path) -> Path:
         return target
     package, name = project["general"]["name"].replace("-", "_"), build_id(root, project, kind)
     out.mkdir(parents=True, exist_ok=True)
+    # inside `out`, so that the finished variant can be renamed into its place
     with tempfile.TemporaryDirectory(dir=out) as folder:
         variant = Path(folder, "variant")
         ignore = shutil.ignore_patterns("__pycache__", "_ops.py")
@@ -216,6 +222,7 @@ def build(root: Path, kind: str, out: Path) -> Path:
         else:
             compile_library(root, project, name, kind, variant / f"{name}.abi3.so")
             library = f"from . import {name}  # noqa: F401\n"
+        # operations are registered under the build's id, so that one process can load two builds
         (variant / "_ops.py").write_text(OPS.format(library=library, define=define, id=name))
         write_metadata(variant, project["general"], name, BACKENDS.get(kind, kind))
         check(variant)
@@ -291,6 +298,7 @@ def main() -> None:
                 build(root, kind, out)
             print(variant)
         except NoCompilerError as error:
+            # a missing compiler is an error only for what was asked for by name
             if options.variants:
                 sys.exit(str(error))
             print(error, file=sys.stderr)

@@ -130,11 +130,13 @@ def verify(variant: Path, digests: Mapping[str, str] | None = None) -> None:
         found = {
             file.relative_to(variant).as_posix(): hashlib.sha256(file.read_bytes()).digest()
             for file in variant.rglob("*")
+            # bytecode is not listed, and `_no_bytecode` keeps Python from reading it
             if file.is_file() and file.name != "metadata.json" and "__pycache__" not in file.parts
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KernelError(f"{variant} has no digests that can be read: {error!r}") from error
     present = {name: base64.b64encode(digest).decode() for name, digest in found.items()}
+    # a file too many is wrong as well: an import could find it first
     wrong = sorted(name for name in listed.keys() | present.keys() if listed.get(name) != present.get(name))
     if wrong or not listed:
         raise KernelError(f"{variant} was changed: {', '.join(wrong) or 'there are no files'}.")
@@ -172,6 +174,7 @@ def import_variant(variant: Path, digests: Mapping[str, str] | None = None) -> K
 
 
 def _local_override(repo_id: str | None) -> Path | None:
+    # repo=folder:repo=folder, as the library kernels reads it
     entries = (entry.partition("=") for entry in os.environ.get("LOCAL_KERNELS", "").split(":"))
     return next((Path(path) for name, _, path in entries if repo_id is not None and name == repo_id and path), None)
 
@@ -211,6 +214,7 @@ def _downloaded(source: KernelSource) -> Path:
     _check_trust(source)
     if source.revision is None:
         raise KernelError(f"Kernels of {source.repo_id} need the commit they are taken at.")
+    # trust was checked above; the digests are compared before anything is imported
     return kernels.install_kernel(source.repo_id, revision=source.revision, trust_remote_code=True)
 
 
@@ -241,6 +245,7 @@ def load_kernels(source: KernelSource | None = None) -> Kernels | None:
         try:
             variant = place()
             if variant is not None:
+                # the digests are for files from elsewhere; what the user chose or installed may be another build
                 return import_variant(variant, None if chosen or place is _installed else source.digests)
         except Exception as error:  # a library of another system, no network, a version of kernels that has changed
             failures.append(str(error))
@@ -248,6 +253,7 @@ def load_kernels(source: KernelSource | None = None) -> Kernels | None:
         library = "" if kernels is not None else " The library kernels is missing."
         failures.append(f"The installed fusible has none for this system; `make kernels` builds them.{library}")
     if failures:
+        # each message once, as places that are not trusted all say the same
         logger.warning("S4 runs without compiled kernels. %s", " ".join(dict.fromkeys(failures)))
     return None
 

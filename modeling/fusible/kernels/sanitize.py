@@ -43,6 +43,7 @@ def main() -> int:
     except build.NoCompilerError as error:
         print(f"The kernels' accesses to memory were not checked. {error}", file=sys.stderr)
         return 1
+    # the digest of the sources covers the options, so this build has an id of its own
     build.FLAGS += FLAGS
     build.LINKS += FLAGS[:1]
     sys.modules["kernel_abi_check"] = None  # type: ignore[assignment]  # it would find the sanitizer

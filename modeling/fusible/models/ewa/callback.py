@@ -52,8 +52,10 @@ class EWACallback(TrainerCallback):
                 "EWA does not work under DeepSpeed, whose optimizer keeps a copy of the weights of its own and would "
                 "undo the averaging. Use DDP or FSDP2."
             )
+        # FSDP1's wrapper; FSDP2 renames classes to FSDP..., which does not match
         if any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
             raise ValueError("EWA does not work under FSDP1, whose flat shards cut through experts. Use FSDP2 or DDP.")
+        # the type of the stored weights: autocast keeps them in float32
         dtypes = {parameter.dtype for parameter in self.experts.expert_parameters}
         if dtypes & {torch.bfloat16, torch.float16}:
             logger.warning(
@@ -71,6 +73,7 @@ class EWACallback(TrainerCallback):
     ) -> None:
         if getattr(optimizer, "step_was_skipped", False):  # fp16 gradients overflowed: there was no step
             return
+        # before evaluating and saving, which Trainer does after this event; global_step counts from 1 here
         self.share_rate = self.experts.average_experts_(state.global_step, state.max_steps)
 
     def on_log(
@@ -82,6 +85,7 @@ class EWACallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         values = {"expert_spread": self.experts.expert_spread(), "share_rate": self.share_rate}
+        # Trainer has copied the values into its history by now; only records of training steps have a loss
         for record in (logs, state.log_history[-1] if state.log_history else None):
             if record is not None and "loss" in record:
                 record.update(values)

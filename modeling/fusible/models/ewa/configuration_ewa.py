@@ -76,8 +76,10 @@ class EWAConfig(BackboneFusibleConfig):
     router_aux_loss_coef: float | int = 0.01
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # early, for a clear error; a CLIP's is checked once it is built, as its vision_config may lack the type
         if isinstance(self.backbone_config, dict) and "vision_config" not in self.backbone_config:
             backbone_spec(self.backbone_config)
+        # asked first, as the base class fills labels in
         has_labels = self.id2label is not None or "num_labels" in kwargs
         super().__post_init__(**kwargs)
         dense = cast(PreTrainedConfig, self.backbone_config)
@@ -120,6 +122,7 @@ class EWAConfig(BackboneFusibleConfig):
             ValueError: if there is none, or one that the model does not have.
         """
         if isinstance(self.expert_layers, str):
+            # "every2" to "every" and "2", "last_2" to "last_" and "2"
             pattern, number = re.split(r"(?<=\D)(?=\d)", self.expert_layers)
             step = int(number)
             chosen = list(range(step - 1, num_layers, step) if pattern == "every" else range(num_layers)[-step:])
@@ -131,9 +134,11 @@ class EWAConfig(BackboneFusibleConfig):
 
     def share_rate_at(self, step: int, max_steps: int) -> float:
         """Share rate after optimizer step `step` (the first is 1) of `max_steps`."""
+        # a function of the step alone, so that there is no state to save for resuming
         progress = step / max_steps
         if progress > self.ewa_until:
             return 0.0
+        # share of the training over which the rate grows
         ramp = {"constant": 0.0, "linear": 1.0, "warmup": self.schedule_warmup_ratio}[self.schedule]
         return self.share_rate * (1.0 if ramp == 0 else min(1.0, progress / ramp))
 

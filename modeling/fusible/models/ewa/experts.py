@@ -16,6 +16,7 @@ class Regroup(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, index, inverse):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(inverse)
+        # one of the two indices is padded at its end, and the shorter one tells how many rows are real
         ctx.num_rows = min(len(index), len(inverse))
         return rows.index_select(0, index)
 
@@ -53,15 +54,18 @@ class ExpertLinear(nn.Module):
         super().__init__()
         self.kernel_shape = layer.weight.shape[2:]  # (1, 1) of a convolution
         self.merges = merges
+        # [num_experts, out, in], a 1x1 convolution's too
         self.weight = nn.Parameter(layer.weight.detach().flatten(1).repeat(num_experts, 1, 1))
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().repeat(num_experts, 1))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """`[num_experts, tokens, in]` to `[num_experts, tokens, out]`; if merged, `[..., in]` to `[..., out]`."""
         if self.merges and not self.training:
+            # anew in each call: a stored mean would go stale whenever the experts change
             return F.linear(tokens, mean_expert(self.weight), None if self.bias is None else mean_expert(self.bias))
         if self.bias is None:
             return torch.bmm(tokens, self.weight.mT)
+        # [num_experts, tokens, in] x [num_experts, in, out], one batched product
         return torch.baddbmm(self.bias[:, None], tokens, self.weight.mT)
 
     def mean_layer(self) -> nn.Linear | nn.Conv2d:
@@ -70,6 +74,7 @@ class ExpertLinear(nn.Module):
         linear = make_linear(cast(torch.Tensor, weight), bias)
         if not self.kernel_shape:
             return linear
+        # on the meta device: no memory and no random numbers for weights that are replaced
         convolution = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=bias is not None, device="meta")
         convolution.weight = nn.Parameter(linear.weight.unflatten(1, (-1, *self.kernel_shape)))
         convolution.bias = linear.bias
@@ -114,6 +119,7 @@ class Experts(Fusible):
         elif self.partition == "strided":
             outputs = self._strided(tokens.flatten(0, -2)).view_as(tokens)
         else:
+            # [tokens of the batch, channels], or [batch, tokens * channels]: a row is what goes to one expert
             units = tokens.flatten(0, -2) if self.partition == "tokens" else tokens.flatten(1)
             outputs = self._permuted(units, tokens.shape[-1]).view_as(tokens)
         return outputs.movedim(-1, 1) if self.channels_first else outputs
@@ -121,18 +127,22 @@ class Experts(Fusible):
     def _permuted(self, units: torch.Tensor, channels: int) -> torch.Tensor:
         # the default generator, which activation checkpointing restores: the recomputation needs the same order
         order = torch.randperm(len(units), device=units.device)
+        # the inverse permutation
         back = torch.empty_like(order)
         back[order] = torch.arange(len(units), device=units.device)
         # padded to equal shares, so that the experts' products are one batched one
         order = torch.cat([order, order.new_zeros(-len(units) % self.num_experts)])
+        # [num_experts, tokens of each, channels]
         groups = Regroup.apply(units, order, back).view(self.num_experts, -1, channels)
         return Regroup.apply(self.ffn(groups).reshape(len(order), -1), back, order)
 
     def _strided(self, tokens: torch.Tensor) -> torch.Tensor:
         n, length = self.num_experts, len(tokens)
+        # drawn on the CPU: no waiting for a GPU, and checkpointing restores this generator too
         offset = int(torch.randint(n, ()))
         # padding in front shifts which expert gets the first token; each then gets every n-th one, as a view
         tokens = F.pad(tokens, (0, 0, offset, -(length + offset) % n))
+        # [tokens of each, num_experts, channels], the second axis moved in front
         groups = self.ffn(tokens.unflatten(0, (-1, n)).transpose(0, 1))
         return groups.transpose(0, 1).flatten(0, 1)[offset : offset + length]
 
@@ -142,6 +152,7 @@ class Experts(Fusible):
 
     def fuse(self) -> nn.Module:
         """The mean expert, as the backbone's own FFN."""
+        # shallow: what is no expert, such as the activation, is shared
         ffn = copy.copy(self.ffn)
         # a new dict: the copy would share the training form's own
         ffn._modules = {
@@ -178,6 +189,7 @@ class RoutedExperts(nn.Module):
         inputs = hidden_states.movedim(1, -1) if self.channels_first else hidden_states
         tokens = inputs.flatten(0, -2)
         self.router_logits = self.router(tokens)
+        # both [tokens, num_experts_per_tok]; softmax in float32, as in transformers' mixtures of experts
         shares, experts = self.router_logits.float().softmax(-1).topk(self.num_experts_per_tok)
         shares = (shares / shares.sum(-1, keepdim=True)).to(tokens.dtype)
         # sorted by expert, each choice of a token gets a slot: its expert's first one plus its place among the others
@@ -187,8 +199,10 @@ class RoutedExperts(nn.Module):
         place = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[chosen[order]]
         slots = chosen[order] * counts.max() + place  # all experts get as many slots as the busiest one needs
         groups = tokens.new_zeros(self.num_experts * int(counts.max()), tokens.shape[-1])
+        # choice i is one of token i // num_experts_per_tok; slots that stay empty are zero
         groups = groups.index_copy(0, slots, tokens[order // self.num_experts_per_tok])
         groups = self.ffn(groups.unflatten(0, (self.num_experts, -1))).flatten(0, 1)
+        # back to the order of the choices: the slot of each, [tokens, num_experts_per_tok]
         outputs = torch.empty_like(slots).index_copy(0, order, slots).view_as(experts)
         outputs = (groups[outputs] * shares[..., None]).sum(1).view_as(inputs)
         return outputs.movedim(-1, 1) if self.channels_first else outputs
@@ -209,6 +223,7 @@ def average_(experts: nn.Module, share_rate: float) -> None:
     """
     for stacked in stacked_parameters(experts):
         n = len(stacked)
+        # in place, as the optimizer holds these tensors; the mean is taken before any expert moves
         stacked.lerp_(stacked.mean(0, keepdim=True), share_rate * n / (n - 1))
 
 
@@ -217,6 +232,7 @@ def expert_spread(experts: nn.Module) -> float:
     """Distance of the experts in a module to their mean, relative to its norm (root mean square over experts)."""
     distance, norm = 0.0, 0.0
     for stacked in stacked_parameters(experts):
+        # in float32: in half precision the small distances between experts would round away
         mean = stacked.float().mean(0, keepdim=True)
         distance += cast(float, (stacked.float() - mean).square().sum().item()) / len(stacked)
         norm += cast(float, mean.square().sum().item())

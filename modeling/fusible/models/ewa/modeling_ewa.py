@@ -21,6 +21,7 @@ from .configuration_ewa import EWAConfig
 from .experts import ExpertLinear, Experts, RoutedExperts, average_, expert_spread, stacked_parameters
 
 
+# prefixes of a headless model's weights inside one with a head
 HEADLESS = r"^model\.(vit|deit|beit|dinov2|dinov2_with_registers|swin|poolformer|point_vit)\."
 
 
@@ -54,10 +55,12 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         inner.architectures = inner.architectures or []  # the Auto classes cannot choose between two of them without
         spec = backbone_spec(inner)
         self.model = getattr(transformers, auto_class_of(type(self))).from_config(inner) if dense is None else dense
+        # one object, not two that can come to differ
         config.backbone_config = self.model.config
         self.main_input_name = self.model.main_input_name
         blocks = list(spec.blocks(self.model))
         for number in config.expert_layers_of(len(blocks)):
+            # the block itself owns the FFN if its path has no dot
             parent, _, name = f"{spec.ffn}".rpartition(".")
             owner = blocks[number].get_submodule(parent)
             setattr(owner, name, self._make_experts(getattr(owner, name), spec.channels_first))
@@ -75,6 +78,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
             rescale = config.num_experts**0.5 if config.expert_init == "independent_rescaled" else 1.0
             for layer in experts.modules():
                 if isinstance(layer, ExpertLinear):
+                    # of a new model; `from_pretrained` reads a checkpoint's weights over these
                     self._draw_(layer, rescale)
         return experts
 
@@ -84,6 +88,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         for expert in layer.weight:
             linear = nn.Linear(expert.shape[1], expert.shape[0], bias=layer.bias is not None, device=expert.device)
             self.model._init_weights(linear)
+            # weights alone differ: all experts keep the bias that they were copied with
             expert.copy_(linear.weight * rescale)
 
     @classmethod
@@ -102,6 +107,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         options, loading = split_options(cls.config_class, model, kwargs)
         labels = {name: options.pop(name) for name in LABEL_OPTIONS if name in options}
         if not isinstance(model, PreTrainedModel):
+            # other labels make a head of another size, which transformers loads only if told to
             loading |= {**labels, "ignore_mismatched_sizes": bool(labels)}
         dense = load_dense(auto_class_of(cls), model, **loading)
         config = cls.config_class(backbone_config=copy.deepcopy(dense.config), **labels, **options)
@@ -117,6 +123,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         return self.config.router is None
 
     def _fuse_self(self) -> PreTrainedModel:  # type: ignore[override]
+        # with means for experts nothing of this class is left: the plain model is the inference form
         plain = cast(PreTrainedModel, super()._fuse_self().model)
         plain.name_or_path = self.name_or_path
         return plain
@@ -174,6 +181,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         routed = [module for module in self.modules() if isinstance(module, RoutedExperts)]
         if not routed:
             raise ValueError(f"This {type(self).__name__} has no router; its experts share the tokens at random.")
+        # of all layers, over whose tokens together the loss takes its means
         logits: Any = tuple(module.router_logits for module in routed)
         balance: Any = load_balancing_loss_func(logits, self.config.num_experts, self.config.num_experts_per_tok)
         if labels is not None and num_items_in_batch is not None:
@@ -191,7 +199,9 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
 
     def _forward_backbone(self, **inputs: Any) -> Any:
         """The plain model's outputs; in training the router's loss is in the loss."""
+        # plain models do not all take all of these: `points` only those of point clouds
         outputs = self.model(**{name: value for name, value in inputs.items() if value is not None})
+        # in training only: evaluation reports the loss of the labels alone
         if self.config.router is not None and self.training and isinstance(outputs, ModelOutput) and "loss" in outputs:
             outputs["loss"] = outputs["loss"] + self.router_loss(
                 inputs.get("labels"), inputs.get("num_items_in_batch")

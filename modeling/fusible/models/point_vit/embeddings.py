@@ -15,6 +15,7 @@ from .configuration_point_vit import PointViTConfig
 
 def gather_points(points: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """`[batch, points, channels]` and `[batch, ...]` (int64) to `[batch, ..., channels]`: each cloud's own points."""
+    # [batch, all indices, channels], a view: gather wants an index for each value
     rows = indices.flatten(1)[..., None].expand(-1, -1, points.shape[-1])
     return points.gather(1, rows).unflatten(1, indices.shape[1:])
 
@@ -35,6 +36,7 @@ def farthest_point_sample(coordinates: torch.Tensor, num_samples: int, start: to
     samples = [start]
     distances = torch.full_like(coordinates[..., 0], torch.inf)  # of each point to the nearest sample
     for _ in range(num_samples - 1):
+        # only the newest sample can bring a point nearer; squares keep the order of distances
         offsets = coordinates - gather_points(coordinates, samples[-1][:, None])
         distances = torch.minimum(distances, offsets.square().sum(-1))
         samples.append(distances.argmax(-1))
@@ -54,6 +56,7 @@ def nearest_points(coordinates: torch.Tensor, centers: torch.Tensor, num_neighbo
     """
     # products of matrices would be less exact, the more so the farther the cloud is from the origin
     distances = torch.cdist(centers, coordinates, compute_mode="donot_use_mm_for_euclid_dist")
+    # unsorted, as the embedding takes a maximum over the group
     return distances.topk(num_neighbors, largest=False, sorted=False).indices
 
 
@@ -85,7 +88,9 @@ class PointViTPatchEmbeddings(nn.Module):
 
     def forward(self, groups: torch.Tensor) -> torch.Tensor:
         """`[batch, groups, group_size, channels]` to `[batch, groups, hidden_size]`."""
+        # [batch, groups, group_size, 256]
         features = self.first(groups)
+        # the group's maximum beside each of its points, in Point-BERT's order
         context = features.amax(-2, keepdim=True).expand_as(features)
         return self.second(torch.cat([context, features], dim=-1)).amax(-2)
 
@@ -97,6 +102,7 @@ class PointViTEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        # its position is learned, as it has no center to compute one from
         self.cls_position = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.patch_embeddings = PointViTPatchEmbeddings(config)
         self.position_embeddings = nn.Sequential(PointLinear(3, 128), nn.GELU(), PointLinear(128, config.hidden_size))
@@ -132,13 +138,16 @@ class PointViTEmbeddings(nn.Module):
         if points.dtype != torch.float64:
             points = points.float()  # in half precision, neighbors would be confused
         coordinates, features = points[..., :3], points[..., 3:]
+        # the first point, so that results can be repeated in eval mode
         start = torch.zeros(len(points), dtype=torch.int64, device=points.device)
         if self.training:
             start = torch.randint_like(start, points.shape[1])
+        # the choice of points has no gradient, but their coordinates have
         centers = gather_points(
             coordinates, farthest_point_sample(coordinates.detach(), self.config.num_groups, start)
         )
         indices = nearest_points(coordinates, centers, self.config.group_size)
+        # [batch, num_groups, group_size, 3]
         relative = gather_points(coordinates, indices) - centers[:, :, None]
         return torch.cat([relative, gather_points(features, indices)], dim=-1), centers
 
@@ -147,6 +156,7 @@ class PointViTEmbeddings(nn.Module):
         self.check(points)
         groups, centers = self.group(points)
         dtype = self.cls_token.dtype
+        # to the model's type only now: small differences to the centers survive the rounding
         tokens = self.patch_embeddings(groups.to(dtype)) + self.position_embeddings(centers.to(dtype))
         class_token = (self.cls_token + self.cls_position).expand(len(tokens), -1, -1)
         return self.dropout(torch.cat([class_token, tokens], dim=1))

@@ -36,6 +36,7 @@ class PointViTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, PointLinear):
+            # transformers guards torch's initializers while this runs, so that loaded tensors stay
             module.reset_parameters()
             return
         super()._init_weights(module)
@@ -70,7 +71,9 @@ class PointViTModel(PointViTPreTrainedModel):
         """
         hidden_states = self.embeddings(points)
         for layer in self.layers:
+            # no mask: all clouds of a batch have as many groups
             hidden_states = layer(hidden_states, None, **kwargs)
+        # normed; of the recorded hidden states the last one is not, as in ViT
         return BaseModelOutputWithPooling(last_hidden_state=self.layernorm(hidden_states))
 
     def make_classifier(self, num_labels: int) -> nn.Sequential:
@@ -102,6 +105,7 @@ class PointViTForPointCloudClassification(PointViTPreTrainedModel):
     def __init__(self, config: PointViTConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels or 0
+        # transformers takes the loss from the class's name, and has none for point clouds
         self.loss_type = "ForImageClassification"
         self.point_vit = PointViTModel(config)
         self.classifier = self.point_vit.make_classifier(self.num_labels)

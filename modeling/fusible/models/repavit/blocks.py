@@ -31,6 +31,7 @@ class ZeroBranch(nn.Module):
     """In the place of a block's FFN: adds zero to the residual stream."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # one element, which broadcasts in the block's own addition
         return hidden_states.new_zeros([1] * hidden_states.ndim)
 
 
@@ -39,11 +40,13 @@ def attend_from_class_token(attention: nn.Module, output: str, hidden_states: to
 
     def project(name: str, tokens: torch.Tensor) -> torch.Tensor:
         heads = attention.get_submodule(name)(tokens).unflatten(-1, (-1, attention.head_dim))
+        # [batch, tokens, heads, head_dim] to [batch, heads, tokens, head_dim]
         return heads.transpose(1, 2)
 
     # keys and values of all tokens, but one query: the class token alone is read after the last block
     query = project("q_proj", hidden_states[:, :1])
     key, value = project("k_proj", hidden_states), project("v_proj", hidden_states)
+    # [batch, heads, 1, head_dim]; no dropout, as only inference gets here
     mixed = F.scaled_dot_product_attention(query, key, value)
     return attention.get_submodule(output)(mixed.transpose(1, 2).flatten(2))
 
@@ -65,11 +68,14 @@ class RePaBlock(GradientCheckpointingLayer):
             branch = attend_from_class_token(attention, self.backbone_spec.attention_output, normed)
         else:
             branch = attention(normed, *args, **kwargs)
+            # attentions give their weights too, PoolFormer's pooling a tensor alone
             branch = branch[0] if isinstance(branch, tuple) else branch
         if class_token_only:
+            # what follows works on each token alone: BatchNorms are affine maps at inference
             hidden_states, branch = hidden_states[:, :1], branch[:, :1]
         hidden_states = hidden_states + self.drop_path(self.attention_branch_scale(branch))
         if self.backbone_spec.channels_first:
+            # the FFN's linears take channels last; PoolFormer's encoder reads the first of a tuple
             return (self.feed_forward(hidden_states.movedim(1, -1)).movedim(-1, 1),)
         return self.feed_forward(hidden_states)
 
@@ -80,7 +86,9 @@ class RePaStockBlock(GradientCheckpointingLayer):
     feed_forward: nn.Module
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # with an FFN that adds zero, what the stock forward returns is the attention's residual stream
         outputs = super().forward(hidden_states, *args, **kwargs)
+        # Swin's blocks return their attention weights beside it
         if isinstance(outputs, tuple):
             return (self.feed_forward(outputs[0]), *outputs[1:])
         return self.feed_forward(outputs)
@@ -90,6 +98,7 @@ def as_linear(layer: nn.Module) -> nn.Linear:
     """A linear layer, or a 1x1 convolution as the linear layer that it is over channels."""
     if isinstance(layer, nn.Conv2d):
         bias = None if layer.bias is None else layer.bias.detach()
+        # [out, in, 1, 1] to [out, in]
         linear = make_linear(layer.weight.detach().flatten(1), bias)
         # weights that were loaded are not initialized again
         linear._is_hf_initialized = getattr(layer, "_is_hf_initialized", False)  # type: ignore[assignment]
@@ -102,8 +111,10 @@ def pop_layer_scale(block: nn.Module, name: str | None, channels_first: bool) ->
     scale = None if name is None else getattr(block, name, None)
     if isinstance(scale, nn.Parameter):
         scale = ChannelScale(scale, channels_first)
+    # off the block before the FFN takes it, so that its parameter has one name in the state dict
     if scale is not None:
         delattr(block, str(name))
+    # a number is BEiT's 1.0, for no layer scale
     return scale if isinstance(scale, nn.Module) else nn.Identity()
 
 
@@ -120,10 +131,12 @@ def convert_block_(
     if config.ffn_norm == "batch":
         eps, momentum = config.batch_norm_eps, config.batch_norm_momentum
         batch_norm = RecomputeSafeSyncBatchNorm if config.sync_batch_norm else RecomputeSafeBatchNorm1d
+        # the second one comes after the activation and covers active and idle channels (Eq. 2)
         norms = [batch_norm(n, eps, momentum) for n in (fc1.in_features, fc1.out_features)]
     elif not isinstance(norms[0], nn.LayerNorm):
         raise ValueError(f"ffn_norm='layer' needs a backbone with LayerNorms; {spec.block} has another norm.")
     dropout = nn.Identity() if spec.dropout is None else block.get_submodule(spec.dropout)
+    # without parameters, so one module can serve both branches
     drop = nn.Sequential(dropout, drop_path)
     scale = pop_layer_scale(block, spec.ffn_scale, channels_first=False)  # the FFN sees channels last
     block.feed_forward = ChannelIdleFeedForward(norms[0], fc1, activation, norms[1], fc2, active_channels, scale, drop)
@@ -135,6 +148,7 @@ def convert_block_(
         setattr(block, spec.ffn_norm, nn.Identity())
         if spec.ffn_scale is not None:
             setattr(block, spec.ffn_scale, 1.0)
+        # the stock forward has a dropout of its own for the attention's branch
         block.drop_path = drop_path
         mixin: type[nn.Module] = RePaStockBlock
     else:

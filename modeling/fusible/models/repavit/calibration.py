@@ -18,6 +18,7 @@ class Moments:
         self.count, self.sum, self.square = 0, torch.tensor(0.0), torch.tensor(0.0)
 
     def add(self, values: torch.Tensor) -> None:
+        # sums over all tokens of all batches: in float32 late values would round away
         values = values.double()
         self.count += len(values)
         self.sum = self.sum.to(values.device) + values.sum(0)
@@ -29,6 +30,7 @@ class Moments:
 
     @property
     def variance(self) -> torch.Tensor:
+        # rounding can take the variance of a constant channel below 0
         return (self.square / self.count - self.mean.square()).clamp_min(0)
 
 
@@ -47,11 +49,13 @@ class BlockStatistics:
         before, after = self._rows(inputs[0]), self._rows(output)
         self.inputs.add(before)
         self.normed.add(after)
+        # its mean gives the covariance of a channel before and after the norm
         self.product.add(before.double() * after.double())
 
     def see_hidden(self, fc1: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         hidden = self._rows(output)
         self.idle.add(hidden)
+        # the hook sees the hidden channels before the activation, which only some will keep
         self.active.add(self._rows(self.activation(output)))
         self.positive.add(hidden > 0)
 
@@ -98,20 +102,24 @@ def calibrate_(ffn: ChannelIdleFeedForward, statistics: BlockStatistics) -> None
     input is positive. They move to the front. The first BatchNorm becomes the affine map per channel that is closest
     to the dense LayerNorm; the second one changes nothing until training moves it.
     """
+    # stable: channels that tie stay in their order, on any device
     order = statistics.positive.mean.argsort(stable=True)
     active = order[: ffn.active_channels].sort().values
     idle = order[ffn.active_channels :].sort().values
+    # hidden channels in another order are the same function if fc1's rows and fc2's columns move together
     order = torch.cat([active, idle]).to(ffn.fc1.weight.device)
     for parameter, dimension in ((ffn.fc1.weight, 0), (ffn.fc1.bias, 0), (ffn.fc2.weight, 1)):
         if parameter is not None:
             parameter.copy_(parameter.index_select(dimension, order))
     if not isinstance(ffn.input_norm, nn.modules.batchnorm._BatchNorm):
         return
+    # the least-squares line per channel: slope cov(x, LN(x)) / var(x), through both means
     inputs, normed = statistics.inputs, statistics.normed
     covariance = statistics.product.mean - inputs.mean * normed.mean
     _set_batch_norm(
         ffn.input_norm, inputs.mean, inputs.variance, covariance / inputs.variance.clamp_min(1e-12), normed.mean
     )
+    # what the second norm will see: channels in their new order, only the active ones activated
     mean = torch.cat([statistics.active.mean[active], statistics.idle.mean[idle]])
     variance = torch.cat([statistics.active.variance[active], statistics.idle.variance[idle]])
     _set_batch_norm(ffn.hidden_norm, mean, variance, torch.ones_like(mean), mean)
@@ -123,6 +131,7 @@ def _set_batch_norm(
     """Makes a frozen BatchNorm the map `slope * (x - mean) + value_at_mean`."""
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
+    # BatchNorm divides by this root, eps included; the product is the slope again
     norm.weight.copy_(slope * (variance + norm.eps).sqrt())
     norm.bias.copy_(value_at_mean)
 

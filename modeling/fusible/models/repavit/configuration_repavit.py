@@ -66,6 +66,7 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # before the base class builds it: the error for an unknown type names the supported ones
         if isinstance(self.backbone_config, dict):
             backbone_spec(self.backbone_config)
         if self.idle_ratio is None and self.active_channels is None:
@@ -73,8 +74,10 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
         if self.idle_ratio is not None:
             self.idle_ratio = float(self.idle_ratio)
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        # saved files have it, but it follows from the backbone
         kwargs.pop("stage_names", None)
         super().__post_init__(**kwargs)
+        # the first width is the embedding's, which is the stem
         num_stages = (
             len(backbone_spec(self.backbone_config).stage_widths(cast(PreTrainedConfig, self.backbone_config))) - 1
         )
@@ -116,6 +119,7 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
         r = float(self.idle_ratio or 0)
         ratios = [r] * depth
         if self.idle_schedule == "linear":
+            # from about 2r - 1 to 1 over all blocks but the last, whose channels are all active
             ratios = [(2 * r - 1) + (2 - 2 * r) * (i + 1) / (depth - 1) for i in range(depth - 1)] + [0.0]
         # plain float arithmetic, then ceil: the authors' checkpoints depend on its rounding
         return [math.ceil(h * (1 - ratio)) for h, ratio in zip(hidden_channels, ratios, strict=True)]

@@ -49,6 +49,7 @@ class RePaViTCLIPConfig(FusibleConfig):
         """
         download = {name: kwargs[name] for name in DOWNLOAD_OPTIONS if name in kwargs}
         if isinstance(model, PreTrainedModel):
+            # the text tower's configuration becomes part of the new one and must not be shared
             clip = cast(CLIPConfig, copy.deepcopy(model.config))
         else:
             clip = CLIPConfig.from_pretrained(model, **download)

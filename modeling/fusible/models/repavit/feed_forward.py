@@ -25,9 +25,11 @@ def as_affine(norm: nn.Module, channels: torch.Tensor) -> tuple[torch.Tensor, to
     if isinstance(norm, nn.Identity):
         return torch.ones_like(channels, dtype=torch.float64), torch.zeros_like(channels, dtype=torch.float64)
     if isinstance(norm, nn.LayerNorm):
+        # only its end, the affine map of the normed values; the normalization itself depends on the data
         return norm.weight.double(), norm.bias.double()
     if isinstance(norm, nn.modules.batchnorm._BatchNorm):
         mean, var = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+        # s = gamma / sqrt(var + eps) and t = beta - s mean
         scale = norm.weight.double() * (var + norm.eps).rsqrt()
         return scale, norm.bias.double() - scale * mean
     raise TypeError(f"{type(norm).__name__} has no affine form.")
@@ -46,6 +48,7 @@ def activate_first(hidden: torch.Tensor, activation: nn.Module, active_channels:
     """`[..., hidden]`, of which only the first channels go through the activation."""
     if active_channels == hidden.shape[-1]:
         return activation(hidden)
+    # [..., a] and [..., hidden - a]
     active, idle = hidden.tensor_split([active_channels], dim=-1)
     return torch.cat([activation(active), idle], dim=-1)
 
@@ -92,19 +95,23 @@ class ChannelIdleFeedForward(Fusible):
         the merged linear is larger than what it replaces, the two linears stay, with the norms folded in.
         """
         fc1, fc2, a = self.fc1, self.fc2, self.active_channels
+        # weights of the merged linear against those of the two it replaces: an idle ratio over 1 / (2 * expansion)
         merges = fc2.out_features * fc1.in_features < (fc1.out_features - a) * (fc1.in_features + fc2.out_features)
         kept = a if merges else fc1.out_features
         up = _empty_linear(fc1.in_features, kept, fc1.weight)
+        # fc2's bias counts once: where idle channels merge, it is in the shortcut's
         down = _empty_linear(kept, fc2.out_features, fc2.weight, bias=not merges)
         shortcut = _empty_linear(fc1.in_features, fc2.out_features, fc2.weight)
         if not fc1.weight.is_meta:
             bias, linear = self._fold(up, down)
             (shortcut if merges else down).bias.copy_(bias)
+            # without merging there is no use for it; the shortcut is added by `NormedResidual`
             shortcut.weight.copy_(linear)
         fused: nn.Module = FeedForward(up, self.activation, down, a)
         if merges:
             fused = FusedFeedForward(shortcut, up, self.activation, down) if a > 0 else shortcut
         if isinstance(self.input_norm, nn.LayerNorm):
+            # its weight and bias are in the linears after it
             norm: nn.Module = nn.LayerNorm(fc1.in_features, self.input_norm.eps, elementwise_affine=False)
         elif merges:
             return fused
@@ -123,22 +130,27 @@ class ChannelIdleFeedForward(Fusible):
         fc1, fc2, kept = self.fc1, self.fc2, up.out_features
         scale1, shift1 = as_affine(self.input_norm, fc1.weight[0])
         scale2, shift2 = as_affine(self.hidden_norm, fc2.weight[0])
+        # layer scale comes after fc2, so it multiplies the rows of fc2's weight and its bias
         gain = self.scale(fc2.weight.new_ones(fc2.out_features)).double()
         linear = fc2.weight.new_zeros(fc2.out_features, fc1.in_features, dtype=torch.float64)
         bias = gain * (0 if fc2.bias is None else fc2.bias.double())
-        # in slices of the hidden channels, to need no float64 copy of the layer
+        # in slices of the hidden channels, to need no float64 copy of the layer; none crosses from kept to merged
         for rows in (*_slices(0, kept), *_slices(kept, fc1.out_features)):
             w1, w2 = fc1.weight[rows].double(), gain[:, None] * fc2.weight[:, rows].double()
+            # b1' = b1 + W1 t1 and W1' = W1 diag(s1): the shift takes W1 before it is scaled
             b1 = (w1 * shift1).sum(1) + (0 if fc1.bias is None else fc1.bias[rows].double())
             w1 = w1 * scale1
+            # likewise W2 t2, of kept channels too: the second norm shifts all of them
             bias += (w2 * shift2[rows]).sum(1)
             w2 *= scale2[rows]
             if rows.start < kept:
                 up.weight[rows], up.bias[rows], down.weight[:, rows] = w1, b1, w2
             else:
+                # idle channels: W2' W1' and W2' b1', with nothing nonlinear in between
                 linear.addmm_(w2, w1)
                 bias += w2 @ b1
         if not isinstance(self.input_norm, nn.LayerNorm):
+            # the shortcut: X + X W^T = X (I + W)^T
             linear.diagonal().add_(1)
         return bias, linear
 
@@ -166,6 +178,7 @@ class FusedFeedForward(nn.Module):
         self.shortcut, self.up, self.activation, self.down = shortcut, up, activation, down
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # in place, in the new tensor that the first linear made: one buffer of activations less
         return self.shortcut(hidden_states).add_(self.down(self.activation(self.up(hidden_states))))
 
 

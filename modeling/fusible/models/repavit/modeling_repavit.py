@@ -43,9 +43,12 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         if dense_backbone is None:
             dense_backbone = AutoModel.from_config(config.backbone_config, **self.backbone_spec.model_kwargs)
         self.backbone = dense_backbone
+        # points for a backbone of point clouds
         self.main_input_name = self.backbone.main_input_name
         blocks = list(self.backbone_spec.blocks(self.backbone))
+        # output channels of the first linear or 1x1 convolution; Swin's differ from stage to stage
         widths = [len(self.backbone_spec.ffn_parts(block)[0].get_parameter("weight")) for block in blocks]
+        # on the CPU, as a model that is built on the meta device has no values to list
         rates = torch.linspace(0, config.drop_path_rate, len(blocks), device="cpu").tolist()
         for block, active_channels, rate in zip(blocks, config.active_channels_of(widths), rates, strict=True):
             # the same module in all blocks, also where the rate is 0, so that they compile to one graph
@@ -83,12 +86,15 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         spec = backbone_spec(config.backbone_config)
         dense: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)
         statistics = None if calibration is None else collect_statistics(dense, spec, calibration)
+        # kept aside: converting the blocks drops their norms in front of the FFN
         affine = [block.get_submodule(spec.ffn_norm).state_dict() for block in spec.blocks(dense)]
         device, dtype = dense.device, dense.dtype  # before parameters of another dtype come in
         repavit = cls(config, dense).to(device, dtype)
         ffns = [module for module in repavit.modules() if isinstance(module, ChannelIdleFeedForward)]
         for ffn, values in zip(ffns, affine, strict=True):
+            # weight and bias of a LayerNorm; a BatchNorm's statistics are not among them
             ffn.input_norm.load_state_dict(values, strict=False)
+        # without calibration the loop has no rounds; with it, one for each FFN
         for ffn, found in zip(ffns, statistics or [], strict=statistics is not None):
             calibrate_(ffn, found)
         return repavit
@@ -115,10 +121,12 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         """
         if class_token_only and self.backbone_spec.pools_class_token:
             kwargs["class_token_only"] = True
+        # this model's configuration decides, not the one of the backbone inside
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
         kwargs.setdefault("output_attentions", self.config.output_attentions)
         outputs = self.backbone(inputs, **kwargs)
         hidden_states = self.final_norm(outputs.last_hidden_state)
+        # one class for all backbones; PoolFormer's outputs have neither pooler_output nor attentions
         outputs = BaseModelOutputWithPooling(
             hidden_states, outputs.get("pooler_output"), outputs.hidden_states, outputs.get("attentions")
         )
@@ -156,6 +164,7 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
         self.num_labels = config.num_labels or 0
         self.classifier: nn.Module = nn.Identity()
         if self.backbone_spec.classifier is not None:
+            # point clouds have an MLP as head
             self.classifier = getattr(self.backbone, self.backbone_spec.classifier)(self.num_labels)
         elif self.num_labels > 0:
             self.classifier = nn.Linear(self.feature_size, self.num_labels)
@@ -175,6 +184,7 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
             points: `[batch, points, channels]`, instead of images, for backbones of point clouds.
         """
+        # recorded outputs of the last block have all tokens; without them the class token is enough
         needs_all_tokens = (
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
@@ -208,6 +218,7 @@ class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
     def hidden_maps(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[Any, tuple[torch.Tensor, ...]]:
         """The backbone's outputs, and `[batch, height, width, channels]` of the embedding and each stage."""
         if not self.backbone_spec.patch_grid:
+            # as transformers' SwinBackbone: fixed windows at all sizes, and maps before patches are merged
             outputs = self.backbone(
                 pixel_values, always_partition=True, output_hidden_states_before_downsampling=True, **kwargs
             )
@@ -221,6 +232,7 @@ class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
             kwargs["interpolate_pos_encoding"] = True
         outputs = self.backbone(pixel_values, **kwargs)
         grid = (size[0] // patch[0], size[1] // patch[1])
+        # class and register tokens come first
         patches = (hidden[:, -grid[0] * grid[1] :] for hidden in outputs.hidden_states)
         return outputs, tuple(hidden.unflatten(1, grid) for hidden in patches)
 

@@ -53,16 +53,19 @@ class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
         """
         options, loading = split_options(RePaViTConfig, model, kwargs)
         clip: Any = load_dense("AutoModel", model, **loading)
+        # it finds the vision tower inside the CLIP
         vision = RePaViTModel.from_dense(clip, calibration, **options)
         repavit = cls(RePaViTCLIPConfig.from_clip(clip, **options)).to(clip.device, clip.dtype)
         repavit.vision_model = vision
         own = {name: tensor for name, tensor in clip.state_dict().items() if not name.startswith("vision_model.")}
+        # not strict: the vision tower's weights are in place already
         repavit.load_state_dict(own, strict=False)
         return repavit
 
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """The vision tower's two random images, and two texts of the last two tokens."""
+        # CLIP reads a text at its end token, which is the last of the vocabulary
         last = self.text_model.config.vocab_size - 1
         return {
             **self.vision_model.dummy_inputs,

@@ -48,6 +48,7 @@ class AdaptiveEmbedding(nn.Module):
     def reset_parameters(self) -> None:
         """Normal, so that each cluster's embeddings have the same scale."""
         for table, projection in zip(self.tables, self.projections, strict=True):
+            # after projection and scale, entries of every cluster's embeddings have variance 1
             init.normal_(table, std=table.shape[1] ** -0.5)
             init.normal_(projection, std=self.scale**-1)
 
@@ -57,6 +58,7 @@ class AdaptiveEmbedding(nn.Module):
         for start, size, table, projection in zip(
             self.starts[:-1], self.sizes, self.tables, self.projections, strict=True
         ):
+            # every cluster embeds all tokens and masks the others': picking its own makes shapes depend on the data
             inside = (input_ids >= start) & (input_ids < start + size)
             rows = F.embedding((input_ids - start).clamp(0, size - 1), table) @ projection.T
             embedded = embedded + rows * inside[..., None]
@@ -99,6 +101,7 @@ class AdaptiveSoftmax(nn.Module):
         for i in range(1, len(biases)):
             narrow = hidden_states @ projections[i]
             tail = F.linear(narrow, tables[i], biases[i])
+            # log p(token) = log p(cluster) + log p(token | cluster)
             parts.append(head[..., -i, None] + tail.log_softmax(-1))
         return torch.cat(parts, dim=-1)
 

@@ -35,6 +35,7 @@ class S4PreTrainedModel(S4KernelModel):
     supports_gradient_checkpointing = True
     model_tags = ["fusible", "s4"]
     _no_split_modules = ["S4Layer"]
+    # half precision has too few digits for step sizes and for transitions close to the identity
     _keep_in_fp32_modules_strict = {"ssm"}
     _can_compile_fullgraph = True
     _is_stateful = True
@@ -51,17 +52,21 @@ class S4PreTrainedModel(S4KernelModel):
             self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = make_layers(config)
         self.skips = skip_connections(config)
+        # modules whose input is kept until it is added further on
         self.sources = frozenset(self.skips.values())
         feed_forward = [isinstance(layer, S4Layer) and isinstance(layer.mixer, S4FeedForward) for layer in self.layers]
+        # numbers of the modules with a state, pools included, in the order of a cache's layers
         self.stateful = [number for number, is_ffn in enumerate(feed_forward) if not is_ffn]
         self.final_norm = make_norm(config) if config.prenorm else nn.Identity()
 
     def _record_structure(self) -> None:
+        # the shapes of fused weights depend on it, and a saved model is built before they are read
         found = [module.num_dense_heads for module in self.modules() if isinstance(module, S4Recurrence)]
         self.config.dense_heads = found
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        # linear layers as torch draws them, as in the authors' code; transformers' own are normal
         if isinstance(module, nn.Linear | S4StateSpace | AdaptiveEmbedding | AdaptiveSoftmax):
             module.reset_parameters()
         elif isinstance(module, nn.Embedding):
@@ -108,6 +113,7 @@ class S4PreTrainedModel(S4KernelModel):
             )
         if state is not None and getattr(cache, "is_fused", self.config.fused) != self.config.fused:
             raise ValueError("cache has the states of the model's other form, which are in another basis.")
+        # transformers' caches do not know the basis of their states
         cast(Any, cache).is_fused = self.config.fused
         return slots
 
@@ -164,6 +170,7 @@ class S4PreTrainedModel(S4KernelModel):
             if self.config.pool_sizes:
                 check_padding(attention_mask)  # what comes behind is not seen by what is in front
             else:
+                # [batch, length, 1], of the positions that are new
                 mask = attention_mask[:, -hidden_states.shape[1] :, None].to(hidden_states.dtype)
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
@@ -182,13 +189,17 @@ class S4PreTrainedModel(S4KernelModel):
             if isinstance(layer, S4DownPool):
                 hidden_states, state = layer(hidden_states, before)
             elif isinstance(layer, S4UpPool):
+                # its skip is the input of the matching pool, which has the length of the finer stage
                 hidden_states, state = layer(hidden_states, cast(torch.Tensor, skip).shape[1], before)
             else:
                 hidden_states, state = layer(hidden_states, mask, before, with_state, overwrite)
             if skip is not None:
                 hidden_states = hidden_states + skip.to(hidden_states.device)  # layers may be on several
+            # the same tensor where it was written over, or where a pool gave out nothing
             if slot is not None and state is not before:
+                # update_recurrent_state() copies in place; states of pools change shape, and a graph may need the old
                 slot.recurrent_states[0] = state
+                # which reorder_cache() and prefetch() read
                 slot.dtype = state.dtype
                 slot.device = state.device
                 slot.is_recurrent_states_initialized[0] = slot.has_previous_state[0] = True

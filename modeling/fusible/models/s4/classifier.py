@@ -22,6 +22,7 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
         width = config.hidden_size
         self.classifier: nn.Module = nn.Linear(width, self.num_labels)
         if config.document_pairs:
+            # the authors' head for the Retrieval task of the Long Range Arena
             hidden = nn.Linear(4 * width, width)
             self.classifier = nn.Sequential(hidden, ACT2FN[config.hidden_act], self.classifier)
         self.post_init()
@@ -38,6 +39,7 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
             if self.config.pooling == "mean":
                 total = total / attention_mask.sum(1, keepdim=True, dtype=total.dtype).clamp(min=1)
             return total.to(kept.dtype)
+        # counted from 1, as 0 is padding; a sequence of padding only gets a position, too, and no error
         positions = torch.arange(1, length + 1, device=device) * attention_mask.ne(0)
         if self.config.pooling == "first":
             chosen = torch.where(positions > 0, positions, length).amin(1) - 1
@@ -60,6 +62,7 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
         outputs = self._forward_backbone(attention_mask=attention_mask, **inputs)
         feature = self.pool(cast(torch.Tensor, outputs.last_hidden_state), attention_mask)
         if pairs:
+            # [2 * pairs, width], the documents of a pair next to each other
             one, two = feature.unflatten(0, (-1, 2)).unbind(1)
             feature = torch.cat([one, two, one - two, one * two], dim=-1)
         logits = self.classifier(feature)

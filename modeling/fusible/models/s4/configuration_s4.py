@@ -164,6 +164,7 @@ class S4Config(FusibleConfig):
         There is none for FFNs: transformers asks a cache with layers of several kinds for its number of positions.
         """
         depth = len(self.pool_sizes)
+        # a U-Net has the finer stages twice, on the way down and up
         stages = 2 * depth + 1 if self.unet else depth + 1
         return ["linear_attention"] * (2 * depth + stages * self.layer_kinds.count("s4"))
 
@@ -220,6 +221,7 @@ class S4Config(FusibleConfig):
         if self.pool_sizes and self.bidirectional:
             raise ValueError("bidirectional is True; models with pool_sizes read in one direction only.")
         joined = math.prod(self.pool_sizes)
+        # rounded as the coarsest stage and its state spaces do it
         if self.l_max is not None and round(self.l_max // joined / self.rate) < 1:
             where = f" and with pool_sizes {self.pool_sizes}" if self.pool_sizes else ""
             raise ValueError(f"l_max is {self.l_max}; at rate {self.rate}{where} it must be at least {joined}.")

@@ -28,6 +28,7 @@ def _two_levels(base: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Te
     """Powers 0 ... width - 1, and those of `base ** width`, about sqrt(length) of each."""
     width = 1 << math.ceil(math.log2(max(length, 1)) / 2)
     fine = _powers(base, width)
+    # the last fine power is width - 1; blocks are rounded up, and what is too long is cut off later
     return fine, _powers(fine[..., -1] * base, -(-length // width))
 
 
@@ -36,6 +37,7 @@ def _power_sums(weights: torch.Tensor, fine: torch.Tensor, coarse: torch.Tensor)
     width, blocks = fine.shape[-1], coarse.shape[-1]
     weights = torch.nn.functional.pad(weights, (0, width * blocks - weights.shape[-1]))
     weights = weights.reshape(len(weights), -1, width)
+    # [heads, rows * blocks, state]; weights are real, so that two real products are enough
     inner = torch.complex(weights @ fine.real.mT, weights @ fine.imag.mT)
     return (inner.unflatten(1, (-1, blocks)).mT * coarse[:, None]).sum(-1)
 
@@ -49,6 +51,7 @@ class _Vandermonde(torch.autograd.Function):
         ctx.length = length
         fine, coarse = _two_levels(base, length)
         left = (coefficients[..., None] * coarse[:, None]).mT
+        # 2 Re(x y) = 2 Re x Re y - 2 Im x Im y: one real product over [heads, rows * blocks, 2 * state]
         left = torch.cat([2 * left.real, -2 * left.imag], dim=-1).flatten(1, 2)
         sums = left @ torch.cat([fine.real, fine.imag], dim=1)
         return sums.unflatten(1, (-1, coarse.shape[-1])).flatten(2)[..., :length]
@@ -59,6 +62,7 @@ class _Vandermonde(torch.autograd.Function):
         coefficients, base = ctx.saved_tensors
         fine, coarse = _two_levels(base, ctx.length)
         gradient = 2 * gradient
+        # torch's gradient by a complex number is the conjugate of the derivative
         of_coefficients = _power_sums(gradient, fine, coarse).conj()
         # d base ** l = l base ** (l - 1), shifted by one step so that nothing is divided by the base
         steps = torch.arange(1, ctx.length, dtype=gradient.dtype, device=gradient.device)
@@ -109,6 +113,7 @@ class _RealFFT(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         size, length = ctx.sizes
         last = (length - 1) // 2 + 1  # of those that stand for two conjugate frequencies
+        # irfft counts those twice; each is in the half spectrum, and so in the gradient, once
         gradient = torch.cat([gradient[..., :1], gradient[..., 1:last] / 2, gradient[..., last:]], dim=-1)
         return torch.fft.irfft(gradient, n=length, norm="forward")[..., :size], None
 
@@ -120,6 +125,7 @@ def real_fft(signal: torch.Tensor, length: int) -> torch.Tensor:
 
 def roots_of_unity(length: int, like: torch.Tensor) -> torch.Tensor:
     """`exp(-2 pi i k / length)` for k = 0 ... length // 2, in the dtype and on the device of a complex tensor."""
+    # each from its own angle: powers of one root lose more digits the larger k is
     angles = torch.arange(length // 2 + 1, dtype=like.real.dtype, device=like.device) * (-2 * math.pi / length)
     return torch.polar(torch.ones_like(angles), angles)
 
@@ -129,9 +135,11 @@ def _one_minus_power(poles: torch.Tensor, length: int) -> torch.Tensor:
     is_large = poles.abs() > 2
     near = torch.where(is_large, 4 / poles, poles)  # whose base is -1 times that of the large one
     real, imaginary = near.real, near.imag
+    # |base|^2 - 1, without the difference of two numbers close to each other
     size = 8 * real / ((2 - real) ** 2 + imaginary**2)
     logarithm = torch.complex(torch.log1p(size) / 2, torch.atan2(4 * imaginary, 4 - real**2 - imaginary**2))
     change = torch.expm1(length * logarithm)
+    # the base of a large pole has the factor -1, whose power is -1 for odd lengths
     return torch.where(is_large, 2 + change, -change) if length % 2 else -change
 
 
@@ -154,15 +162,18 @@ def cauchy(products: torch.Tensor, poles: torch.Tensor, length: int) -> torch.Te
         The values at nodes 0 ... length // 2, complex `[heads, rows, length // 2 + 1]`; the others are conjugate.
     """
     base, scaled = (2 + poles) / (2 - poles), products / (2 - poles)[:, None]
+    # (g^2 - 1) / (1 - g^length)
     weights = 8 * poles / (2 - poles) ** 2 / _one_minus_power(poles, length)
     series = real_fft(vandermonde(scaled * weights[:, None], base, length), length)
     z = roots_of_unity(length, base)
     # 1 / (1 - z^2) is z conjugate over this difference, which is exact close to 1 and -1
     inverse = 1 / (z.conj() - z)
+    # 1 - z^2 is 0 at z = 1 and -1, where the terms are -v / (2 w) and v / 4
     at_one, at_minus_one = torch.zeros_like(z), torch.zeros_like(z)
     at_one[0], inverse[0] = 0.5, 0
     if length % 2 == 0:
         at_minus_one[-1], inverse[-1] = 0.25, 0
+    # of 1 / (1 - z^2), of g z / (1 - z^2), where z and its conjugate cancel, and of z = 1 and -1
     parts = scaled, scaled * base[:, None], -products / poles[:, None], products
     sums = torch.stack([part.sum(-1) for part in parts], dim=-1)
     constant = (sums + sums.conj()) @ torch.stack([z.conj() * inverse, inverse, at_one, at_minus_one])
@@ -194,11 +205,13 @@ def low_rank_kernel(
         `[heads, channels, length]`, real.
     """
     rank, channels = p.shape[1], c.shape[1]
+    # all pairs of an input (B or P) and an output (C or P*) share their poles, and are summed together
     inputs, outputs = dt[:, None, None] * torch.cat([b[:, None], p], dim=1), torch.cat([c, p.conj()], dim=1)
     compiled = usable_kernels(kernels, a)
     if compiled is not None and a.dtype == torch.complex128:
         return torch.fft.irfft(compiled.cauchy(inputs, outputs, a * dt[:, None], length), n=length)
     products = inputs[:, :, None] * outputs[:, None]
+    # [heads, 1 + rank, channels + rank, length // 2 + 1]
     table = cauchy(products.flatten(1, 2), a * dt[:, None], length).unflatten(1, products.shape[1:3])
     factor = 1 + roots_of_unity(length, a)
     # Woodbury's identity, one row of the low-rank part after another

@@ -40,12 +40,14 @@ def to_modal_form(
         return source.gather(1, places[..., None].expand(-1, -1, source.shape[-1]))
 
     one, two = (values.gather(1, places) for places in (first, second))
+    # a mode re + i im acts on its real and imaginary part as [[re, -im], [im, re]]
     off = torch.where(is_complex, one.imag, 0)
     pairs = torch.stack([one.real, -off, off, torch.where(is_complex, one.real, two.real)], dim=-1)
     chosen = pick(rows, second)
     to_pairs = torch.stack([pick(rows, first).real, torch.where(is_complex[..., None], chosen.imag, chosen.real)], 2)
     outputs = c[:, :, 0].to(vectors) @ vectors
     upper, lower = (pick(outputs.mT, places).mT for places in (first, second))
+    # 2 Re(c z) = 2 Re c Re z - 2 Im c Im z, of a mode z and its conjugate; c z of a real one
     outputs = torch.stack(
         [
             torch.where(is_complex[:, None], 2 * upper.real, upper.real),
@@ -66,6 +68,7 @@ def _sort_by_imaginary_part(values: torch.Tensor) -> tuple[torch.Tensor, torch.T
 def sampled_kernel(transition: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     """Impulse responses `[heads, channels, samples]` at lags 0 ... 63 and 64 from each power of two up to 8192 on."""
     columns, chunk_transition = krylov(transition, b[..., None], 64)
+    # [heads, state, 64]; chunk_transition leaps 64 steps, and twice as many after each round
     columns, row = columns.flatten(1, 2), c
     samples = [row.flatten(2) @ columns]
     for _ in range(8):
@@ -88,6 +91,7 @@ def kernel_errors(exact: torch.Tensor, system: "Coefficients") -> torch.Tensor:
     """
     transition, b, c = system.in_precision(exact.dtype)
     peak = exact.abs().amax((1, 2)).clamp(min=torch.finfo(exact.dtype).tiny)
+    # in the precision of the exact kernels: what is left is the error of the stored numbers
     difference = (sampled_kernel(transition, b, c) - exact).abs().amax((1, 2))
     # terms that are larger than their sum lose digits, each its own
     canceled = torch.finfo(system.b.dtype).eps * (c * b[:, None]).square().sum((2, 3)).sqrt().amax(1)

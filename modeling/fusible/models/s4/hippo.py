@@ -50,6 +50,7 @@ def hippo(measure: str, state_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         return -(torch.outer(root, root).tril(-1) + torch.diag(index + 1)), root
     if measure == "legt":
         signs = torch.where(index[:, None] >= index, 1.0, (-1.0) ** (index[:, None] - index))
+        # A and B are both halved, as in the authors' code
         return -torch.outer(root, root) * signs / 2, root / 2
     if measure == "lagt":
         ones = torch.ones(state_size, state_size, dtype=torch.float64)
@@ -58,6 +59,7 @@ def hippo(measure: str, state_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         b = torch.zeros(state_size, dtype=torch.float64)
         b[0::2] = math.sqrt(2)
         b[0] = 1
+        # coordinates 2j and 2j + 1 rotate into each other at pi j
         speeds = torch.zeros(state_size - 1, dtype=torch.float64)
         speeds[0::2] = math.pi * torch.arange(state_size // 2)
         return torch.diag(speeds, -1) - torch.diag(speeds, 1) - torch.outer(b, b), b
@@ -88,6 +90,7 @@ def low_rank_correction(measure: str, state_size: int, rank: int = 1) -> torch.T
     elif measure == "lagt":
         rows = torch.full((1, state_size), math.sqrt(0.5), dtype=torch.float64)
     else:
+        # FouT is a skew matrix minus B B^T
         rows = hippo(measure, state_size)[1][None]
     if rank < len(rows):
         raise ValueError(f"The measure {measure!r} needs rank {len(rows)}; it is {rank}.")
@@ -110,8 +113,10 @@ def diagonalize(measure: str, state_size: int, rank: int = 1, b_clip: float | No
     rows = low_rank_correction(measure, state_size, rank)
     normal = matrix + rows.T @ rows
     real = torch.tensor(-0.5 if measure == "legs" else 0.0, dtype=torch.float64)  # on the whole diagonal
+    # without the diagonal, which is `real`, and without the symmetric part that rounding adds
     skew = (normal - normal.T) / 2
     frequencies, vectors = torch.linalg.eigh(skew * -1j)
+    # ascending: the first half is negative, and the other its conjugate
     frequencies, vectors = frequencies[: state_size // 2], vectors[:, : state_size // 2]
     if frequencies[-1].abs() < 1e-9 * frequencies[0].abs():
         # FouT has zero twice: the two real eigenvectors of it make one conjugate pair
@@ -122,6 +127,7 @@ def diagonalize(measure: str, state_size: int, rank: int = 1, b_clip: float | No
         frequencies[-1] = 0
     largest = vectors.abs().max(0).values
     first = vectors.abs().gt(1e-9 * largest).int().argmax(0)
+    # the phase of an eigenvector is free, but what is clipped below depends on it
     phase = vectors.gather(0, first[None]).sgn()
     basis = (vectors / phase).mH
     b = basis @ b.to(basis)
@@ -193,6 +199,7 @@ def initial_state_space(
             # a diagonal model takes every measure, whatever its rank
             parts += [diagonalize(kind, state_size, rank if low_rank else max(rank, 2), b_clip)] * share
         else:
+            # each drawn anew, as P is random
             parts += [diagonal(kind, state_size, rank) for _ in range(share)]
     a, b = (torch.stack([part[i] for part in parts]) for i in range(2))
     return StateSpace(a, b, torch.stack([part.p for part in parts], dim=1))

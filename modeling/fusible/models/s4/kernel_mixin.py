@@ -90,10 +90,12 @@ class S4KernelModel(FusiblePreTrainedModel):
         trusted = bool(kwargs.get("trust_remote_code"))
         download = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
         result = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        # a tuple with output_loading_info=True
         model = result[0] if isinstance(result, tuple) else result
         if use_kernels is not None:
             model.config.use_kernels = use_kernels
         if model.config.use_kernels is not False:
+            # snapshot_download takes no subfolder: it becomes a part of the kernels' path
             record, subfolder = model.config.kernels or {}, download.pop("subfolder", None)
             folder = record.get("folder")
             source = KernelSource(
@@ -112,6 +114,7 @@ class S4KernelModel(FusiblePreTrainedModel):
 
     def _fused_from(self, state_dict: dict[str, torch.Tensor]) -> Self:
         fused = super()._fused_from(state_dict)
+        # not those that its constructor found: it runs by what this model runs by
         fused._kernels = self._kernels
         fused._use(next((layer.kernels for layer in self._layers()), None))
         return fused
@@ -130,15 +133,18 @@ class S4KernelModel(FusiblePreTrainedModel):
         if not file.exists():
             return
         config = json.loads(file.read_text(encoding="utf-8"))
+        # what the model came with need not be what is saved
         config.pop("kernels", None)
         variants = self._variants() if self.config.fused and self.config.use_kernels is not False else []
         if variants:
             for variant in variants:
                 verify(variant)
                 target = folder / KERNEL_FOLDER / "build" / variant.name
+                # bytecode is not among the files with digests
                 shutil.copytree(variant, target, ignore=shutil.ignore_patterns("__pycache__"))
             digests = {variant.name: digest_of(variant) for variant in variants}
             published: dict[str, Any] = self.config.kernels or {}
+            # the repository on the Hub has other kernels than those saved here
             if published.get("digests") != digests:
                 published = {}
             config["kernels"] = published | {"folder": KERNEL_FOLDER, "digests": digests}
@@ -150,6 +156,7 @@ class S4KernelModel(FusiblePreTrainedModel):
             raise ValueError("There are no kernels to publish: the installed fusible has none; `make kernels`.")
         card = None if repository is None else repository / "CARD.md"
         commit = push_kernels(variants, repo_id, VERSION, card=card, token=token, private=private)
+        # noted before the model is saved, whose configuration takes it along
         if commit is not None:
             digests = {variant.name: digest_of(variant) for variant in variants}
             self.config.kernels = {"repo_id": commit.repo_url.repo_id, "revision": commit.oid, "digests": digests}

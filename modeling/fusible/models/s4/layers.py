@@ -22,6 +22,7 @@ class ScalarNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # the population's deviation, as in the authors' code
         std, mean = torch.std_mean(hidden_states, dim=-1, correction=0, keepdim=True)
         return self.scale / std * (hidden_states - mean + self.shift)
 
@@ -56,6 +57,7 @@ class SequenceDropout(nn.Module):
         if not self.tied:
             return nn.functional.dropout(hidden_states, self.rate)
         keep = 1 - self.rate
+        # [batch, 1, channels]: one draw for all positions
         return hidden_states * torch.empty_like(hidden_states[:, :1]).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
@@ -79,6 +81,7 @@ class S4Mixer(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, state: torch.Tensor | None, return_state: bool, overwrite: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # the exact GELU can be made with the outputs, unless dropout comes in between
         is_gelu = isinstance(self.activation, GELUActivation)
         if is_gelu and isinstance(self.ssm, S4Recurrence) and not self.training:
             hidden_states, state = self.ssm(hidden_states, state, return_state, overwrite, gelu=True)
@@ -135,6 +138,7 @@ class S4Layer(GradientCheckpointingLayer):
         if hidden_states.shape[1] == 0:  # no block of a pool is complete
             return hidden_states, state
         branch = self.norm(hidden_states) if self.prenorm else hidden_states
+        # behind the norm, whose shift makes padding other than zero
         if mask is not None:
             branch = branch * mask
         branch, state = self.mixer(branch, state, return_state, overwrite)

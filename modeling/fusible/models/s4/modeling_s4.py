@@ -117,10 +117,12 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
         outputs = self._forward_backbone(
             input_ids, None, inputs_embeds, attention_mask, cache, use_cache, **cast(Any, kwargs)
         )
+        # all positions for 0, as -0 is the start
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = cast(torch.Tensor, outputs.last_hidden_state)[:, kept]
         if isinstance(self.lm_head, AdaptiveSoftmax):
             embedding = cast(AdaptiveEmbedding, self.embeddings)
+            # as arguments: they belong to the embedding, which may be on another device
             logits = self.lm_head(hidden_states, embedding.tables, embedding.projections)
         else:
             logits = self.lm_head(hidden_states)
@@ -192,6 +194,7 @@ class S4ForImageClassification(S4PreTrainedClassifier):
         """
         sizes = {"batch": None, "config.input_size": self.config.input_size, "height": None, "width": None}
         check_shape("pixel_values", pixel_values, sizes)
+        # [batch, height * width, channels]
         return self.classify(labels, input_values=pixel_values.flatten(2).mT, **kwargs)
 
 
@@ -267,6 +270,7 @@ class S4ForTimeSeriesPrediction(S4PreTrainedModel):
             check_shape("future_values", future_values, {**steps, **width})
         length, total = past_values.shape[1], past_values.shape[1] + future
         padded = nn.functional.pad(past_values, (0, 0, 0, future))
+        # tells zeros that are to be predicted from zeros in the data
         is_future = torch.arange(total, device=past_values.device).ge(length).long()
         embedded = self.embeddings(padded.to(self.dtype)) + self.future_embedding(is_future)
         if (time_features is None) != (len(self.time_embeddings) == 0):

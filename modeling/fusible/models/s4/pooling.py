@@ -56,6 +56,7 @@ class S4UpPool(nn.Module):
         made = self.proj(hidden_states).unflatten(2, (self.size, self.width)).flatten(1, 2)
         if state is None:
             state = made.new_zeros(len(made), self.size, self.width)
+        # enough for `length`: this state and that of the matching S4DownPool hold `size` positions together
         made = torch.cat([state, made], dim=1)
         return made[:, :length], made[:, length:].clone()
 
@@ -87,6 +88,7 @@ def skip_connections(config: S4Config) -> dict[int, int]:
     if depth == 0:
         return {}
     if config.unet:
+        # the module `down` is the first of the coarsest stage, which has one skip around all of its layers
         down = depth * (count + 1)
         last = 2 * down + count - 1
         return {last - number: number for number in range(down + 1)}
@@ -99,6 +101,7 @@ def skip_connections(config: S4Config) -> dict[int, int]:
 
 def check_padding(attention_mask: torch.Tensor) -> None:
     """Raises `ValueError` unless all padding is at the end: blocks of pools are counted from the first position."""
+    # the check reads values, which a traced graph and the meta device do not have
     if torch.compiler.is_compiling() or attention_mask.is_meta:
         return
     if bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):

@@ -22,6 +22,7 @@ def keep_float32(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.
     def moved(tensor: torch.Tensor) -> torch.Tensor:
         result = fn(tensor)
         if result.dtype in (torch.float16, torch.bfloat16):
+            # the tensor itself, as its digits are gone in the result; what is half precision already becomes float32
             return tensor.to(result.device, torch.float32 if tensor.dtype == result.dtype else tensor.dtype)
         return result
 
@@ -109,14 +110,17 @@ class S4Recurrence(nn.Module):
             return cls(system, None, order, skip, errors.to(dtype), bidirectional)
         modes = Coefficients.of(*to_modal_form(transition, b, c)[:3], dtype)
         mode_errors = kernel_errors(exact, modes)
+        # defective matrices have no modes: such heads stay dense
         mode_errors = torch.where(mode_errors.isfinite(), mode_errors, torch.inf)
         if dense_heads is None:
             dense_heads = 0
+            # on the meta device there is nothing to compare; a loaded model has the count in its configuration
             if not b.is_meta:
                 limit = TOLERANCE.get(dtype, DEFAULT_TOLERANCE)
                 dense_heads = int(((mode_errors > limit) & (mode_errors > errors)).sum())
         # heads that gain by staying dense come last
         order = torch.where(mode_errors > errors, mode_errors, 0).argsort(stable=True, dim=0)
+        # both parts in the order of the input again
         kept, dense = (part.sort().values for part in order.tensor_split([len(order) - dense_heads]))
         is_dense = torch.zeros_like(errors, dtype=torch.bool).index_fill(0, dense, True)
         return cls(
@@ -160,6 +164,7 @@ class S4Recurrence(nn.Module):
             system = system._replace(c=system.c[:, channels])
             u, shape = inputs[:, heads], (inputs.shape[0], *system.b.shape)
             d = None if skip is None else skip[:, heads]
+            # [batch, heads, state / 2, 2] of pairs, [batch, heads, 1, state] of dense heads
             before = u.new_zeros(shape) if state is None else state[:, heads].reshape(shape).to(u.dtype)
             if u.shape[-1] == 1:
                 increment, rounding_residual, b, c = system.increment, system.rounding_residual, system.b, system.c
@@ -182,6 +187,7 @@ class S4Recurrence(nn.Module):
     def _step(self, inputs: torch.Tensor, state: torch.Tensor, overwrite: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """`[batch, 1, heads]` in the dtype of the coefficients to what `forward` returns; without a gradient."""
         outputs, order, first = inputs.new_empty(len(inputs), 1, self.D.numel()), None, 0
+        # torch forbids to write over tensors of inference mode outside of it
         is_writable = state.is_contiguous() and (torch.is_inference_mode_enabled() or not state.is_inference())
         if not overwrite or state.requires_grad or not is_writable:
             state = state.clone(memory_format=torch.contiguous_format)
@@ -222,6 +228,7 @@ class S4Recurrence(nn.Module):
         """
         if self.bidirectional and (state is not None or return_state):
             raise ValueError("A bidirectional layer has no state to pass on; it needs the whole sequence.")
+        # autocast would turn the products of matrices into half precision
         with maybe_autocast(inputs.device.type, enabled=False):
             dtype = torch.promote_types(inputs.dtype, torch.float32)
             if state is not None and inputs.shape[1] == 1 and dtype == state.dtype == self.D.dtype:
@@ -234,6 +241,7 @@ class S4Recurrence(nn.Module):
             channels = len(self.D)
             skip = self.D.to(u.dtype)
             skip = skip[:, self.order] if self.has_dense else skip
+            # of both directions, the GELU is that of the sum
             is_fused = gelu and not self.bidirectional and inputs.shape[1] > 1
             y, state = self._scan(ordered, state, slice(0, channels), skip, is_fused)
             if self.bidirectional:

@@ -43,6 +43,7 @@ def krylov(transition: torch.Tensor, vectors: torch.Tensor, count: int) -> tuple
         `[..., size, count * k]`, where column `j * k + i` is `transition ** j @ vectors[i]`; `transition ** count`.
     """
     while count > 1:
+        # from powers 0 ... j - 1 to 0 ... 2 j - 1, where `transition` is power j of the one given
         vectors = torch.cat([vectors, _apply(transition, vectors)], dim=-1)
         transition, count = _apply(transition, transition), count // 2
     return vectors, transition
@@ -80,19 +81,24 @@ def ssm_scan(
     if compiled is not None:
         return compiled.ssm_scan(inputs, transition, b, c, state, skip, gelu)
     length, channels = inputs.shape[-1], c.shape[1]
+    # a power of two, as doubling needs; a small one for few steps
     chunk = min(CHUNK, 1 << (length - 1).bit_length())
     responses, chunk_transition = krylov(transition, b[..., None], chunk)
+    # c A ** (l + 1), as columns of the transposed: the state is the one in front of a chunk
     outputs, _ = krylov(transition.mT, _apply(transition.mT, c.movedim(1, -1)), chunk)
     responses = responses.flatten(1, 2)
     outputs = outputs.unflatten(-1, (chunk, channels)).permute(0, 4, 3, 1, 2).flatten(3)
     kernel = c.flatten(2) @ responses
+    # [heads, groups, size, batch], for products of matrices over the batch
     state = state.movedim(0, -1).to(inputs.dtype)
     pieces = []
+    # all whole chunks at once, then the rest as one shorter chunk
     for piece in inputs.split(length - length % chunk or length, dim=-1):
         width = min(chunk, piece.shape[-1])
         if width < chunk:
             chunk_transition = torch.linalg.matrix_power(transition, width)
         maps = [kernel[..., :width], responses[..., :width], outputs[:, :, :width], chunk_transition]
+        # rounded only here, after all powers were made in the precision of the transition
         kernel_map, response_map, output_map, leap_map = (part.to(inputs.dtype) for part in maps)
         blocks = piece.unflatten(-1, (-1, width))
         y, state = _scan_chunks(blocks, kernel_map, response_map, output_map, leap_map, state)
@@ -127,14 +133,18 @@ def _scan_chunks(
     (heads, channels, steps), (batch, _, chunks, _) = kernel.shape, inputs.shape
     time = torch.arange(steps, device=kernel.device)
     lag = time[:, None] - time
+    # [heads, channels * steps, steps]: outputs of inputs of the same chunk
     toeplitz = torch.where(lag >= 0, kernel[..., lag.clamp(min=0)], 0).flatten(1, 2)
+    # [heads, steps, chunks * batch]
     columns = inputs.permute(1, 3, 2, 0).flatten(2)
     y = toeplitz @ columns
+    # what a chunk adds to the state: its last input by b, its first one by A ** (steps - 1) b
     increments = (responses.flip(-1) @ columns).view(*state.shape[:3], chunks, batch)
     before = []
     for increment in increments.unbind(3):
         before.append(state)
         state = _apply(chunk_transition, state) + increment
+    # states in front of the chunks as `[heads, groups * size, chunks * batch]`
     y = torch.baddbmm(y, outputs.flatten(1, 2), torch.stack(before, dim=3).flatten(3).flatten(1, 2))
     y = y.view(heads, channels, steps, chunks, batch).permute(4, 1, 0, 3, 2)
     return y.flatten(3), state
@@ -189,6 +199,7 @@ def _moved(
             part.double() for part in (inputs, increment, rounding_residual, b, state)
         )
         increment, rounding_residual = increment + rounding_residual, None
+    # small terms first and the state last: where there is no float64, they would be lost in the state
     change = b * inputs[..., None, None]
     for part in (rounding_residual, increment):
         if part is not None:
@@ -223,7 +234,7 @@ def ssm_step_(
         state: replaced: x `[batch, all heads, groups, size]`, or its numbers in another shape of as many dimensions;
             contiguous.
         inputs: u `[batch, 1, all heads]`.
-        increment: A without the identity; it, tail, b and c are those of `ssm_step`.
+        increment: A without the identity; it, rounding_residual, b and c are those of `ssm_step`.
         rounding_residual: what rounding took away from the increment.
         b: `[heads, groups, size]`.
         c: `[heads, channels, groups, size]`.
@@ -244,6 +255,7 @@ def ssm_step_(
     here = slice(first, first + len(b))
     place = here if order is None else order[here]
     u, moved = inputs.flatten(1)[:, place], state[:, here].view(len(state), *b.shape)
+    # `moved` is a view, so that this writes the state
     moved.copy_(_moved(u, increment, rounding_residual, b, moved))
     y = _readout(u, c, moved, None if skip is None else skip[:, place])
     outputs.view(len(state), c.shape[1], -1)[:, :, place] = y

@@ -32,6 +32,7 @@ TRANSFORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 INVERSES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "exp": torch.log,
+    # log(exp(x) - 1) that neither overflows nor loses the digits of small x
     "softplus": lambda x: x + torch.log(-torch.expm1(-x)),
     "sigmoid": torch.logit,
     "relu": lambda x: x - 1e-4,
@@ -71,6 +72,7 @@ def long_convolution(inputs: torch.Tensor, kernel: torch.Tensor, backward_kernel
         return inputs[:, :, None].expand(-1, -1, kernel.shape[1], -1)
     size = fft_length(2 * length)
     if backward_kernel is not None:
+        # the convolution is circular: lags -1, -2, ... are at the end of the kernel
         gap = kernel.new_zeros(*kernel.shape[:2], size - 2 * length)
         kernel = torch.cat([kernel, gap, backward_kernel.flip(-1)], dim=-1)
     spectrum = real_fft(inputs, size)[:, :, None] * real_fft(kernel, size)
@@ -127,6 +129,7 @@ class S4StateSpace(Fusible):
             return
         config = self.config
         dt = torch.rand(self.inv_dt.shape, dtype=torch.float64) * math.log(config.dt_max / config.dt_min)
+        # init's functions leave alone what was loaded
         init.copy_(self.inv_dt, INVERSES[config.dt_transform](dt.exp() * config.dt_min))
         is_low_rank = config.mode == "dplr"
         system = initial_state_space(
@@ -142,6 +145,7 @@ class S4StateSpace(Fusible):
         init.normal_(self.D)
         if is_low_rank and config.l_max is not None:
             a, b, c, p, dt = self.system()
+            # what was drawn is C, and the parameter stands for C (I - A ** l_max)
             init.copy_(self.C, real_pairs(self._truncated(c, self._transition(a, p, dt), self._l_max).movedim(1, 0)))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "S4StateSpace":
@@ -175,8 +179,10 @@ class S4StateSpace(Fusible):
         """Diagonal transition and input, `[heads, state]`, complex."""
         step = a * dt
         if self.config.disc == "bilinear":
+            # (1 + dt/2 a) / (1 - dt/2 a) and dt b / (1 - dt/2 a), with both sides of the quotients doubled
             return (2 + step) / (2 - step), b * dt * 2 / (2 - step)
         if self.config.disc == "zoh":
+            # expm1 keeps the digits of small steps
             return step.exp(), b * torch.expm1(step) / a
         # DSS normalizes each state's kernel over l_max steps; the half is that of 2 Re, which it does without
         total = torch.expm1(step * self._l_max) * a
@@ -187,7 +193,9 @@ class S4StateSpace(Fusible):
         rows = real_pairs(p).flatten(2)
         blocks = torch.stack([real_pairs(a), real_pairs(a * 1j)], dim=-1)
         eye = torch.eye(a.shape[1], dtype=dt.dtype, device=dt.device)
+        # blocks [[re, -im], [im, re]] of a on the diagonal
         diagonal = torch.einsum("hnij,nm->hnimj", blocks, eye).flatten(3).flatten(1, 2)
+        # p (p^* x) over x and its conjugate is p 2 Re(p^* x), which is the 2
         half = dt[:, None] / 2 * (diagonal - 2 * rows.mT @ rows)
         eye = torch.eye(half.shape[-1], dtype=dt.dtype, device=dt.device)
         return torch.linalg.solve(eye - half, eye + half)
@@ -211,11 +219,13 @@ class S4StateSpace(Fusible):
         if self.config.mode == "diag":
             base, b = self._discretized(a, b, dt)
             return vandermonde(c * b[:, None], base, length, dtype, self.kernels)
+        # the transform's length must be the one that C stands for
         size = self._l_max or length
         if self._l_max == 0:
             c = self._truncated(c, self._transition(a, p, dt), length)
         elif size < length:
             transition = self._transition(a, p, dt)
+            # C (I - A^s) (I + A^s) = C (I - A^2s)
             while size < length:
                 c, size = self._truncated(c, transition, size, sign=1), 2 * size
         return low_rank_kernel(a, b, c, p, dt[:, 0], size, self.kernels)[..., :length].to(dtype or dt.dtype)
@@ -232,6 +242,7 @@ class S4StateSpace(Fusible):
         if self.config.mode == "diag":
             base, b = self._discretized(a, b, dt)
             transition = torch.stack([real_pairs(base), real_pairs(base * 1j)], dim=-1)
+            # 2 Re(c x) = 2 (Re c Re x - Im c Im x)
             return transition, real_pairs(b), 2 * real_pairs(c.conj())
         transition = self._transition(a, p, dt)
         eye = torch.eye(transition.shape[-1], dtype=dt.dtype, device=dt.device)
@@ -239,6 +250,7 @@ class S4StateSpace(Fusible):
         b = (eye + transition) @ (dt * real_pairs(b).flatten(1))[..., None] / 2
         c = 2 * real_pairs(c.conj()).flatten(2)
         if self._l_max:
+            # back from C (I - A ** l_max) to C itself
             c = torch.linalg.solve(eye - torch.linalg.matrix_power(transition, self._l_max), c, left=False)
         return transition[:, None], b.squeeze(-1)[:, None], c[:, :, None]
 
@@ -275,6 +287,7 @@ class S4StateSpace(Fusible):
             else:
                 responses = self.kernel(u.shape[-1], u.dtype).split(self.config.channels, dim=1)
                 ahead = responses[1] if self.config.bidirectional else None
+                # [batch, channels, heads, length]
                 y = long_convolution(u, responses[0], ahead).movedim(2, 1)
                 y = y + self.D.to(u.dtype)[..., None] * u[:, None]
         return y.flatten(1, 2).mT.to(inputs.dtype), state if return_state else None

@@ -37,6 +37,7 @@ def write_adapter(
         OSError: if the folder cannot be written; it is then as it was.
     """
     with atomic_folder(folder, lambda name: name == ADAPTER_WEIGHTS, ADAPTER_CONFIG) as stage:
+        # safetensors does not write views with gaps
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
         save_file(tensors, stage / ADAPTER_WEIGHTS, {"format": "pt", MAGNITUDE_KEY: repr(magnitude(frozen))})
         write_form_metadata(stage / ADAPTER_WEIGHTS, config)
@@ -72,12 +73,14 @@ def load_adapter_(file: Path, trained: dict[str, nn.Parameter], frozen: list[nn.
     """
     with safe_open(file, framework="pt") as opened:
         expected = float((opened.metadata() or {}).get(MAGNITUDE_KEY, "nan"))
+    # wide enough for weights in half precision; written so that NaN, of a file without the value, is refused
     if not abs(magnitude(frozen) - expected) <= 1e-3 * expected:
         raise ValueError(f"{file} was trained on another image model; its weights are not these.")
     tensors = load_file(file)
     missing = trained.keys() - tensors.keys()
     if missing:
         logger.warning(f"{file} has no {', '.join(sorted(missing))}: they are new and need training.")
+    # a head in the file that this class has not is left out
     for name in trained.keys() & tensors.keys():
         trained[name].copy_(tensors[name])
 

@@ -43,6 +43,7 @@ class LinearAdapter(nn.Module):
     def reset_parameters(self) -> None:
         """Draws the weights, except loaded ones."""
         init.trunc_normal_(self.down.weight, std=0.02)
+        # with up at 0 the branch is 0, and A is the identity
         for tensor in (self.down.bias, self.up.weight, self.up.bias):
             if tensor is not None:
                 init.zeros_(tensor)
@@ -68,6 +69,7 @@ def fold_before(adapter: LinearAdapter, weight: torch.Tensor, bias: torch.Tensor
     folded, constant = weight + adapter.scale * (weight @ up) @ down, constant_of(adapter)
     added = None if constant is None else weight @ constant
     if bias is None or added is None:
+        # one of the two biases alone, or none
         return folded, added if bias is None else bias.double()
     return folded, bias.double() + added
 
@@ -75,9 +77,11 @@ def fold_before(adapter: LinearAdapter, weight: torch.Tensor, bias: torch.Tensor
 def fold_after(adapter: LinearAdapter, weight: torch.Tensor, bias: torch.Tensor | None) -> Affine:
     """A linear with an adapter behind it as one linear, in float64: `(I + s U D) W` and `(I + s U D) b + A(0)`."""
     weight, up, down = weight.double(), adapter.up.weight.double(), adapter.down.weight.double()
+    # U (D W) and not (U D) W, which costs more
     folded, added = weight + adapter.scale * up @ (down @ weight), constant_of(adapter)
     if bias is None:
         return folded, added
+    # the adapter also acts on the linear's bias
     moved = bias.double() + adapter.scale * up @ (down @ bias.double())
     return folded, moved if added is None else moved + added
 
@@ -96,6 +100,7 @@ def folded_layer(layer: nn.Module, adapter: nn.Module, fold: Callable[..., Affin
     new_weight, new_bias = fold(adapter, weight, bias)
     linear = make_linear(new_weight.to(weight), None if bias is None or new_bias is None else new_bias.to(bias))
     linear.requires_grad_(weight.requires_grad)
+    # keys and values keep their shift, which comes after the projection
     return layer.like(linear) if isinstance(layer, ShiftedLinear) else linear
 
 
@@ -125,12 +130,14 @@ class AdaptedAttention(Fusible):
         self.output = output
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        # the block's norm feeds queries, keys and values only, so one adapter in front covers all three
         outputs = self.attention(self.adapter_before(hidden_states), *args, **kwargs)
         return self.adapter_after(outputs[0]), *outputs[1:]
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """The attention, whose projections contain the adapters."""
+        # dropout inside the adapters is off in eval mode, where this is exact up to rounding
         child = self.attention.get_submodule
         folded = {name: folded_layer(child(name), self.adapter_before, fold_before) for name in PROJECTIONS}
         folded[self.output] = folded_layer(child(self.output), self.adapter_after, fold_after)
@@ -178,12 +185,15 @@ def adapt_(block: nn.Module, spec: BackboneSpec, config: ZeroI2VConfig) -> None:
 
     def adapter(channels: int, *targets: nn.Module) -> LinearAdapter:
         bias = all(target.bias is not None for target in targets)
+        # rounded down, as by the authors: checkpoints depend on it
         rank = int(config.adapter_ratio * channels)
         return LinearAdapter(channels, rank, config.adapter_scale, config.adapter_dropout, bias)
 
     attention, ffn = block.get_submodule(spec.projections), block.get_submodule(spec.ffn)
+    # BEiT's keys have no bias; the constant that they would need is left out when folding
     inputs = [name for name in PROJECTIONS if name != "k_proj" or not spec.plain_attention]
     output, (fc1, _, fc2) = attention.get_submodule(spec.attention_output), spec.ffn_parts(block)
+    # of this block: Swin's grow from stage to stage
     width = output.get_parameter("weight").shape[0]
     before_attention = adapter(width, *(attention.get_submodule(name) for name in inputs))
     before_ffn = adapter(width, fc1)

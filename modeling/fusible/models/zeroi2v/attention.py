@@ -61,8 +61,11 @@ def shift_frames_(projected: torch.Tensor, ranges: Sequence[Range], layout: Fram
     """
     length = layout.num_frames
     windows = 1 if layout.num_images is None else len(projected) // layout.num_images
+    # a view [clips, frames, windows, tokens, channels]: frames of other clips are out of reach
     clips = projected.unflatten(0, (-1, length, windows))
+    # ranges do not overlap, so none reads what another one has written
     for start, stop, offset in ranges:
+        # no wrapping and no clamping: frames at the border keep their own, as in the authors' code
         if abs(offset) < length:
             source = clips[:, max(offset, 0) : length + min(offset, 0), ..., start:stop]
             # a clone, as source and destination overlap in memory
@@ -98,10 +101,12 @@ class ShiftedLinear(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[clips * frames * windows, tokens, in]` to `[clips * frames * windows, tokens, out]`."""
+        # in place is safe under autograd: a linear's backward pass does not need its output
         return shift_frames_(F.linear(hidden_states, self.weight, self.bias), self.ranges, self.layout)
 
     def as_linear(self) -> nn.Linear:
         """The projection alone, with the same parameters."""
+        # no memory and no random numbers for weights that are replaced
         linear = nn.Linear(1, 1, device="meta")
         linear.weight = self.weight
         linear.bias = self.bias
@@ -140,8 +145,10 @@ def shift_heads_(
         windowed: whether the attention's batch axis is one of windows.
     """
     ranges, layout = channel_offsets(offsets, cast(int, attention.head_dim)), FrameLayout(num_frames)
+    # no temporal head, as with one frame: the attention stays the stock one
     if not ranges:
         return
+    # queries stay with their frame
     for name in ("k_proj", "v_proj"):
         setattr(attention, name, ShiftedLinear(cast(nn.Linear, attention.get_submodule(name)), ranges, layout))
     if windowed:

@@ -26,6 +26,7 @@ def usual_offsets(num_frames: int, num_heads: int) -> Offsets:
         return []
     if num_heads < 3:
         return [[-1, 1]]
+    # 12 heads: 1 and 1; 16 heads: 2 and 1
     near, far = max(1, num_heads // 8), max(1, num_heads // 16)
     offsets = [-1] * near + [1] * near
     if num_frames >= 16:
@@ -103,6 +104,7 @@ class ZeroI2VConfig(BackboneFusibleConfig):
     num_crops: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # before the base class builds it: the error for an unknown type names the supported ones
         if isinstance(self.backbone_config, dict):
             backbone_spec(self.backbone_config)
         for name in ("adapter_ratio", "adapter_scale"):  # 1 and 1.0 are one structure
@@ -110,6 +112,7 @@ class ZeroI2VConfig(BackboneFusibleConfig):
                 setattr(self, name, float(getattr(self, name)))
         super().__post_init__(**kwargs)
         dense = cast(PreTrainedConfig, self.backbone_config)
+        # saved resolved, so that another rule changes no saved model; Swin's first stage has the fewest heads
         if self.temporal_offsets == "auto" and backbone_spec(dense).supports_frame_batches:
             self.temporal_offsets = usual_offsets(self.num_frames, min(backbone_spec(dense).attention_heads(dense)))
 
@@ -137,6 +140,7 @@ class ZeroI2VConfig(BackboneFusibleConfig):
         for name in ("adapter_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
+        # one list and one ratio for all stages: they must fit the narrowest
         width = min(spec.stage_widths(dense))
         if int(self.adapter_ratio * width) < 1:
             raise ValueError(f"adapter_ratio is {self.adapter_ratio}; of {width} channels this leaves no rank.")

@@ -45,7 +45,9 @@ class FrameEmbeddings(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super().forward(*args, **kwargs)
+        # Swin's embeddings also return the size of the grid
         tokens, *rest = outputs if isinstance(outputs, tuple) else (outputs,)
+        # [clips, frames, tokens, channels] + [1, frames, 1, channels]
         clips = tokens.unflatten(0, (-1, self.temporal_embedding.shape[1]))
         tokens = (clips + self.temporal_embedding[:, :, None]).flatten(0, 1)
         return (tokens, *rest) if isinstance(outputs, tuple) else tokens
@@ -103,7 +105,9 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
                 if isinstance(module, LinearAdapter):
                     module.reset_parameters()
                 else:
+                    # the backbone's rules know linears only, so they get one with the same parameters
                     self.backbone._init_weights(module.as_linear())
+                # the pass below would draw an adapter's linears again, by the backbone's rules
                 for part in module.modules():
                     part._is_hf_initialized = True  # type: ignore[assignment]
         super().initialize_weights()
@@ -116,6 +120,7 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """All but the image model's: adapters, temporal embedding and classifier; and the image model's last norm."""
         norms = tuple(f"backbone.{norm}." for norm in self.backbone_spec.final_norms)
+        # an inference form has no adapters: their folded weights count as the image model's
         adapters = re.compile(r"backbone\..*\.(adapter_(before|after)\..*|temporal_embedding)")
         return {
             name: parameter
@@ -169,6 +174,7 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
         elif options:
             raise ValueError(f"The adapter in {adapter} knows all options; leave out {', '.join(options)}.")
         else:
+            # revision and subfolder are the image model's and mean nothing in the adapter's repository
             config, file = find_adapter(adapter, token=loading.get("token"), cache_dir=loading.get("cache_dir"))
         image_model: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)
         device, dtype = image_model.device, image_model.dtype  # before parameters of another dtype come in
@@ -222,7 +228,9 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
             )
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
         kwargs.setdefault("output_attentions", self.config.output_attentions)
+        # [batch * frames, channels, height, width]: frames of a clip side by side, as the shift expects
         outputs = self.backbone(pixel_values.flatten(0, 1), **kwargs)
+        # each frame is normed on its own and the mean comes after, as the authors'
         features = self.backbone_spec.pool(outputs).unflatten(0, (-1, frames))
         return ZeroI2VModelOutput(
             last_hidden_state=outputs.last_hidden_state.unflatten(0, (-1, frames)).flatten(1, 2),
@@ -274,6 +282,7 @@ class ZeroI2VForVideoClassification(ZeroI2VPreTrainedModel):
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
         """
         views = pixel_values.shape[1] if pixel_values.ndim == 6 else None
+        # views are a batch of clips: [batch * views, frames, channels, height, width]
         outputs = self._forward_backbone(pixel_values if views is None else pixel_values.flatten(0, 1), **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         if views is not None:
@@ -290,6 +299,7 @@ class ZeroI2VForVideoClassification(ZeroI2VPreTrainedModel):
             "single_label_classification",
         ):
             return logits.mean(1)
+        # log of the mean probability, without leaving the logarithm; cross entropy takes it as logits
         return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
 
 
