@@ -38,7 +38,8 @@ class LazyClasses(dict[Any, Any]):
         self, registered: dict[Any, Any], values: Mapping[str, Callable[[], Any]], keys_are_classes: bool
     ) -> None:
         super().__init__(registered)
-        self.unread, self.keys_are_classes = dict(values), keys_are_classes
+        self.unread = dict(values)
+        self.keys_are_classes = keys_are_classes
 
     def _name(self, key: Any) -> str | None:
         # a class of another package with such a name is not ours
@@ -87,7 +88,8 @@ class AfterImport(MetaPathFinder):
     """Calls `action(module)` right after the module's first import."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
-        self.name, self.action = name, action
+        self.name = name
+        self.action = action
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

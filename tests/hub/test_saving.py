@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, CLIPImageProcessorPil
+from transformers import AutoImageProcessor, CLIPImageProcessorPil, PreTrainedModel
 
 from fusible import RePaViTForImageClassification, RePaViTModel
 from fusible.hub.atomic import atomic_folder
@@ -186,3 +186,15 @@ def test_weights_without_our_metadata_load(tmp_path):
     save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded = RePaViTModel.from_pretrained(tmp_path, fused=True)
     assert torch.equal(loaded.backbone.layernorm.weight, model.backbone.layernorm.weight)
+
+
+def test_all_processes_take_part_in_saving_a_fused_model(monkeypatch, tmp_path):
+    """Its shards are gathered by transformers, for which the writing process would wait."""
+    model, calls = make_model().fuse(), []
+
+    def save(self, folder, is_main_process, *_, **__):
+        calls.append(is_main_process)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    model.save_pretrained(tmp_path / "model", is_main_process=False, fused=True)
+    assert calls == [False] and not (tmp_path / "model").exists()

@@ -22,7 +22,8 @@ class Fusible(nn.Module, ABC):
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
     """An `nn.Linear` of this weight `[out, in]` and bias `[out]`, made without drawing random numbers."""
     linear = nn.Linear(1, 1, bias=bias is not None, device="meta")
-    linear.out_features, linear.in_features = weight.shape
+    linear.out_features = weight.shape[0]
+    linear.in_features = weight.shape[1]
     linear.weight = nn.Parameter(weight)
     if bias is not None:
         linear.bias = nn.Parameter(bias)

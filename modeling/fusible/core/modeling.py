@@ -108,7 +108,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
                 path, _, leaf = name.rpartition(".")
                 twin.get_submodule(path)._buffers[leaf] = buffer
         # these belong to the object and not to its configuration
-        twin.model_tags, twin.name_or_path = self.model_tags, self.name_or_path
+        twin.model_tags = self.model_tags
+        twin.name_or_path = self.name_or_path
         if self.can_generate():
             twin.generation_config = self.generation_config
         return twin._fuse_self()
@@ -177,7 +178,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
         writes = self.should_save_on_this_rank(is_main_process)
         distributed_config = self.config.__dict__.get("distributed_config")
         model, given, names = self, state_dict, []
-        if fused and not self.config.fused:
+        makes_twin = fused and not self.config.fused
+        if makes_twin:
             self._check_fusible()
             if kwargs.pop("distributed_checkpoint", False):
                 raise ValueError("fused=True needs whole weights; leave out distributed_checkpoint=True.")
@@ -192,7 +194,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
             state_dict = None
             model = self._fused_from(gathered) if writes else self
         # a plain save gathers shards and needs all ranks; a twin is whole, and only the writing rank has one
-        if model is not self or writes or not fused:
+        if writes or not makes_twin:
             names = save_model(model, save_directory, writes, is_main_process, state_dict, **kwargs)
         self.barrier_after_gathered_checkpoint_save(distributed_config)
         if push_to_hub and writes:

@@ -147,7 +147,8 @@ def _no_bytecode() -> Iterator[None]:
     """Python neither reads nor writes the bytecode beside sources, which no digest covers."""
     before = sys.pycache_prefix, sys.dont_write_bytecode
     with tempfile.TemporaryDirectory() as folder:
-        sys.pycache_prefix, sys.dont_write_bytecode = folder, True
+        sys.pycache_prefix = folder
+        sys.dont_write_bytecode = True
         try:
             yield
         finally:

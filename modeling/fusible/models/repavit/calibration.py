@@ -15,7 +15,9 @@ class Moments:
     """Running mean and variance per channel, in float64, of values `[rows, channels]`."""
 
     def __init__(self) -> None:
-        self.count, self.sum, self.square = 0, torch.tensor(0.0), torch.tensor(0.0)
+        self.count = 0
+        self.sum = torch.tensor(0.0)
+        self.square = torch.tensor(0.0)
 
     def add(self, values: torch.Tensor) -> None:
         # sums over all tokens of all batches: in float32 late values would round away
@@ -38,9 +40,14 @@ class BlockStatistics:
     """What one dense FFN sees: its input before and after the norm, and its hidden channels, active and idle."""
 
     def __init__(self, activation: nn.Module, channels_first: bool) -> None:
-        self.activation, self.channels_first = activation, channels_first
-        self.inputs, self.product, self.normed = Moments(), Moments(), Moments()
-        self.idle, self.active, self.positive = Moments(), Moments(), Moments()
+        self.activation = activation
+        self.channels_first = channels_first
+        self.inputs = Moments()
+        self.product = Moments()
+        self.normed = Moments()
+        self.idle = Moments()
+        self.active = Moments()
+        self.positive = Moments()
 
     def _rows(self, values: torch.Tensor) -> torch.Tensor:
         return (values.movedim(1, -1) if self.channels_first else values).flatten(0, -2)

@@ -73,10 +73,14 @@ class ChannelIdleFeedForward(Fusible):
         drop: nn.Module,
     ) -> None:
         super().__init__()
-        self.input_norm, self.fc1, self.activation = input_norm, fc1, activation
-        self.hidden_norm, self.fc2 = hidden_norm, fc2
+        self.input_norm = input_norm
+        self.fc1 = fc1
+        self.activation = activation
+        self.hidden_norm = hidden_norm
+        self.fc2 = fc2
         self.active_channels = active_channels
-        self.scale, self.drop = scale, drop
+        self.scale = scale
+        self.drop = drop
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[batch, tokens, channels]` to the same shape."""
@@ -163,7 +167,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, fc1: nn.Linear, activation: nn.Module, fc2: nn.Linear, active_channels: int) -> None:
         super().__init__()
-        self.fc1, self.activation, self.fc2 = fc1, activation, fc2
+        self.fc1 = fc1
+        self.activation = activation
+        self.fc2 = fc2
         self.active_channels = active_channels
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -175,7 +181,10 @@ class FusedFeedForward(nn.Module):
 
     def __init__(self, shortcut: nn.Module, up: nn.Linear, activation: nn.Module, down: nn.Linear) -> None:
         super().__init__()
-        self.shortcut, self.up, self.activation, self.down = shortcut, up, activation, down
+        self.shortcut = shortcut
+        self.up = up
+        self.activation = activation
+        self.down = down
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # in place, in the new tensor that the first linear made: one buffer of activations less
@@ -187,7 +196,8 @@ class NormedResidual(nn.Module):
 
     def __init__(self, norm: nn.Module, ffn: nn.Module) -> None:
         super().__init__()
-        self.norm, self.ffn = norm, ffn
+        self.norm = norm
+        self.ffn = ffn
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states + self.ffn(self.norm(hidden_states))
