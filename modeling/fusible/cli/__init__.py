@@ -32,6 +32,7 @@ def main() -> None:
 
 
 for name, command in COMMANDS.items():
+    # a context manager of contextlib is also a decorator, which keeps the signature that typer reads
     app.command(name)(errors_as_messages()(command))
 
 

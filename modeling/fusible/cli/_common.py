@@ -102,12 +102,14 @@ def compare_outputs(
 
     from ..hub.form_facts import max_difference
 
+    # random inputs always: images alone may leave parts of a model unused
     results = [max_difference(training_form, fused_form)]
     if images:
         if processor is None:
             raise ValueError(f"Images need an image processor, but the model's folder has no {IMAGE_PROCESSOR_NAME}.")
         pictures = [Image.open(file).convert("RGB") for file in images]
         results.append(max_difference(training_form, fused_form, processor(pictures, return_tensors="pt")))
+    # the worst case relative to its outputs, as the tolerance is
     difference, output = max(results, key=lambda result: result[0] / result[1])
     return {"max_difference": difference, "max_output": output}
 
@@ -122,6 +124,7 @@ def errors_as_messages() -> Iterator[None]:
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         typer.echo("Interrupted; no model folder is half-written.", err=True)
+        # 128 + SIGINT, as shells have it
         raise typer.Exit(130) from None
 
 

@@ -73,8 +73,10 @@ def time_forms(
     from ..saved_models import find_dtype, load
 
     wanted = None if dtype is None else find_dtype(dtype)
+    # a folder wins over a recipe of the same name, as it has trained weights
     if not Path(source).exists() and source in names():
         recipe = Recipe.load(catalog_folder() / source)
+        # random weights: the time does not depend on their values
         model = recipe.model_class(recipe.config)
     else:
         model = load(source, revision)

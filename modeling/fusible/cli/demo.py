@@ -31,6 +31,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Train a small RePaViT on scikit-learn's digits, fuse it, reload it, and compare both forms."""
+    # Trainer prints its logs to stdout, where --json promises nothing but JSON
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         result = run(folder, epochs, seed)
     show(result, json, comparison_table(result))
@@ -54,6 +55,7 @@ def run(folder: Path, epochs: int, seed: int) -> dict[str, Any]:
     Raises:
         ImportError: if there is no matplotlib for the figure.
     """
+    # asked before the training, not after it
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("The demo draws a figure with matplotlib: pip install 'fusible[plots]'")
     from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPImageProcessorPil
@@ -75,6 +77,7 @@ def run(folder: Path, epochs: int, seed: int) -> dict[str, Any]:
     for destination, is_fused in ((plain, False), (fused, True)):
         model.save_pretrained(destination, fused=is_fused)
         processor.save_pretrained(destination)
+    # from the files: the comparison is of what a user loads
     before, after = (AutoModelForImageClassification.from_pretrained(path) for path in (plain, fused))
     batch = collate(list(data["test"]), AutoImageProcessor.from_pretrained(fused, backend="pil"))
     result = compare(before, after, [plain, fused], batch) | {"train_seconds": seconds}
@@ -203,6 +206,7 @@ def plot(history: list[dict[str, Any]], result: dict[str, Any], file: Path) -> N
     """Accuracy per epoch, and the size and latency of the fused form relative to the training form, as a PNG."""
     import matplotlib
 
+    # no window: works without a display
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -86,7 +86,9 @@ def evaluate_saved(
     processor = load_processor(source, revision)
     if fused and not is_fusible_model(model):
         raise ValueError(f"{source} is a plain {model.config.model_type!r} model, which has one form only.")
+    # the model's configuration and not the recipe's: rates, frames and sizes are those it was trained with
     data = load_data(recipe, processor, model.config)
+    # other numbers of classes would give an accuracy without meaning
     if data.classes is not None and len(data.classes) != model.config.num_labels:
         raise ValueError(f"{source} has {model.config.num_labels} classes, {recipe.dataset} has {len(data.classes)}.")
     form: Any = model.fuse() if fused else model

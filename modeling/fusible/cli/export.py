@@ -57,6 +57,7 @@ def export_saved(
     from ..export import check_format, example_inputs, export_fused
     from ..saved_models import load
 
+    # before the model is loaded, which can take minutes
     check_format(kind)
     model = load(source, revision)
     if dry_run:

@@ -88,6 +88,7 @@ def fuse_and_publish(
     fused = model.fuse()
     facts: dict[str, Any] = {"source": source, "destination": str(destination), "repo_id": repo_id}
     if tolerance is not None:
+        # before the cast, whose rounding would hide an error of fusing
         compared = compare_outputs(model, fused, processor, images)
         difference, output = compared["max_difference"], compared["max_output"]
         if not difference <= tolerance * output:  # also refuses NaN
@@ -97,6 +98,7 @@ def fuse_and_publish(
                 "not finite?"
             )
         facts |= compared
+        # a log and not stdout, which with --json is for JSON only
         logging.get_logger(__name__).warning(
             f"Both forms agree: they differ by {difference:.1e} where outputs reach {output:.1e}."
         )
@@ -107,6 +109,7 @@ def fuse_and_publish(
         destination,
         processor,
         model,
+        # after a cast the difference would be that of the dtype
         measure=cast_to is None,
         repo_id=repo_id,
         revision=push_revision,

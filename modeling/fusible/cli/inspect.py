@@ -59,6 +59,7 @@ def describe(source: str, revision: str | None, check: bool, images: Sequence[Pa
         "class": type(model).__name__,
         "form": "fused" if model.config.fused else "training",
         "dtype": str(model.dtype).removeprefix("torch."),
+        # both from the configuration, so that a fused model tells of its training form as well
         "training": asdict(form_facts(model, fused=False)),
         "fused": asdict(form_facts(model, fused=True)),
     }

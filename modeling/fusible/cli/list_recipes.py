@@ -42,6 +42,7 @@ def recipes_table(recipes: list[dict[str, Any]]) -> "Table":
 
     caption = "fused and top-1: the papers' numbers; what they are of and where they stand, says --json"
     table = Table("name", "method", "data", "parameters, M", "fused, M", "top-1, %", caption=caption)
+    # names are there to be copied
     table.columns[0].no_wrap = True
     for recipe in recipes:
         fused = recipe["paper"].get("fused", {})

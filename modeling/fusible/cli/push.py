@@ -70,6 +70,7 @@ def push_saved(
 
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
+    # loading is the check that the folder is whole
     model, card = load(str(folder), None, plain=True), folder / CARD_NAME
     if not is_fusible_model(model) and not card.is_file():
         raise ValueError(
@@ -91,6 +92,7 @@ def push_saved(
             write_card(folder, model, repository.repo_id)
     names = [name for name in files if name != CARD_NAME]
     recipe = whole_recipe(folder / RECIPE_NAME) if RECIPE_NAME in names else None
+    # bytes in the place of the file, whose base would not be in the repository
     contents = {} if recipe is None else {RECIPE_NAME: recipe.encode()}
     commit = repository.commit(folder, names, contents=contents)
     return result | {"commit": commit.commit_url}
@@ -105,6 +107,7 @@ def files_to_push(folder: Path) -> list[str]:
     """
     from ..hub.weight_files import files_in, is_superseded_with_weights, is_weight_file
 
+    # of subfolders only the kernels' are the model's; others are checkpoints or the other form
     own = [name for name in files_in(folder) if "/" not in name or is_superseded_with_weights(name)]
     files = [name for name in own if not name.startswith(".") and not name.endswith(TRAINING_LEFTOVERS)]
     if not any(is_weight_file(name) for name in files):

@@ -29,6 +29,7 @@ def train(recipe: RecipeName, overrides: Overrides = None, dry_run: DryRun = Fal
     if dry_run:
         show(plan(path, overrides or []), json)
         return
+    # after the dry run, which needs neither data sets nor Trainer
     from ..training.train import run
 
     with contextlib.redirect_stdout(sys.stderr):  # where Trainer's logs belong
@@ -51,6 +52,7 @@ def plan(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
     recipe = Recipe.load(path, overrides)
     arguments = recipe.training_arguments()
+    # sizes without the memory of weights
     with torch.device("meta"):
         model = recipe.model_class(recipe.config)
     forms = {"training_form": False, **({"fused_form": True} if model.has_fused_form else {})}

@@ -49,6 +49,7 @@ class MappedDataset(torch.utils.data.Dataset):
 def load_split(path: str, split: str, name: str | None = None) -> datasets.Dataset:
     """A split of a Hub repository, or of a folder with files that `datasets.load_dataset` reads."""
     if Path(path).is_dir():
+        # an absolute path cannot be taken for the name of a Hub repository; folders have no configurations
         return datasets.load_dataset(str(Path(path).resolve()), split=split)
     return datasets.load_dataset(path, name, split=split)
 

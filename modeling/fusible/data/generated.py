@@ -37,17 +37,22 @@ def distinct_rows(make_row: Callable[[int], Row], count: int, num_processes: int
     pool = ProcessPoolExecutor(num_processes) if num_processes > 1 else None
     try:
         while missing := count - len(seen):
+            # as many as are missing: no more rows than wanted come, however many of them are equal
             numbers = range(first, first + missing)
+            # large enough that sending does not count, small enough that processes end at about the same time
             size = max(1, min(64, missing // (4 * num_processes)))
+            # pool.map keeps the order of the numbers, so that rows do not depend on the processes' speed
             for row in map(make_row, numbers) if pool is None else pool.map(make_row, numbers, chunksize=size):
                 if row[0] not in seen:
                     seen.add(row[0])
                     yield row
             first += missing
+            # a space of too few rows would otherwise be searched for ever
             if first > 20 * count + 1000:
                 raise ValueError(f"Of {first} rows only {len(seen)} differ; {count} are wanted.")
     finally:
         if pool is not None:
+            # also when the consumer stops early or fails: a generator is then closed
             pool.shutdown(cancel_futures=True)
 
 
@@ -73,12 +78,15 @@ def generate_once(
     Raises:
         ValueError: if the folder was filled with other options.
     """
+    # through JSON, which turns tuples into lists, to be comparable with what was read
     wanted = json.loads(json.dumps({**options, "sizes": dict(sizes)}))
     if _is_there(Path(folder), wanted):
         return
     total = sum(sizes.values())
+    # one stream for all splits, so that no row is in two of them
     rows = iter(track(distinct_rows(make_row, total, num_processes), f"generating {folder}", total))
     try:
+        # the record comes last: where it is, the splits are whole
         with atomic_folder(folder, lambda name: False, last=RECORD) as stage:
             for split, size in sizes.items():
                 write(stage, split, list(islice(rows, size)))

@@ -39,6 +39,7 @@ def modelnet40(*, folder: str, num_points: int = 1024) -> DataBundle:
     train, test = load_modelnet40(folder, "train"), load_modelnet40(folder, "test")
     return DataBundle(
         PointClouds(*train, num_points=num_points, transform=scale_and_translate),
+        # the first points, as is usual: evaluation must be repeatable
         PointClouds(test[0][:, :num_points], test[1]),
     )
 
@@ -61,12 +62,14 @@ def generated(
     auto_class = auto_class_of(model_class)
     if processor is not None and auto_class == "AutoModelForImageClassification":
         size = processor.crop_size["height"] if processor.do_center_crop else processor.size["height"]
+        # a little larger than the model's input and not square, so that crops have something to do
         pictures = list(generator.integers(256, size=(num_examples, size + 8, size + 4, 3), dtype=np.uint8))
         classes = datasets.ClassLabel(names=[config.id2label[i] for i in range(config.num_labels)])
         features = datasets.Features({"image": datasets.Image(), "label": classes})
         labels = generator.integers(config.num_labels, size=num_examples).tolist()
         dataset = datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
         return image_data(datasets.DatasetDict(train=dataset, test=dataset), processor, augmentation)
+    # weights take no memory here; dummy_inputs are tensors on the CPU nevertheless
     with torch.device("meta"):
         inputs = model_class(config).dummy_inputs
     columns: dict[str, torch.Tensor] = {}
@@ -74,8 +77,10 @@ def generated(
         if example.is_floating_point():
             columns[name] = torch.from_numpy(generator.standard_normal((num_examples, *example.shape[1:]), np.float32))
         else:
+            # whole numbers are ids of vocabularies or calendars: only the model's own examples are surely valid
             columns[name] = example[torch.from_numpy(generator.integers(len(example), size=num_examples))]
     if auto_class == "AutoModelForCausalLM":
+        # language models shift the labels themselves
         columns["labels"] = columns["input_ids"]
     elif auto_class == "AutoModelForTimeSeriesPrediction":
         shape = (num_examples, config.prediction_length, config.input_size)
@@ -136,6 +141,7 @@ def load_data(
     """
     options = dict(options or {})
     function = DATASETS.get(dataset)
+    # a path or owner/name rather than a misspelled name, which gets a hint below
     if function is None and model_class is not None and (Path(dataset).exists() or "/" in dataset):
         function = _BY_TASK.get(auto_class_of(model_class))
         options = {"path": dataset, **options}
@@ -143,6 +149,7 @@ def load_data(
         hint = nearest(dataset, DATASETS)
         raise ValueError(f"There is no dataset {dataset!r}, nor a folder of that name. {hint}")
     parameters = inspect.signature(function).parameters.values()
+    # keyword-only parameters are the user's options, the others come from the recipe's model
     known = {entry.name: entry for entry in parameters if entry.kind is entry.KEYWORD_ONLY}
     check_keys(options, known, f"data of {dataset!r}")
     missing = [name for name, entry in known.items() if entry.default is entry.empty and name not in options]
@@ -157,6 +164,7 @@ def load_data(
         "shuffle_seed": shuffle_seed,
     }
     needs = [entry.name for entry in parameters if entry.kind is not entry.KEYWORD_ONLY]
+    # a processor may be missing: data sets that need one say so themselves
     for name in {"config", "model_class"}.intersection(needs):
         if given[name] is None:
             raise ValueError(f"The dataset {dataset!r} depends on the model: give {name}.")

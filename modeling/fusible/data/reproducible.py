@@ -46,8 +46,10 @@ class SeededDataset(torch.utils.data.Dataset):
     def __getitem__(self, number: int) -> dict[str, Any]:
         # numbers from the length on are further copies of rows, see `RepeatSampler`
         copy, index = divmod(number, len(self.dataset))
+        # SeedSequence mixes the numbers, so that neighbors get unlike streams; 63 bits fit a signed integer
         seed = int(np.random.SeedSequence([self.seed, self.epoch, copy, index]).generate_state(1, np.uint64)[0] >> 1)
         with _seeded(seed):
+            # read inside the block, as data sets draw their random changes when a row is read
             return {**self.dataset[index], SEED: seed}
 
 
@@ -58,9 +60,11 @@ class SeededCollator:
         self.collate = collate
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        # streams have no SeededDataset below them
         if SEED not in rows[0]:
             return self.collate(rows)
         with _seeded(rows[0][SEED]):
+            # models do not take the seed, and collators would stack it
             return self.collate([{name: value for name, value in row.items() if name != SEED} for row in rows])
 
 
@@ -97,6 +101,7 @@ class RepeatSampler(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         for position, index in enumerate(self.sampler):
+            # a position is unique in its epoch, so all copies of a row get different seeds
             yield index + position * self.num_samples
 
 
@@ -109,6 +114,7 @@ class EpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # state.epoch has a fraction when training resumes within an epoch
         self.dataset.set_epoch(int(state.epoch or 0))
 
 

@@ -20,6 +20,7 @@ def catalog_folder() -> Path:
     Raises:
         FileNotFoundError: if they are in neither place.
     """
+    # wheels carry the recipes inside the package; a checkout has them at its root
     package = Path(__file__).parents[1]
     places = [package / "hub_configs", package.parents[1] / "hub_configs"]
     for place in places:
@@ -40,6 +41,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         FileNotFoundError: if it is neither.
     """
+    # the user's own files first, so that a local recipe may have a catalog's name
     for place in (Path(name), catalog_folder() / name):
         if place.is_file() or (place / RECIPE_NAME).is_file():
             return place / RECIPE_NAME if place.is_dir() else place

@@ -19,6 +19,7 @@ MAX_DEVICE_BATCH = 128  # where a recipe gives a global batch size only
 
 def default_workers() -> int:
     """Processes that load data, for one of this machine's processes that train."""
+    # cores are shared by the training processes of a machine; 0 loads in the process itself
     return min(8, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
@@ -28,6 +29,7 @@ def precision(wanted: str, use_cpu: bool) -> dict[str, bool]:
     if use_cpu or not torch.accelerator.is_available():
         found = "no"
     elif wanted == "bf16" and not is_torch_bf16_gpu_available():
+        # same memory and speed; Trainer then scales the loss against underflow
         found = "fp16"
     if found != wanted:
         logger.warning(
@@ -52,8 +54,10 @@ def batch_sizes(global_batch_size: int | None, values: Mapping[str, Any], world_
         )
     share = global_batch_size // world_size
     largest = int(values.get("per_device_train_batch_size") or MAX_DEVICE_BATCH)
+    # the largest batch that fits and divides the share, so that every micro-batch is full
     per_device = next(size for size in range(min(share, largest), 0, -1) if share % size == 0)
     accumulation = share // per_device
+    # a size that the user gave is not changed silently
     if "per_device_train_batch_size" in values and per_device != min(largest, share):
         raise ValueError(
             f"training.global_batch_size is {global_batch_size}: with {world_size} processes and batches of {largest} "
@@ -88,6 +92,7 @@ def schedule(settings: Settings, values: Mapping[str, Any], scale: float) -> dic
     result["lr_scheduler_type"] = "cosine_warmup_with_min_lr"
     result["lr_scheduler_kwargs"] = {
         **dict(values.get("lr_scheduler_kwargs") or {}),
+        # `rate` has the scale already: the floor needs it as well, to keep its ratio
         "min_lr_rate": scale * (settings.min_learning_rate or 0.0) / rate,
     }
     if settings.warmup_learning_rate is not None:

@@ -17,6 +17,7 @@ class Loader(yaml.SafeLoader):
     """YAML in which `no` and `off` are words, as in `save_strategy: no`; only true and false are booleans."""
 
 
+# a new dictionary: the class attribute is SafeLoader's own, which other users of YAML share
 Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -57,6 +58,7 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, di
     base = values.pop("base", None)
     if not isinstance(base, str | None):
         raise ValueError(f"base of {path} is {base!r}; it must be the path of a file, relative to this one.")
+    # bases first, so that later layers win in merge
     return [*(read_layers((path.parent / base).resolve(), chain) if base is not None else []), (path, values)]
 
 
@@ -81,12 +83,14 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
     """
     values = copy.deepcopy(values)
     for text in overrides:
+        # at the first one, as values can have more of them
         path, equals, value = text.partition("=")
         if not equals or not path:
             raise ValueError(f"{text!r} is no override; write key=value, such as training.learning_rate=1e-4.")
         *sections, key = path.split(".")
         place = values
         for section in sections:
+            # also a section that is written but empty, which YAML reads as null
             if place.get(section) is None:
                 place[section] = {}
             place = place[section]

@@ -88,6 +88,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_keys(self.training, TRAINING_KEYS, "training")
+        # values for TrainingArguments are checked when these are made, which looks for devices
         own = {key: value for key, value in self.training.items() if key in SETTINGS_KEYS}
         self.settings = parse([Settings], own, "training")[0]
         self.augment = parse([Augmentation], self.augmentation, "augmentation")[0]
@@ -110,11 +111,13 @@ class Recipe:
         path, overrides = Path(path), list(overrides)
         path = path / RECIPE_NAME if path.is_dir() else path
         layers = read_layers(path)
+        # each layer alone first, so that an error names the file that it is in
         for file, layer in layers:
             cls._from_values(layer, path.parent, str(file))
         written = reduce(merge, (layer for _, layer in layers))
         values = override(written, overrides)
         if values.get("dataset") != written.get("dataset"):
+            # without the options of the old data set, but with overrides of `data`, which are for the new one
             values = override({key: value for key, value in written.items() if key != "data"}, overrides)
         where = f"{path} with {' '.join(overrides)}" if overrides else str(path)
         recipe = cls._from_values(values, path.parent, where)
@@ -129,9 +132,11 @@ class Recipe:
             if key not in entries:
                 hint = nearest(key, [*entries, *(f"training.{name}" for name in TRAINING_KEYS)])
                 raise ValueError(f"{where} has no key {key!r}. {hint}")
+            # types are classes here, as annotations of this module are not postponed to strings
             if isinstance(value, dict) != (entries[key].type is dict) and value is not None:
                 kind = "a section" if entries[key].type is dict else "no section"
                 raise ValueError(f"{key} of {where} is {value!r}; it must be {kind}.")
+        # null takes back what a base says; a base alone may lack the dataset
         given = {key: value for key, value in values.items() if value is not None}
         try:
             return cls(folder=folder, **({"dataset": ""} | given))
@@ -147,6 +152,7 @@ class Recipe:
         """
         if not self.dataset:
             raise ValueError(f"The recipe in {self.folder} names no dataset.")
+        # properties of configurations, which their fields do not list
         derived = ("num_labels", "id2label", "label2id")
         check_keys(self.model, [*(entry.name for entry in fields(self.config)), *derived], "model")
         for name, changes in self.model.items():
@@ -165,6 +171,7 @@ class Recipe:
     def config(self) -> PreTrainedConfig:
         """The model's configuration."""
         values = dict(self.raw_config)
+        # from values and not from the file, which `model` changes
         return AutoConfig.for_model(values.pop("model_type"), **values)
 
     @property
@@ -205,10 +212,12 @@ class Recipe:
                 "training.optimizer is 'lamb', whose steps are as long as each parameter; DeepSpeed gives optimizers "
                 "flat pieces of all of them. Use DDP or FSDP2."
             )
+        # set by launchers; TrainingArguments know it only when they are made, which needs the batch sizes
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         values |= batch_sizes(settings.global_batch_size, values, world_size)
         scale = self._learning_rate_scale(values, world_size)
         try:
+            # YAML reads 1e-3 as a string
             values["learning_rate"] = scale * float(values.get("learning_rate", TrainingArguments.learning_rate))
         except (TypeError, ValueError) as error:
             raise ValueError(f"training.learning_rate is {values['learning_rate']!r}, which is no number.") from error
@@ -218,6 +227,7 @@ class Recipe:
         )[0]
         if arguments.n_gpu > 1:  # BatchNorm and experts need a process for each
             logger.warning(f"Training on one of {arguments.n_gpu} devices; accelerate launch uses all of them.")
+            # the property n_gpu has no setter; above 1 Trainer would wrap the model in DataParallel
             arguments._n_gpu = 1
         return arguments
 
@@ -226,6 +236,7 @@ class Recipe:
         if wanted is None:
             return 1.0
         per_device = int(values.get("per_device_train_batch_size", TrainingArguments.per_device_train_batch_size))
+        # the batch of an optimizer step, over devices and accumulation
         ratio = per_device * world_size * int(values.get("gradient_accumulation_steps", 1)) / wanted
         return ratio if self.settings.learning_rate_scaling == "linear" else ratio**0.5
 

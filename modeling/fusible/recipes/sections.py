@@ -49,6 +49,7 @@ class InputAugmentation:
 
     def changed(self) -> dict[str, Any]:
         """Those of these options that differ from their defaults, which are the transforms' own."""
+        # videos and segmentation refuse some options: those at their default must not reach them
         defaults = InputAugmentation()
         options = {entry.name: getattr(self, entry.name) for entry in fields(InputAugmentation)}
         return {name: value for name, value in options.items() if value != getattr(defaults, name)}
@@ -92,15 +93,18 @@ def parse(types: Sequence[type], values: Mapping[str, Any], where: str) -> Any:
     check_keys(values, [entry.name for type_ in types for entry in fields(type_) if entry.init], where)
     arguments: list[str] = []
     for name, value in values.items():
+        # a command line cannot say None; the option keeps its default
         if value is None:
             continue
         entries = value if isinstance(value, list | tuple) else [value]
+        # as HfArgumentParser reads them: true and not True, sections as JSON
         texts = [json.dumps(entry) if isinstance(entry, dict | bool) else str(entry) for entry in entries]
         if len(texts) == 1 and not isinstance(value, list | tuple):
             arguments.append(f"--{name}={texts[0]}")  # in one piece, as a value can begin with a dash
         else:
             arguments += [f"--{name}", *texts]
     try:
+        # without abbreviations and files of arguments, which would let misspelled keys pass
         parser = _Parser(cast(Any, types), allow_abbrev=False)
         return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     except ValueError as error:

@@ -26,6 +26,7 @@ class FusedExportCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if model is not None:
+            # by all processes: sharded weights are gathered together, and only the main one writes
             model.save_pretrained(Path(str(args.output_dir)) / "fused", fused=True, is_main_process=args.should_save)
 
 

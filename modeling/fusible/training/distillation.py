@@ -25,6 +25,7 @@ def soft_cross_entropy(
     logits = outputs["logits"]
     if num_items_in_batch is None:
         return F.cross_entropy(logits, labels)
+    # Trainer counts entries of `labels`, which are `classes` times as many as rows where they are shares
     rows = num_items_in_batch * labels.shape[0] / labels.numel()
     return F.cross_entropy(logits, labels, reduction="sum") / rows
 
@@ -43,7 +44,9 @@ def distillation_loss(
     """
     if kind == "hard":
         return F.cross_entropy(logits, teacher_logits.argmax(-1))
+    # float32, as logits are half under autocast; logarithms of both, so that no probability becomes 0
     student, teacher = (F.log_softmax(values.float() / temperature, -1) for values in (logits, teacher_logits))
+    # gradients of soft targets scale with 1 / T^2, so that alpha keeps its meaning at any temperature
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
@@ -83,6 +86,7 @@ class DistillationTrainer(Trainer):
         classes = [model.config.num_labels for model in (cast(PreTrainedModel, self.model), teacher)]
         if classes[0] != classes[1]:
             raise ValueError(f"The teacher has {classes[1]} classes, the model {classes[0]}; they must be the same.")
+        # outside the model: the teacher is neither trained, nor saved with checkpoints, nor wrapped
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
         self.alpha, self.kind, self.temperature = alpha, kind, temperature
 
@@ -91,6 +95,7 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        # the teacher is asked for logits only: its own loss may not take shares of classes
         features = {name: value for name, value in inputs.items() if name != "labels"}
         loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
         with torch.no_grad():
@@ -101,6 +106,7 @@ class DistillationTrainer(Trainer):
         loss = (1 - self.alpha) * loss + self.alpha * distance
         return (loss, outputs) if return_outputs else loss
 
+    # the condition of Trainer.training_step, which has no method of its own for it
     def _is_scaled(self, num_items_in_batch: Any) -> bool:
         if self.loss_is_scaled_for_ga is not None:
             return self.loss_is_scaled_for_ga

@@ -51,6 +51,7 @@ class EMACallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
+        # copies, as a state_dict shares memory; from the weights and not from 0, so that nothing is to be corrected
         weights = cast(nn.Module, model).state_dict()
         self.average = {name: tensor.detach().clone() for name, tensor in weights.items()}
         if not state.global_step:
@@ -68,6 +69,7 @@ class EMACallback(TrainerCallback):
         for name, tensor in self.average.items():
             value = saved[name].to(tensor.device)
             if isinstance(tensor, DTensor):
+                # files have whole tensors; under FSDP2 each process keeps its shard
                 value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
             tensor.copy_(value)
 
@@ -87,13 +89,16 @@ class EMACallback(TrainerCallback):
             if tensor.is_floating_point():
                 self.average[name].lerp_(tensor, 1 - self.decay)
             else:
+                # such as BatchNorm's counter of batches
                 self.average[name].copy_(tensor)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # in all processes, although one writes: gathering shards waits for everyone
         whole = self._whole()
         if args.should_save:
             file = _checkpoint_folder(args, state) / FILE_NAME
             save_file({name: tensor.contiguous() for name, tensor in whole.items()}, file.with_suffix(".tmp"))
+            # a crash while writing leaves no half average that resuming would believe
             os.replace(file.with_suffix(".tmp"), file)
 
     def on_train_end(
@@ -120,6 +125,7 @@ class EMACallback(TrainerCallback):
     @contextlib.contextmanager
     def averaged(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         """Gives the model the averaged weights as long as the block lasts: to evaluate them, to save either form."""
+        # cloned: load_state_dict overwrites the tensors that state_dict returns
         own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.average)
         try:

@@ -41,6 +41,7 @@ def load_metric(name: str) -> Any:
     """One of the package's metrics for `evaluate`: `topk_accuracy`, `mean_iou`, `perplexity`. Needs no Hub."""
     import evaluate
 
+    # in memory: files in a shared cache would need locks between processes
     return evaluate.load(str(METRICS / f"{name}.py"), keep_in_memory=True)
 
 
@@ -60,16 +61,20 @@ def _first(outputs: Any) -> torch.Tensor:
 
 def _likeliest(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
     logits = _first(outputs)
+    # Trainer keeps what this returns of every batch: five numbers instead of all logits
     return logits.topk(min(5, logits.shape[-1]), -1).indices
 
 
 def _segment(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    # logits are interpolated before the argmax; classes of a small map could only be repeated
     return F.interpolate(_first(outputs), labels.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
 
 
 def _token_losses(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    # position t predicts token t + 1
     logits = _first(outputs)[:, :-1]
     parts = zip(logits.split(POSITIONS, 1), labels[:, 1:].split(POSITIONS, 1), strict=True)
+    # [batch, positions, vocabulary] -> [batch, vocabulary, positions], where cross_entropy has its classes
     losses = [F.cross_entropy(p.double().mT, t, ignore_index=IGNORED_TOKEN, reduction="none") for p, t in parts]
     return torch.cat(losses, 1)
 
@@ -84,6 +89,7 @@ def _mean_iou(metric: Any, num_classes: int, ignored: int, prediction: EvalPredi
 
 
 def _perplexity(metric: Any, prediction: EvalPrediction) -> dict[str, float]:
+    # Trainer fills shorter batches up with -100, in labels and predictions alike
     counts = cast(Any, prediction.label_ids)[:, 1:] != IGNORED_TOKEN
     return metric.compute(predictions=cast(Any, prediction.predictions)[counts])
 
@@ -100,6 +106,7 @@ def trainer_metrics(model: PreTrainedModel) -> dict[str, Any]:
     if task in CLASSIFICATION and model.config.problem_type in (None, "single_label_classification"):
         return _arguments(_likeliest, partial(_accuracy, load_metric("topk_accuracy")))
     if task == SEGMENTATION:
+        # a field of some backbones' configurations only
         ignored = model.config.to_dict().get("semantic_loss_ignore_index", IGNORED_PIXEL)
         return _arguments(
             _segment, partial(_mean_iou, load_metric("mean_iou"), int(model.config.num_labels or 0), ignored)
@@ -116,7 +123,9 @@ def _arguments(preprocess: Callable, compute: Callable) -> dict[str, Any]:
 def all_views(dataset: Any, config: Any) -> Any:
     """Videos as the model's configuration has them tested, `num_clips` x `num_crops` views; other data as it is."""
     if isinstance(dataset, EvaluationVideos):
+        # a shallow copy: the data of the recipe keeps its one view, which evaluation during training uses
         dataset = copy.copy(dataset)
+        # the short side becomes the crop's, so that three crops cover the longer one
         dataset.num_clips, dataset.num_crops, dataset.resize = config.num_clips, config.num_crops, dataset.size
     return dataset
 
@@ -159,10 +168,13 @@ def evaluate_model(
             arguments.label_names = list(label_names)
         trainer = Trainer(model, arguments, data_collator=data.collate, eval_dataset=dataset, **trainer_metrics(model))
         results = trainer.evaluate(metric_key_prefix="")
+    # an empty prefix still leaves its underscore
     results = {name.removeprefix("_"): value for name, value in results.items()}
     others = ("runtime", "per_second", "preparation_time", "epoch")
     metrics: dict[str, Any] = {name: value for name, value in results.items() if not name.endswith(others)}
+    # an iterator, as streams have no indices
     first = list(itertools.islice(iter(dataset), batch_size))
+    # without labels: the latency is that of a prediction, not of a loss
     batch = {name: value.to(model.device) for name, value in data.collate(first).items() if name not in LABELS}
     (seconds,) = median_seconds([partial(model.eval(), **batch)], repeats)
     return metrics | {
@@ -205,10 +217,12 @@ def write_results(folder: str | os.PathLike, task: str, dataset: str, results: M
     new = model_index(card.data.model_name or Path(folder).resolve().name, task, dataset, results)
     if not new:
         raise ValueError(f"The results have none of {', '.join(NAMES)}; the card stays as it is.")
+    # the same metric on other data stays, as do metrics that these results do not have
     replaced = {(row.dataset_type, row.metric_name) for row in new["eval_results"]}
     old = card.data.eval_results or []
     kept = [row for row in old if (row.dataset_type, row.metric_name) not in replaced]
     card.data.model_name, card.data.eval_results = new["model_name"], [*kept, *new["eval_results"]]
+    # os.replace is atomic: a reader, or a crash, finds the old card or the new one
     stage = file.with_suffix(".tmp")
     card.save(stage)
     os.replace(stage, file)

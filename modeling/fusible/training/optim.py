@@ -52,6 +52,7 @@ def param_groups(
     """
     if ssm_learning_rate is None:
         ssm_learning_rate = min(learning_rate, 1e-3)
+    # ids, as wrappers for several processes change names, and tied parameters have several
     undecayed: set[int] = set()
     slow: set[int] = set()
     known: set[str] = set()
@@ -60,7 +61,9 @@ def param_groups(
         if not names:
             continue
         own = dict(module.named_parameters(recurse=False))
+        # all names that could be given, for the error below
         known |= own.keys()
+        # these two differ if ssm_parameters is given: what then learns fast still has no decay
         undecayed |= {id(own[name]) for name in names if name in own}
         slow |= {id(own[name]) for name in (names if ssm_parameters is None else ssm_parameters) if name in own}
     if unknown := sorted(set(ssm_parameters or ()) - known):
@@ -87,6 +90,7 @@ def _factors(model: nn.Module, backbone_factor: float, layer_decay: float | None
     """Factors of the learning rate, by the parameters' ids; see `param_groups`."""
     factors = {id(parameter): 1.0 for parameter in model.parameters()}
     if backbone_factor != 1:
+        # anywhere in the name, as wrappers put prefixes such as `module.` in front
         inside = [p for name, p in model.named_parameters() if re.search(r"(^|\.)backbone\.", name)]
         if not inside:
             raise ValueError(f"{type(model).__name__} has no backbone, whose learning rate could have a factor.")
@@ -95,12 +99,15 @@ def _factors(model: nn.Module, backbone_factor: float, layer_decay: float | None
         models = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config.model_type in BACKBONES]
         if not models:
             raise ValueError(f"{type(model).__name__} has no backbone with blocks, for layer_decay.")
+        # the first one in the order of modules() is the outermost
         (blocks, backbone) = (list(backbone_spec(models[0].config).blocks(models[0])), models[0])
         numbers = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
         last = -1  # what stands between two blocks belongs to the one before
         for parameter in backbone.parameters():
             last = numbers.get(id(parameter), last)
+            # final norms come after the last block and are not part of it: they learn at the full rate
             is_after = last == len(blocks) - 1 and id(parameter) not in numbers
+            # last is -1 before the first block: embeddings get one factor more than block 0
             factors[id(parameter)] *= 1.0 if is_after else layer_decay ** (len(blocks) - last)
     return factors
 
@@ -139,12 +146,14 @@ class Lamb(torch.optim.Optimizer):
         """One step; with the loss that `closure` computes, if there is one."""
         loss = None
         if closure is not None:
+            # step itself runs without gradients, but a closure computes some
             with torch.enable_grad():
                 loss = closure()
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         scale: Any = 1.0
         if self.max_grad_norm is not None and gradients:
             norm = torch.nn.utils.get_total_norm(gradients)
+            # FSDP2: the norm over all shards, and not this process's part of it
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             scale = (norm / self.max_grad_norm).clamp(min=1.0)
         for group in self.param_groups:
@@ -160,12 +169,14 @@ class Lamb(torch.optim.Optimizer):
         state["step"] += 1
         state["exp_avg"].lerp_(gradient, 1 - beta1)
         state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2)
+        # Adam's correction for moments that start at 0
         first = state["exp_avg"] / (1 - beta1 ** state["step"])
         second = state["exp_avg_sq"] / (1 - beta2 ** state["step"])
         update = first / (second.sqrt() + group["eps"])
         if group["weight_decay"]:
             update = update + group["weight_decay"] * parameter
             length, step = parameter.norm(), update.norm()
+            # new parameters can be all zero: a ratio of 0 would keep them there for ever
             update = update * torch.where((length > 0) & (step > 0), length / step, 1.0)
         parameter.sub_(update * group["lr"])
 
@@ -203,6 +214,7 @@ def optimizer_cls_and_kwargs(
     if optimizer_class is None:
         optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(arguments)
     options = {"learning_rate": arguments.learning_rate, "weight_decay": arguments.weight_decay, **options}
+    # a class that is no torch Optimizer is a factory to Trainer, which calls it with the model
     return GroupedOptimizer, {**kwargs, "optimizer_class": optimizer_class, "options": options}
 
 

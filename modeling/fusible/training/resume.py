@@ -24,6 +24,7 @@ class CheckpointMark(TrainerCallback):
     """
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # other processes may still be writing their random states or shards
         if dist.is_initialized():
             dist.barrier()
         if args.should_save:
@@ -34,6 +35,7 @@ class CheckpointMark(TrainerCallback):
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the most steps that was written to its end, if there is one."""
     found = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    # by number: as text, checkpoint-900 would come after checkpoint-1000
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 

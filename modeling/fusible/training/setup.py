@@ -31,12 +31,14 @@ CALIBRATION_BATCH_SIZE = 32
 def load_processor(recipe: Recipe) -> Any:
     """The image processor or tokenizer beside a recipe, for images of the size that the model takes, or `None`."""
     if (recipe.folder / IMAGE_PROCESSOR_NAME).is_file():
+        # PIL in training and evaluation alike: torchvision's resizing gives slightly different pixels
         processor = AutoImageProcessor.from_pretrained(recipe.folder, backend="pil")
         size = getattr(getattr(recipe.config, "backbone_config", None), "image_size", None)
         old = (processor.crop_size if processor.do_center_crop else processor.size).get("height")
         if isinstance(size, int) and old not in (None, size):  # the configuration was changed
             square = {"height": size, "width": size}
             if processor.do_center_crop:
+                # keeps the share of the picture that the crop shows, such as 224 of 256
                 edge = round(processor.size["shortest_edge"] * size / old)
                 processor.crop_size, processor.size = square, {"shortest_edge": edge}
             else:
@@ -86,11 +88,14 @@ def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
         config.id2label, config.label2id = labels["id2label"], labels["label2id"]
     if recipe.base_model is None:
         return model_class(config)
+    # a training form goes on as it is, but for a head of other classes; a dense model is converted below
     if AutoConfig.from_pretrained(recipe.base_model).model_type in METHODS:
         return model_class.from_pretrained(recipe.base_model, config=config, ignore_mismatched_sizes=True)
+    # these follow from the dense model; the rest of config.json are options of the method
     given = ("architectures", "backbone_config", "model_type", "transformers_version")
     options = {name: value for name, value in recipe.raw_config.items() if name not in given}
     if labels:
+        # id2label gives the number as well, which may differ from the configuration's
         options.pop("num_labels", None)
         options |= labels
     if model_class.starts_from_data:
@@ -100,6 +105,7 @@ def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
 
 def _calibration(data: DataBundle) -> Iterator[dict[str, Any]]:
     """Some batches of the training data, in random order."""
+    # random, as data sets are often sorted by class
     numbers = torch.randperm(len(data.train))[: CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE]
     for batch in numbers.split(CALIBRATION_BATCH_SIZE):
         yield data.collate([data.train[number] for number in batch.tolist()])
@@ -109,6 +115,7 @@ def load_teacher(name: str, student: PreTrainedModel) -> PreTrainedModel:
     """A classifier for the same task, in its inference form if it has two."""
     auto_class = getattr(transformers, auto_class_of(type(student)))
     teacher = auto_class.from_pretrained(name)
+    # plain models have no `fused`; those that are fused already have True
     return teacher.fuse() if getattr(teacher.config, "fused", None) is False else teacher
 
 

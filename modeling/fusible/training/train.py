@@ -52,6 +52,7 @@ def run(path: str | os.PathLike, overrides: Iterable[str] = ()) -> dict[str, Any
     if trainer.eval_dataset is not None:
         results["training_form"] = trainer.evaluate()
     trainer.save_model()
+    # the main process saves; finish loads the folder in all of them
     _barrier()
     results = finish(recipe, trainer, processor, results)
     if trainer.args.should_save:
@@ -63,8 +64,10 @@ def prepare(recipe: Recipe) -> tuple[RecipeTrainer, Any]:
     """The trainer of a recipe on this machine, and the processor that goes with the model."""
     arguments = recipe.training_arguments()
     logging.set_verbosity(arguments.get_process_log_level())
+    # before the model is built: new weights and random choices of data follow from the seed
     set_seed(arguments.seed)
     processor = load_processor(recipe)
+    # one process downloads or generates, the others then find the result
     with arguments.main_process_first(desc="data"):
         data = load_data(recipe, processor)
     model = build_model(recipe, data)
@@ -84,11 +87,13 @@ def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict
     Returns:
         The results with those of the inference form.
     """
+    # from the folder and not from the trainer, whose model may be wrapped, sharded or in the state of training
     source = recipe.model_class.from_pretrained(recipe.output)
     fused = source.fuse() if source.has_fused_form else None
     # DeepSpeed prepares no model that is not trained
     if fused is not None and trainer.eval_dataset is not None and not trainer.is_deepspeed_enabled:
         eval_trainer = Trainer(
+            # mixed precision replaces the model's `forward`; the copy shares weights and keeps `fused` fit to be saved
             copy.copy(fused),
             trainer.args,
             data_collator=trainer.eval_collator,
@@ -101,6 +106,7 @@ def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict
         card = yaml.safe_load(card_file.read_text(encoding="utf-8"))["metadata"] if card_file.is_file() else {}
         dataset = (card.get("datasets") or [recipe.dataset])[0]
         repository = recipe.push_to_hub or recipe.output.resolve().name
+        # None leaves the visibility to the Hub: False would make it public where an organization's default is private
         save = partial(publish, processor=processor, private=recipe.private or None)
         for model, name, folder, key in (
             (source, repository, recipe.output, "training_form"),
@@ -128,6 +134,7 @@ def main() -> None:
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"Error: {error}") from error
     finally:
+        # else NCCL warns of leaked resources, also after an error
         if dist.is_initialized():
             dist.destroy_process_group()
 

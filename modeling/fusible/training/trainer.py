@@ -40,6 +40,7 @@ class RecipeTrainer(Trainer):
         return self.sampler or super()._get_train_sampler(*args, **kwargs)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        # Trainer has one collator for both; the loader keeps the one that it is built with
         training_collator, self.data_collator = self.data_collator, self.eval_collator
         try:
             return super().get_eval_dataloader(*args, **kwargs)
@@ -86,11 +87,13 @@ def make_trainer(
             "augmentation.label_smoothing."
         )
     if data.eval is None and "eval_strategy" not in recipe.training:
+        # the default of recipes evaluates each epoch, which Trainer refuses without data
         arguments.eval_strategy = IntervalStrategy.NO
     if model.label_names is not None:
         arguments.label_names = list(model.label_names)
     settings = recipe.settings
     dataset, sampler, callbacks = _training_data(recipe, arguments, data)
+    # before EMA: it averages the weights as the method's callbacks leave them
     callbacks = [*model.training_callbacks(), *callbacks]
     if settings.ema_decay is not None:
         callbacks.append(EMACallback(settings.ema_decay, checkpoint_of(recipe)))
@@ -104,6 +107,7 @@ def make_trainer(
         name: getattr(settings, name)
         for name in ("backbone_learning_rate_factor", "layer_decay", "ssm_learning_rate", "ssm_parameters")
     }
+    # None for the one that arguments.optim names
     optimizer_class = Lamb if settings.optimizer == "lamb" else None
     return trainer_class(
         model=model,
@@ -130,6 +134,7 @@ def _training_data(
                 raise ValueError(
                     "The data is a stream of unknown length: give training.max_steps or data.num_examples."
                 )
+            # a stream has no length, from which Trainer would compute the steps of an epoch
             batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
             arguments.max_steps = int(arguments.num_train_epochs * data.num_examples / batch)
         return data.train, None, []
@@ -153,6 +158,7 @@ def _batch_augmentation(recipe: Recipe, model: FusiblePreTrainedModel, data: Dat
     for name in ("mixup", "cutmix", "label_smoothing"):
         if getattr(augment, name) and task_of(model) == SEGMENTATION:
             raise ValueError(f"augmentation.{name} is not for segmentation, which has horizontal_flip only.")
+    # the model's own loss is kept where labels stay classes
     if not (augment.mixup or augment.cutmix or augment.label_smoothing):
         return data.collate, {}
     collate = MixupCutmix(
@@ -163,6 +169,7 @@ def _batch_augmentation(recipe: Recipe, model: FusiblePreTrainedModel, data: Dat
         label_smoothing=augment.label_smoothing,
         collate=data.collate,
     )
+    # the model itself, as Trainer gives outputs and labels only, and an auxiliary loss is in neither
     return collate, {"compute_loss_func": partial(mixed_loss, model)}
 
 

@@ -85,6 +85,7 @@ class TrainingTransform:
         self.resample = None if interpolation == "random" else Resampling[interpolation.upper()]
         self.auto_augment = None
         if auto_augment is not None:
+            # the mean color, which normalization turns into about 0
             fill = tuple(min(255, round(255 * value)) for value in processor.image_mean)
             self.auto_augment = RandAugment(auto_augment, fill, self.resample)
         self.color_jitter = color_jitter
@@ -99,11 +100,14 @@ class TrainingTransform:
         picture = random_resized_crop(picture.convert("RGB"), self.size, generator, self.area, self.ratio, resample)
         if generator.random() < self.horizontal_flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        # as in timm, jitter is left out where RandAugment is, which changes colors, too
         if self.auto_augment is not None:
             (picture,) = self.auto_augment([picture], generator)
         elif self.color_jitter:
             picture = jitter_colors(picture, self.color_jitter, generator)
+        # np.array copies: np.asarray of a picture is read-only, of which torch warns
         pixels = normalize(torch.from_numpy(np.array(picture)).permute(2, 0, 1), self.mean, self.std)
+        # after normalization, where 0 is the mean color
         return erase(pixels.contiguous(), generator, self.random_erasing, self.random_erasing_mode)
 
 
@@ -169,14 +173,17 @@ class MixupCutmix:
         if self.mixup or self.cutmix:
             generator = make_generator()
             use_cutmix = bool(self.cutmix) and (not self.mixup or generator.random() < self.mixup_switch)
+            # one share for the whole batch, as in timm's mode "batch"
             alpha = self.cutmix if use_cutmix else self.mixup
             share = float(generator.beta(alpha, alpha))
             pixels = batch["pixel_values"]
             if use_cutmix:
+                # the rectangle can be cut off at an edge: labels follow the area that was really exchanged
                 batch["pixel_values"], share = cut_and_mix(pixels, share, generator)
             else:
                 batch["pixel_values"] = share * pixels + (1 - share) * pixels.flip(0)
         labels = F.one_hot(batch["labels"].long(), self.num_classes).float()
+        # also without mixing (share 1): the loss then takes shares of classes in every batch
         labels = (1 - self.label_smoothing) * labels + self.label_smoothing / self.num_classes
         batch["labels"] = share * labels + (1 - share) * labels.flip(0)
         return batch
@@ -196,11 +203,14 @@ def cut_and_mix(pixels: torch.Tensor, share: float, generator: np.random.Generat
     """
     bounds = []
     for length in pixels.shape[-2:]:
+        # each side has the square root of the area's share
         half, middle = int(length * (1 - share) ** 0.5) // 2, int(generator.integers(length))
         bounds.append(slice(max(middle - half, 0), min(middle + half, length)))
     rows, columns = bounds
+    # a copy, as the flipped images must be those before the exchange
     mixed = pixels.clone()
     mixed[..., rows, columns] = pixels.flip(0)[..., rows, columns]
+    # numbers of elements, in which channels and frames cancel
     return mixed, 1 - mixed[0, ..., rows, columns].numel() / mixed[0].numel()
 
 
@@ -243,6 +253,7 @@ class RepeatedAugmentationSampler(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        # an epoch's own seed instead of a state that moves on: resuming at any epoch gives the same order
         order = torch.randperm(self.num_samples, generator=generator).repeat_interleave(self.repetitions)
         for block in order[: self.num_samples].split(self.batch_size * self.num_processes):
             # deal them out: the batch of process r is every num_processes-th of the block, from the r-th on

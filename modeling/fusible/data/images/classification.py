@@ -56,6 +56,7 @@ def find_column(features: Mapping[str, Any], given: str | None, kind: type, opti
             raise ValueError(f"data.{option} is {given!r}; the columns are {', '.join(features)}.")
         return given
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    # plain numbers as labels, under the usual names; cls is webdataset's ending of their files
     found = found or [name for name in ("label", "labels", "cls") if option == "label_column" and name in features]
     if len(found) != 1:
         raise ValueError(f"Which of the columns {', '.join(features)} is meant? Say it with data.{option}=NAME.")
@@ -107,6 +108,7 @@ def image_data(
     def prepared(split: Any, training: bool) -> Any:
         transform = image_transform(processor, training, **augmentation)
         function = partial(_image_row, transform=transform, image=image, label=label)
+        # maps of streams are lazy, so the transform runs in the workers, as it does in MappedDataset
         if is_stream:
             return split.map(function, remove_columns=list(features))
         return MappedDataset(split, function)
@@ -158,8 +160,10 @@ def images(
     if streaming:
         train = splits.get(train_split)
         if train is not None:
+            # a stream has no length, but schedules need one
             known = (train.info.splits or {}).get(train_split)
             num_examples = num_examples or (known.num_examples if known else None)
+            # here and not by a sampler, which streams cannot have
             splits[train_split] = train.shuffle(seed=shuffle_seed, buffer_size=shuffle_buffer)
     return image_data(
         splits,

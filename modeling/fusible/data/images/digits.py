@@ -30,6 +30,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         raise ImportError("The digits come with scikit-learn: pip install scikit-learn") from error
     digits = load()
+    # scikit-learn's gray levels go from 0 to 16
     return (digits.images * (255 / 16)).round().astype(np.uint8), digits.target.astype(np.int64)
 
 
@@ -60,12 +61,14 @@ def digit_images(split: Split, *, seed: int = 0, images_per_digit: int | None = 
     generator = np.random.default_rng(seed)
     chosen = []
     for digit in range(10):
+        # each digit for itself, so that both splits have the same share of it
         members = generator.permutation(np.flatnonzero(digits == digit))
         first = len(members) // 5
         members = members[:first] if split == "test" else members[first:]
         if images_per_digit is not None and not 1 <= images_per_digit <= len(members):
             raise ValueError(f"images_per_digit is {images_per_digit}; the split has {len(members)} of digit {digit}.")
         chosen.append(members[:images_per_digit])
+    # back into the order of the data set, in which digits are mixed
     rows = np.sort(np.concatenate(chosen))
     return images[rows], digits[rows]
 

@@ -22,6 +22,7 @@ def _affine(picture: Image.Image, matrix: Sequence[float], geometry: dict[str, A
 
 
 def _table(picture: Image.Image, values: list[int]) -> Image.Image:
+    # PIL takes one table of 256 values for each band
     return picture.point(values * len(picture.getbands()))
 
 
@@ -31,6 +32,7 @@ OPERATIONS: dict[str, Callable[[Image.Image, Any, dict[str, Any]], Image.Image]]
     "equalize": lambda picture, _, geometry: ImageOps.equalize(picture),
     "invert": lambda picture, _, geometry: ImageOps.invert(picture),
     "rotate": lambda picture, degrees, geometry: picture.rotate(degrees, **geometry),
+    # minus binds tighter than the shifts: (v >> (8 - bits)) << (8 - bits)
     "posterize": lambda picture, bits, geometry: _table(picture, [v >> 8 - bits << 8 - bits for v in range(256)]),
     "solarize": lambda picture, threshold, geometry: ImageOps.solarize(picture, threshold),
     "solarize_add": lambda picture, add, geometry: _table(
@@ -98,6 +100,7 @@ class RandAugment:
         if name == "posterize":
             return 4 - int(level * 4) if self.increasing else int(level * 4)
         if name == "solarize":
+            # pytorchvideo's threshold is meant for values up to 1, but mmaction2 gives it bytes
             if self.video:
                 return 1
             return 256 - int(level * 256) if self.increasing else int(level * 256)
@@ -108,6 +111,7 @@ class RandAugment:
         for name in generator.choice(self.names, self.layers, replace=not self.video):
             if generator.random() >= self.probability:
                 continue
+            # drawn anew for each operation, but once for all frames
             magnitude = min(max(generator.normal(self.magnitude, self.deviation), 0.0), float(LARGEST))
             argument = self.argument(name, magnitude, generator)
             resample = Image.Resampling.BILINEAR if self.video else self.resample

@@ -18,12 +18,14 @@ IGNORED = 255
 
 def _row(row: Mapping[str, Any], processor: Any, image: str, label_map: str, flip: float) -> dict[str, torch.Tensor]:
     picture, classes = row[image].convert("RGB"), row[label_map]
+    # torch's generator, which data loaders seed for each worker and SeededDataset for each row
     if float(torch.rand(())) < flip:
         picture, classes = ImageOps.mirror(picture), ImageOps.mirror(classes)
     pixels = processor(images=picture, return_tensors="pt")["pixel_values"][0]
     # by ourselves: some processors of transformers mix the numbers of neighboring classes
     labels = np.array(classes.resize((pixels.shape[2], pixels.shape[1]), Image.Resampling.NEAREST), dtype=np.int64)
     if getattr(processor, "do_reduce_labels", False):  # where 0 is no class
+        # ignored pixels stay ignored: subtracting 1 from 255 would make them class 254
         labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
     return {"pixel_values": pixels, "labels": torch.from_numpy(labels)}
 
@@ -73,6 +75,7 @@ def segmentation(
     eval_split = find_eval_split(splits, train_split, eval_split)
     features = splits[train_split].features
     image = find_column(features, image_column or "image", datasets.Image, "image_column")
+    # without the images, the maps are the only column of images in most data sets
     others = {column: feature for column, feature in features.items() if column != image}
     columns: dict[str, Any] = {
         "image": image,

@@ -17,6 +17,7 @@ Pair = tuple[float, float] | list[float]  # smallest and largest
 
 def make_generator() -> np.random.Generator:
     """A generator that follows from the state of torch's, which moves on."""
+    # torch's generator is the one that data loaders and SeededDataset seed
     return np.random.default_rng(int(torch.randint(2**62, ())))
 
 
@@ -35,6 +36,7 @@ def random_rectangle(
     """
     for _ in range(10):
         pixels = generator.uniform(area[0], area[1]) * height * width
+        # log-uniform: 3/4 and 4/3 are equally likely
         aspect = np.exp(generator.uniform(np.log(ratio[0]), np.log(ratio[1])))
         w, h = round((pixels * aspect) ** 0.5), round((pixels / aspect) ** 0.5)
         if 1 <= w <= width and 1 <= h <= height:
@@ -55,6 +57,7 @@ def random_resized_crop(
     height, width = picture.height, picture.width
     found = random_rectangle(height, width, generator, area, ratio)
     if found is None:
+        # whole width or whole height, as torchvision and timm fall back
         w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
         found = (height - h) // 2, (width - w) // 2, h, w
     top, left, h, w = found
@@ -88,6 +91,7 @@ def erase(
     if found is None:
         return pixels
     top, left, h, w = found
+    # "pixel" differs from frame to frame of a video, the others are broadcast over frames
     shape = {"const": (), "rand": (channels, 1, 1), "pixel": (*leading, channels, h, w)}[mode]
     values = np.zeros(shape) if mode == "const" else generator.standard_normal(shape)
     pixels = pixels.clone()

@@ -19,8 +19,10 @@ from .synthetic_shapes import SHAPES
 
 def random_rotations(num_rotations: int, generator: np.random.Generator, axis: Literal["so3", "z"]) -> np.ndarray:
     """`[num_rotations, 3, 3]` (float64), uniform over all rotations or over those about the z axis."""
+    # a normal vector has no preferred direction, and uniform unit quaternions are uniform rotations
     quaternions = generator.standard_normal((num_rotations, 4))
     if axis == "z":
+        # w and z alone: the axis is z, and (w, z) is uniform on the circle of half angles
         quaternions[:, 1:3] = 0
     w, x, y, z = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
     rows = [
@@ -28,6 +30,7 @@ def random_rotations(num_rotations: int, generator: np.random.Generator, axis: L
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
+    # [3, 3, rotations] -> [rotations, 3, 3]
     return np.moveaxis(np.array(rows), -1, 0)
 
 
@@ -67,14 +70,17 @@ def generate_shapes(
     if not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale is {scale}; it must be two positive factors, the smaller first.")
     generator = np.random.default_rng(seed)
+    # equal shares of all classes, up to one cloud
     labels = generator.permutation(np.arange(num_samples) % len(shapes))
     points = np.empty((num_samples, num_points, 3))
     for label, name in enumerate(shapes):
         chosen = labels == label
         points[chosen] = SHAPES[name](generator, (int(chosen.sum()), num_points))
     if rotation is not None:
+        # points are rows, so R acts as its transpose from the right
         points = points @ random_rotations(num_samples, generator, rotation).swapaxes(1, 2)
     points *= generator.uniform(*scale, (num_samples, 1, 1))
+    # after rotation and scale: a sensor's noise does not grow with the solid
     points += noise * generator.standard_normal(points.shape)
     return torch.from_numpy(points).float(), torch.from_numpy(labels)
 
@@ -90,6 +96,7 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}.")
     if file.suffix == ".npz":
+        # no pickles: loading one from a stranger runs code
         with np.load(file, allow_pickle=False) as arrays:
             return take(arrays, "points", "labels")
     if file.suffix not in (".h5", ".hdf5"):
@@ -161,6 +168,7 @@ def normalize_to_unit_sphere(points: torch.Tensor) -> torch.Tensor:
     coordinates, features = points[..., :3], points[..., 3:]
     coordinates = coordinates - coordinates.mean(-2, keepdim=True)
     radius = coordinates.norm(dim=-1).amax(-1)[..., None, None]
+    # clouds whose points are all the same stay at the origin instead of becoming NaN
     coordinates = coordinates / radius.clamp_min(torch.finfo(points.dtype).tiny)
     return torch.cat([coordinates, features], dim=-1)
 
@@ -176,6 +184,7 @@ def scale_and_translate(
         scale: smallest and largest factor.
         translation: largest shift, in either direction.
     """
+    # one of each per cloud and axis, [..., 1, 3]; filled in place to keep dtype and device
     factors, shifts = (points.new_empty(*points.shape[:-2], 1, 3) for _ in range(2))
     factors.uniform_(*scale)
     shifts.uniform_(-translation, translation)

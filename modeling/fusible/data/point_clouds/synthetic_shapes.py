@@ -22,10 +22,12 @@ def _mix(generator: np.random.Generator, areas: list[float], parts: list[np.ndar
     """Takes each point from one of the parts `[..., 3]`, with probabilities as the areas."""
     shares = np.array(areas) / sum(areas)
     choice = generator.choice(len(parts), size=parts[0].shape[:-1], p=shares)
+    # all parts are drawn whole, [parts, ..., 3], of which each point takes one
     return np.take_along_axis(np.stack(parts), choice[None, ..., None], axis=0)[0]
 
 
 def _disc(generator: np.random.Generator, size: tuple[int, ...], z: float) -> np.ndarray:
+    # area grows with the square of the radius, so its root makes points uniform
     radius, angle = np.sqrt(generator.random(size)), generator.uniform(0, 2 * np.pi, size)
     return _around(radius, np.full(size, z), angle)
 
@@ -37,13 +39,16 @@ def _tube(generator: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
 def cylinder(generator: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
     """Radius 1, height 2."""
     parts = [_tube(generator, size), _disc(generator, size, -1), _disc(generator, size, 1)]
+    # areas over pi: 2 pi r h = 4 pi, and pi r^2 for each disc
     return _mix(generator, [4, 1, 1], parts)
 
 
 def cone(generator: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
     """Radius 1 at z = -1, tip at z = 1."""
+    # uniform on the mantle: its area grows with the square of the distance from the tip
     radius = np.sqrt(generator.random(size))
     mantle = _around(radius, 1 - 2 * radius, generator.uniform(0, 2 * np.pi, size))
+    # areas over pi: pi r s with the slant s = sqrt(1 + 2^2), and pi r^2
     return _mix(generator, [5**0.5, 1], [mantle, _disc(generator, size, -1)])
 
 
@@ -58,7 +63,9 @@ def torus(generator: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
 def capsule(generator: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
     """A tube of radius 1 and height 2 between two half spheres."""
     ends = _direction(generator, size)
+    # pull the sphere apart at its equator to make room for the tube
     ends[..., 2] += np.sign(ends[..., 2])
+    # 4 pi each: 2 pi r h with h = 2, and a whole sphere
     return _mix(generator, [1, 1], [_tube(generator, size), ends])
 
 
@@ -66,6 +73,7 @@ def hemisphere(generator: np.random.Generator, size: tuple[int, ...]) -> np.ndar
     """The upper half of the unit sphere, closed by a disc."""
     dome = _direction(generator, size)
     dome[..., 2] = np.abs(dome[..., 2])
+    # areas over pi: 2 pi r^2 and pi r^2
     return _mix(generator, [2, 1], [dome, _disc(generator, size, 0)])
 
 
@@ -73,10 +81,12 @@ def polyhedron(
     vertices: list[list[int]], faces: list[list[int]], generator: np.random.Generator, size: tuple[int, ...]
 ) -> np.ndarray:
     """The solid of these corners `[corners, 3]` and triangles `[triangles, 3]` of corner numbers."""
+    # each [triangles, 3]
     a, b, c = np.moveaxis(np.array(vertices, dtype=float)[np.array(faces)], 1, 0)
     areas = np.linalg.norm(np.cross(b - a, c - a), axis=-1)
     face = generator.choice(len(faces), size=size, p=areas / areas.sum())
     u, v = generator.random((2, *size, 1))
+    # the half of the unit square beyond the diagonal is folded back onto the triangle
     u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
     return a[face] + u * (b - a)[face] + v * (c - a)[face]
 

@@ -51,14 +51,17 @@ def encode_samples(samples: np.ndarray, quantization: Quantization = "mu-law") -
     if quantization not in ("mu-law", "linear"):
         raise ValueError(f"quantization is {quantization!r}; it must be 'mu-law' or 'linear'.")
     low, high = float(samples.min()), float(samples.max())
+    # a window of silence has no scale; it becomes all zeros
     values = np.zeros(len(samples)) if high == low else 2 * (samples.astype(np.float64) - low) / (high - low) - 1
     if quantization == "mu-law":
         values = np.sign(values) * np.log1p(MU * np.abs(values)) / np.log1p(MU)
+    # the greatest sample, 1, would otherwise fall into a bin of its own, number 256
     return np.minimum((values + 1) / 2 * LEVELS, LEVELS - 1).astype(np.int64)
 
 
 def decode_samples(tokens: np.ndarray, quantization: Quantization = "mu-law") -> np.ndarray:
     """Tokens as samples (float32, from -1 to 1): the middles of the bins of `encode_samples`."""
+    # bin k reaches from 2 k / 256 - 1 to 2 (k + 1) / 256 - 1
     values = (2 * np.asarray(tokens, np.float64) + 1) / LEVELS - 1
     if quantization == "mu-law":
         values = np.sign(values) * np.expm1(np.abs(values) * np.log1p(MU)) / MU
@@ -108,6 +111,7 @@ class SpeechCommands(torch.utils.data.Dataset):
                 raise FileNotFoundError(f"There are no recordings of {word!r} in {root}.")
             for file in files:
                 name = f"{word}/{file.name}"
+                # the lists keep all recordings of a speaker in one split
                 found = next((key for key, names in lists.items() if name in names), "train")
                 if found == split:
                     self.files.append(file)
@@ -119,6 +123,7 @@ class SpeechCommands(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         samples = read_wave(self.files[index])[: self.length]
         padded = np.pad(samples, (0, self.length - len(samples)))[:: self.step]
+        # the copy drops the samples that a step leaves out, and makes the slice contiguous
         return {"input_values": torch.from_numpy(padded.copy()), "labels": torch.tensor(self.labels[index])}
 
 
@@ -137,6 +142,7 @@ def split_recordings(folder: str | os.PathLike, split: Split, train_share: float
     files = [*Path(folder).glob("*.wav")]
     if not files:
         raise FileNotFoundError(f"There are no .wav files in {folder}.")
+    # out2 before out10: numbers are compared as numbers, so that the parts are in the recording's order
     files.sort(key=lambda file: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", file.name)])
     first, second = int(train_share * len(files)), int((1 + train_share) / 2 * len(files))
     return {"train": files[:first], "validation": files[first:second], "test": files[second:]}[split]
@@ -164,6 +170,7 @@ class AudioTokens(torch.utils.data.Dataset):
         self.windows: list[tuple[Path, int]] = []
         for file in files:
             with wave.open(str(file), "rb") as audio:
+                # a window that starts before `end` is whole, or at least not empty
                 end = audio.getnframes() - (length - 1 if drop_last else 0)
             self.windows += [(file, start) for start in range(0, end, length)]
         if not self.windows:
@@ -175,6 +182,7 @@ class AudioTokens(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         file, start = self.windows[index]
         tokens = encode_samples(read_wave(file, start, self.length), self.quantization)
+        # -100 on the first token, which is given, and on the padding of a short end
         ids, labels = torch.full((self.length + 1,), SILENCE), torch.full((self.length + 1,), -100)
         ids[1 : len(tokens) + 1] = labels[1 : len(tokens) + 1] = torch.from_numpy(tokens)
         return {"input_ids": ids, "labels": labels}

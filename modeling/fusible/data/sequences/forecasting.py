@@ -59,11 +59,14 @@ class Forecasts(torch.utils.data.Dataset):
         if missing:
             raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
         values, dates = table[list(columns)].to_numpy(np.float64), table["date"].dt
+        # float64 until here: sums over many rows lose digits in float32
         values = (values - values[:num_train].mean(0)) / values[:num_train].std(0)
         self.values = torch.from_numpy(values.astype(np.float32))
+        # as they are, without a shift: days and months start at 1, hence their 32 and 13 in CALENDAR
         times = [dates.hour, dates.day_of_week, dates.day, dates.month, dates.minute // 15][:num_features]
         self.times = torch.from_numpy(np.stack(times, axis=-1).astype(np.int64))
         self.context, self.horizon = context, horizon
+        # windows may begin before `rows`, to know what precedes its first row, but forecast nothing before it
         self.first = max(0, rows[0] - context)
         self.count = min(rows[1], len(values)) - horizon - context - self.first + 1
         if self.count < 1:

@@ -47,10 +47,12 @@ def evaluate(tokens: Sequence[str]) -> int:
     Raises:
         ValueError: if the tokens are no expression.
     """
+    # the first list stands for the place of the result, and is never closed
     open_lists: list[tuple[str, list[int]]] = [("", [])]
     for token in tokens:
         if token in OPERATORS:
             open_lists.append((token, []))
+        # an operation without arguments has no value, so its bracket is refused below
         elif token == "]" and len(open_lists) > 1 and open_lists[-1][1]:
             operator, values = open_lists.pop()
             open_lists[-1][1].append(OPERATORS[operator](values))
@@ -66,6 +68,7 @@ def evaluate(tokens: Sequence[str]) -> int:
 def draw_expression(random: Random, max_depth: int, max_args: int, max_length: int) -> list[str] | None:
     """Tokens of a random expression, or `None` if it became longer than `max_length`."""
     tokens: list[str] = []
+    # a stack instead of recursion, so that a length beyond the limit ends the drawing at once
     wanted = [1]  # arguments that are still to come, of each operation that is open
     while True:
         while wanted[-1] == 0:
@@ -79,14 +82,17 @@ def draw_expression(random: Random, max_depth: int, max_args: int, max_length: i
             wanted.append(random.randint(2, max_args))
         else:
             tokens.append(random.choice(DIGITS))
+        # the fewest tokens this can still become: a digit for each argument, a bracket for each open operation
         if len(tokens) + sum(wanted) + len(wanted) - 1 > max_length:
             return None
 
 
 def _make_row(seed: int, max_depth: int, max_args: int, min_length: int, max_length: int, number: int) -> Row:
+    # a string is hashed by SHA-512, so the stream does not depend on the process's hash seed
     random = Random(f"listops {seed} {number}")
     while True:
         tokens = draw_expression(random, max_depth, max_args, max_length)
+        # rejection keeps the distribution of expressions of the wanted length
         if tokens is not None and len(tokens) >= min_length:
             return " ".join(tokens), evaluate(tokens)
 
@@ -137,9 +143,11 @@ def write_listops(
     }
     if unknown := sorted(set(sizes) - set(FILES)):
         raise ValueError(f"sizes has the splits {', '.join(unknown)}; known are {', '.join(FILES)}.")
+    # a level has an operator, a bracket and up to max_args of what is below; cut off before numbers get huge
     longest = 1
     for _ in range(max_depth - 1):
         longest = min(2 + max_args * longest, max_length)
+    # the shortest operation has four tokens, such as [MAX 1 2 ]
     if max_depth < 2 or max_args < 2 or not 4 <= min_length <= longest:
         raise ValueError(
             f"max_depth is {max_depth}, max_args is {max_args}, and lengths are from {min_length} to {max_length}: "

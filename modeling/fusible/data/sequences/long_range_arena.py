@@ -61,13 +61,17 @@ def tokenize(
     """
 
     def convert(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        # pad_tokens makes the mask of a batch; stored masks would only double the cache
         options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
         ids = [
+            # the CSV reader turns texts of digits into numbers
             tokenizer([str(text) for text in batch[column]], **options)["input_ids"]
             for column in ([texts] if isinstance(texts, str) else texts)
         ]
         return {
+            # two lists of texts become a list of pairs
             "input_ids": ids[0] if isinstance(texts, str) else [list(pair) for pair in zip(*ids, strict=True)],
+            # by float, as whole numbers can be written as 1.0
             "labels": [int(float(value)) for value in batch[label]],
         }
 
@@ -82,7 +86,9 @@ def pad_tokens(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         `input_ids` `[batch, length]` or `[batch, 2, length]` (int64), 0 at the end of shorter ones, `attention_mask`
         of that shape, and `labels` `[batch]`.
     """
+    # a list of tokens has numbers in it, a pair has lists
     pairs = np.ndim(rows[0]["input_ids"][0]) > 0
+    # texts of pairs one after another: [2 * batch] of them, which unflatten pairs up again
     texts = [torch.as_tensor(ids) for row in rows for ids in (row["input_ids"] if pairs else [row["input_ids"]])]
     batch = {
         "input_ids": pad_sequence(texts, batch_first=True),
@@ -122,11 +128,14 @@ class _Pixels:
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
         result = dict(batch)
+        # datasets also asks for single columns, such as the labels alone
         if "pixel_values" in batch:
             images = np.stack([np.asarray(image.convert(self.mode)) for image in batch["pixel_values"]])
             pixels = torch.from_numpy(images)
+            # [batch, channels, height, width]
             pixels = pixels[:, None] if self.mode == "L" else pixels.movedim(-1, 1)
             if self.permutation is not None:
+                # from the seed in every call, so that all batches, workers and splits have the same order
                 order = np.random.default_rng(self.permutation).permutation(pixels[0, 0].numel())
                 pixels = pixels.flatten(2)[:, :, torch.from_numpy(order)].reshape(pixels.shape)
             result["pixel_values"] = list(normalize(pixels, self.mean, self.std))
@@ -157,6 +166,7 @@ def load_pixels(
         std: likewise.
         permutation: seed of an order of the pixels that is the same for all images.
     """
+    # with_transform works when rows are read, so that no float32 copy of the images is stored
     rows = load_split(path, split).select_columns([image, label])
     rows = rows.rename_columns({image: "pixel_values", label: "labels"})
     return rows.with_transform(_Pixels(gray, mean, std, permutation))
@@ -165,6 +175,7 @@ def load_pixels(
 def pixel_tokens(batch: Mapping[str, list[Any]]) -> dict[str, list[torch.Tensor]]:
     """Images as rows of `load_pixel_tokens`."""
     pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in batch["input_ids"]]))
+    # [batch, height, width, 3] flattens to red, green, blue of each pixel; pad puts the first 0 in front
     ids = torch.nn.functional.pad(pixels.flatten(1).long(), (1, 0))
     return {"input_ids": list(ids), "labels": list(ids.clone())}
 

@@ -58,12 +58,16 @@ def _walk(
     heading = generator.uniform(0, 2 * np.pi)
     for number in range(len(points)):
         if number == 0:
+            # eight candidates, of which the first free one is taken; a given start is the only one
             headings = np.full(8, heading)
             candidates = generator.uniform(MARGIN, side - MARGIN, (8, 2)) if start is None else start[None]
         else:
+            # the last candidates turn more, to get out of corners that the usual turns do not leave
             headings = heading + TURN * generator.standard_normal(8) * (1, 1, 1, 1.5, 1.5, 2, 2, 2)
             candidates = points[number - 1] + np.stack([np.cos(headings), np.sin(headings)], axis=-1)
+        # but for its own last five points, to which a path is near of itself
         obstacles = np.concatenate([others, points[: max(0, number - 5)]])
+        # [candidates, obstacles]
         away = ((candidates[:, None] - obstacles) ** 2).sum(-1) >= CLEARANCE**2
         inside = ((candidates >= MARGIN) & (candidates <= side - MARGIN)).all(-1)
         free = np.flatnonzero(away.all(-1) & inside)
@@ -92,9 +96,12 @@ def _long_paths(generator: np.random.Generator, side: int, num_dashes: int, labe
     first = _path(generator, side, num_dashes, [])
     if first is None:
         return None
+    # starts and ends of walks are distributed differently, so either becomes the first dot
     if generator.integers(2):
         first = first[::-1]
+    # both cases are drawn whatever the label, so that neither has dots that the other could not have had
     second = _path(generator, side, num_dashes, [first])
+    # starts at one dot and keeps clear of the other, where a path must start as well
     other = _path(generator, side, num_dashes, [first[-1:]], first[0])
     if second is None or other is None:
         return None
@@ -108,11 +115,13 @@ def _render(size: int, scale: float, paths: list[np.ndarray], dots: np.ndarray) 
     picture = PILImage.new("L", (size * SMOOTH, size * SMOOTH))
     draw = ImageDraw.Draw(picture)
     for path in paths:
+        # [dashes, 3, 2]; the unit from one dash's last point to the next one's first is the gap
         for dash in (path * scale * SMOOTH).reshape(-1, 3, 2):
             draw.line([tuple(point) for point in dash.tolist()], 255, round(WIDTH * scale * SMOOTH), joint="curve")
     radius = DOT_RADIUS * scale * SMOOTH
     for x, y in (dots * scale * SMOOTH).tolist():
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
+    # means of SMOOTH x SMOOTH pixels, which smooth the edges that ImageDraw leaves hard
     return np.asarray(picture.reduce(SMOOTH))
 
 
@@ -129,7 +138,9 @@ def draw_pathfinder(
     Raises:
         ValueError: if there seems to be no room for the paths.
     """
+    # below 32 pixels a unit is a pixel and there are fewer of them; above, units grow
     side, scale = min(size, GRID), max(1, size / GRID)
+    # before the attempts: else the label that fits more often would be more frequent
     label = int(generator.integers(2))
     for _ in range(500):
         paths = _long_paths(generator, side, num_dashes, label)
@@ -137,6 +148,7 @@ def draw_pathfinder(
             continue
         dots = np.stack([paths[0][0], paths[0][-1] if label else paths[1][0]])
         for _ in range(num_distractors):
+            # if one does not fit, the whole image starts anew
             distractor = _path(generator, side, distractor_dashes, paths, tries=30)
             if distractor is None:
                 break
@@ -151,6 +163,7 @@ def draw_pathfinder(
 
 
 def _make_row(seed: int, options: Mapping[str, int], number: int) -> Row:
+    # a generator for each number, whichever process draws it
     drawing = draw_pathfinder(np.random.default_rng([seed, number]), **options)
     file = io.BytesIO()
     PILImage.fromarray(drawing.image).save(file, "png")

@@ -85,6 +85,7 @@ def sequential_cifar10(
     eval_split: str = "test",
 ) -> DataBundle:
     """CIFAR-10, normalized as by the authors; gray as in the Long Range Arena, or in color."""
+    # the authors' constants, which published results depend on
     mean, std = CIFAR_GRAY if gray else CIFAR_COLOR
     train, test = (
         load_pixels(path, split, image="img", gray=gray, mean=mean, std=std) for split in (train_split, eval_split)
@@ -127,7 +128,9 @@ def speech_commands(
 
 def spoken_digits(*, folder: str, length: int = 16_000, eval_split: str = "validation") -> DataBundle:
     """SC09, the ten digits of Speech Commands, sample by sample, see `audio.AudioTokens`."""
+    # only the split's files are wanted: generation has no labels
     splits = (SpeechCommands(folder, cast(Any, split), DIGITS).files for split in ("train", eval_split))
+    # recordings are at most a second long; drop_last would leave out all shorter ones
     train, test = (AudioTokens(files, length, drop_last=False) for files in splits)
     return DataBundle(train, test)
 
@@ -156,6 +159,7 @@ def wikitext(
 ) -> DataBundle:
     """WikiText in blocks; without a tokenizer beside the recipe, one is made of the words to train with."""
     train, test = (load_wikitext(split, path, name) for split in ("train", eval_split))
+    # of the words to train with alone: those that only evaluation has are unknown
     tokenizer = wikitext_tokenizer(train) if processor is None else processor
     train_blocks, eval_blocks = (TokenBlocks(token_stream(rows, tokenizer), block_size) for rows in (train, test))
     return DataBundle(train_blocks, eval_blocks, processor=tokenizer)
@@ -188,6 +192,7 @@ def forecasts(
             "with quarters of an hour."
         )
     end = num_train + num_validation
+    # windows of evaluation may look back into earlier rows, but forecast only their own
     evaluated = (num_train, end) if num_test is None else (end, end + num_test)
     train, test = (
         Forecasts(file, columns, context, config.prediction_length, rows, num_train, len(config.time_features))

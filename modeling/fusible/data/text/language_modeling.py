@@ -35,6 +35,7 @@ def token_stream(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> 
     def convert(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"input_ids": tokenizer(batch["text"], return_attention_mask=False)["input_ids"]}
 
+    # Arrow's own buffers: Python lists of WikiText-103's tokens would take several GB
     column = rows.map(convert, batched=True, remove_columns=rows.column_names).data.column("input_ids")
     return np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks]).astype(np.int32)
 
@@ -56,6 +57,7 @@ class TokenBlocks(torch.utils.data.Dataset):
             raise ValueError(f"{len(tokens)} tokens give no block of {block_size}; a block has at least two.")
         self.tokens = tokens
         self.block_size = block_size
+        # models shift the labels, so a block of n tokens gives n - 1 predictions; blocks overlap by one token
         full, rest = divmod(len(tokens) - 1, block_size - 1)
         self.count = full + (rest > 0 and not drop_last)
 
@@ -66,6 +68,7 @@ class TokenBlocks(torch.utils.data.Dataset):
         if not 0 <= index < self.count:
             raise IndexError(f"index is {index}; there are {self.count} rows.")
         start = index * (self.block_size - 1)
+        # the stream stays int32, which is half the memory; only a block becomes the int64 of embeddings
         ids = torch.from_numpy(self.tokens[start : start + self.block_size].astype(np.int64))
         return {"input_ids": ids, "labels": ids.clone()}
 

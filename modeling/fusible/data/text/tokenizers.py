@@ -27,6 +27,7 @@ def word_tokenizer(
     """
     numbers = {word: number for number, word in enumerate(words)}
     missing = [word for word in ("<eos>", "<unk>", pad_token) if word is not None and word not in numbers]
+    # a repeated word would leave a hole in the numbers, and so an embedding that no text reaches
     if missing or len(numbers) < len(words):
         raise ValueError(f"The vocabulary has {f'no {missing[0]}' if missing else 'a word twice'}.")
     tokenizer = Tokenizer(WordLevel(numbers, unk_token="<unk>"))
@@ -49,7 +50,9 @@ def frequent_words(lines: Iterable[str]) -> list[str]:
     counts: Counter[str] = Counter()
     for line in lines:
         counts.update(line.split())
+    # it has number 0 whatever its frequency, so that it must not be counted as a word as well
     counts.pop("<eos>", None)
+    # most_common sorts stably: words of equal frequency keep the order in which they were counted
     return ["<eos>", *(word for word, _ in counts.most_common())]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+# as a word of its own or a part of CamelCase, but not inside one, such as in "upright"
 _SIDE = re.compile(r"(?<![A-Za-z])(?:left|Left|LEFT|right|Right|RIGHT)(?![a-z])|(?<=[a-z])(?:Left|Right)(?![a-z])")
 
 
@@ -48,6 +49,7 @@ def mirrored_labels(classes: Sequence[str]) -> list[int | None]:
     other = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
     other |= {right: left for left, right in other.items()}
     return [
+        # all sides are exchanged in one pass: two replacements in turn would undo each other
         numbers.get(_SIDE.sub(lambda side: other[side.group()], name)) if _SIDE.search(name) else number
         for number, name in enumerate(classes)
     ]
@@ -67,6 +69,7 @@ def few_shot(videos: VideoList, shots: int, seed: int = 0) -> VideoList:
         if not 1 <= shots <= len(members):
             raise ValueError(f"shots is {shots}; class {name!r} has {len(members)} videos.")
         chosen += generator.choice(members, shots, replace=False).tolist()
+    # the order of the list, whatever the order of the classes
     chosen.sort()
     return VideoList([videos.paths[i] for i in chosen], [videos.labels[i] for i in chosen], videos.classes)
 
@@ -143,10 +146,12 @@ def annotation_list(file: str | os.PathLike, folder: str | os.PathLike, classes:
     for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
+        # from the right, as paths can have spaces
         path, _, label = line.strip().rpartition(" ")
         path = path.strip()
         if not path or not label.isdecimal() or int(label) >= len(classes):
             raise ValueError(f"Line {number} of {file} is {line!r}, not a path and a label below {len(classes)}.")
+        # folders of frames: the number of frames, which is counted anew, stands between path and label
         if Path(path).suffix.lower() not in VIDEO_SUFFIXES:
             path = re.sub(r"\s+\d+$", "", path)
         entries.append(([Path(folder, path)], int(label)))
@@ -180,6 +185,7 @@ def kinetics(file: str | os.PathLike, folder: str | os.PathLike, classes: Sequen
         if row["label"] not in numbers:
             raise ValueError(f"{file} has the label {row['label']!r}, which is none of the {len(classes)} classes.")
         name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4"
+        # the usual download scripts differ in whether they make folders, and in how they name them
         folders = ("", row["label"], row["label"].replace(" ", "_"))
         entries.append(([Path(folder, place, name) for place in folders], numbers[row["label"]]))
     return _existing(file, entries, classes)
@@ -201,6 +207,7 @@ def something_something_v2(
     rows = json.loads(Path(file).read_text(encoding="utf-8"))
     entries = []
     for row in rows:
+        # templates mark the objects, "Holding [something]"; the file of labels does not
         name = row.get("template", "").replace("[", "").replace("]", "")
         if name not in numbers:
             raise ValueError(f"Video {row['id']} of {file} has the label {name!r}, which {labels_file} does not have.")
@@ -222,6 +229,7 @@ def ucf101(folder: str | os.PathLike, splits: str | os.PathLike, split: int = 1,
     numbers = {name: number for number, name in enumerate(classes)}
     file = Path(splits, f"{'train' if train else 'test'}list{split:02d}.txt")
     names = [line.split()[0] for line in _lines(file)]
+    # lines of training files have a label as well, those of test files do not: the folder tells in both
     unknown = {Path(name).parent.name for name in names} - set(numbers)
     if unknown:
         raise ValueError(f"{file} has the classes {', '.join(sorted(unknown))}, which classInd.txt does not have.")

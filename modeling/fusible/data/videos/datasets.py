@@ -37,6 +37,7 @@ def resize_short_side(frames: torch.Tensor, size: int, antialias: bool = False) 
     """`[frames, 3, height, width]` (uint8), bilinear, so that the shorter side is `size` and the ratio is kept."""
     height, width = frames.shape[-2:]
     scale = size / min(height, width)
+    # half a pixel is rounded up, as by mmcv; Python's round would take the even number
     new = (int(height * scale + 0.5), int(width * scale + 0.5))
     return frames if new == (height, width) else F.interpolate(frames, new, mode="bilinear", antialias=antialias)
 
@@ -47,6 +48,7 @@ def crops(frames: torch.Tensor, size: int, num_crops: Literal[1, 3] = 1) -> list
     row, column = (height - size) // 2, (width - size) // 2
     places = [(row, column)]
     if num_crops == 3:
+        # 2 * column is a pixel short of the edge where the margin is odd, as in mmaction2's ThreeCrop
         places = [(row, 0), (row, 2 * column)] if width >= height else [(0, column), (2 * row, column)]
         places.append((row, column))
     return [frames[..., top : top + size, left : left + size] for top, left in places]
@@ -102,6 +104,7 @@ class _Videos(torch.utils.data.Dataset):
             raise ValueError("There are no videos.")
         if not 1 <= size <= resize:
             raise ValueError(f"size is {size} and resize is {resize}; resize must not be smaller.")
+        # a missing PyAV is told here, not by a worker in the middle of an epoch
         if any(not path.is_dir() for path in videos.paths):
             import_av()
         self.videos, self.sampling = videos, sampling
@@ -120,9 +123,11 @@ class _Videos(torch.utils.data.Dataset):
         try:
             return read_frames(path, checked, frame_files=self.frame_files)
         except UnusableVideoError as error:
+            # without a readable frame there is nothing to loop over
             if not error.readable or self.corrupt == "skip":
                 raise
             warnings.warn(f"{error} The first {error.readable} frames are used.", CorruptVideoWarning, stacklevel=2)
+            # chosen anew: the indices of the first attempt were for the length that the file claims
             return read_frames(path, checked, frame_files=self.frame_files, readable=error.readable)
 
     def _read(
@@ -132,6 +137,7 @@ class _Videos(torch.utils.data.Dataset):
 
         def candidates() -> Iterator[int]:
             yield video
+            # drawn only if it is needed: good videos leave the generator, and so their augmentation, as it is
             yield from generator.permutation(len(self.videos)).tolist()
 
         for number in candidates():
@@ -140,6 +146,7 @@ class _Videos(torch.utils.data.Dataset):
             except UnusableVideoError as error:
                 warnings.warn(f"{error} Another video takes its place.", error.category, stacklevel=2)
             else:
+                # [clips, frames, height, width, 3] -> [clips, frames, 3, height, width]
                 return torch.from_numpy(clips).movedim(-1, -3), self.videos.labels[number]
         raise RuntimeError(f"None of the {len(self.videos)} videos can be used.")
 
@@ -222,14 +229,17 @@ class TrainingVideos(_Videos):
         clips, label = self._read(index, lambda total: self.sampling.train(total, generator), generator)
         frames = resize_short_side(clips[0], self.resize, self.antialias)
         frames = random_resized_crop(frames, self.size, generator, self.area, self.ratio, self.antialias)
+        # looked up by the label that was read, which is another video's where one was replaced
         mirrored = self.mirrored[label]
         if mirrored is not None and generator.random() < self.horizontal_flip:
             frames, label = frames.flip(-1), mirrored
         if self.auto_augment is not None:
+            # after crop and flip, in the order of ZeroI2V's pipeline for Something-Something V2
             pictures = [Image.fromarray(frame) for frame in frames.movedim(-3, -1).contiguous().numpy()]
             pictures = self.auto_augment(pictures, generator)
             frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, -3)
         row = self._row(frames, label)
+        # after normalization, where 0 is the mean color
         row["pixel_values"] = erase(row["pixel_values"], generator, self.random_erasing, self.random_erasing_mode)
         return row
 
@@ -283,6 +293,7 @@ class EvaluationVideos(_Videos):
         generator = np.random.default_rng(index)  # for a replacement
         clips, label = self._read(index, lambda total: self.sampling.test(total, self.num_clips), generator)
         frames = resize_short_side(clips.flatten(0, 1), self.resize, self.antialias).unflatten(0, clips.shape[:2])
+        # each crop is [clips, frames, 3, size, size]: stacked to [clips, crops, ...], then [clips * crops, ...]
         views = torch.stack(crops(frames, self.size, self.num_crops), dim=1).flatten(0, 1)
         return self._row(views if len(views) > 1 else views[0], label)
 

@@ -59,12 +59,16 @@ def count_frames(file: str | os.PathLike) -> int:
     av, file = import_av(), Path(file)
     packets = shown = 0
     try:
+        # titles that are not UTF-8 are no reason to drop a video
         with av.open(file, metadata_errors="ignore") as container:
             stream = _first_stream(container, file)
             for packet in container.demux(stream):
+                # demuxing ends with an empty packet, which only flushes decoders
                 if packet.size and not packet.is_corrupt:
                     packets += 1
+                    # an edit list can hide frames at the start; decoders do not return them
                     shown += not packet.is_discard
+            # 0 where the header does not say it, as in WebM
             expected = stream.frames
     except av.FFmpegError as error:
         raise UnusableVideoError(f"{file} cannot be read: {error.strerror}.", readable=shown) from error
@@ -82,6 +86,7 @@ def _decode(file: Path, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
         with av.open(file, metadata_errors="ignore") as container:
             for frame in container.decode(_first_stream(container, file)):
                 if number in wanted:
+                    # a stream can change its size on the way; frames of a clip must be stacked
                     size = size or {"width": frame.width, "height": frame.height}
                     frames[number] = frame.reformat(**size, format="rgb24").to_ndarray()
                 number += 1
@@ -95,9 +100,11 @@ def _decode(file: Path, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
 def _read_pictures(files: list[Path], wanted: set[int]) -> dict[int, np.ndarray]:
     frames: dict[int, np.ndarray] = {}
     size = None
+    # in order, so that all wanted frames before a broken one are known to be readable
     for number in sorted(wanted):
         try:
             with Image.open(files[number]) as picture:
+                # frames of a clip must be stacked, so the first one gives the size
                 size = size or picture.size
                 frames[number] = np.asarray(picture.convert("RGB").resize(size))
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say that a file is broken
@@ -160,6 +167,7 @@ def write_video(file: str | os.PathLike, frames: np.ndarray, fps: int = 8) -> No
         stream.codec_context.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        # the encoder holds frames back until it is called without one
         container.mux(stream.encode())
 
 

@@ -33,6 +33,7 @@ def moving_digit(
 ) -> np.ndarray:
     """`[num_frames, size, size, 3]` (uint8): a digit that moves by `step` pixels a frame from its first place."""
     down, right = DIRECTIONS[direction]
+    # in pixels; np.roll in place_digit wraps places outside the picture
     times = range(0, num_frames * step, step)
     return np.stack([place_digit(image, row + t * down, column + t * right, size) for t in times])
 
@@ -91,6 +92,7 @@ def still_digits(
         the digit (int64). The images of a split are those of the videos of the same split and seed.
     """
     images, digits = digit_images(split, seed=seed, images_per_digit=images_per_digit)
+    # copies of an image stand side by side, and each gets a place of its own
     images, digits = images.repeat(pictures_per_image, 0), digits.repeat(pictures_per_image)
     places = np.random.default_rng(seed).integers(size, size=(len(images), 2)).tolist()
     placed = zip(images, places, strict=True)

@@ -52,6 +52,7 @@ def video_data(
     size = processor.crop_size["height"]
     common: dict[str, Any] = {
         "size": size,
+        # 256 for crops of 224, in the validation during training as well
         "resize": size * 8 // 7,
         "mean": processor.image_mean,
         "std": processor.image_std,
@@ -88,6 +89,7 @@ def kinetics400(
 ) -> DataBundle:
     """Kinetics from its annotations, see `annotations.kinetics`."""
     train = video_lists.kinetics(train_annotations, train_folder)
+    # the training split's classes: a test split that lacks one would number them differently
     test = video_lists.kinetics(eval_annotations, eval_folder, train.classes)
     return video_data(config, processor, augmentation, train, test, frame_files)
 

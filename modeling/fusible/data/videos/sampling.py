@@ -34,11 +34,13 @@ class DenseSampling:
         return (self.num_frames - 1) * self.interval + 1
 
     def _clips(self, total: int, starts: np.ndarray) -> np.ndarray:
+        # [clips, 1] + [num_frames]; the modulo lets videos that are too short start again
         return (starts[:, None] + np.arange(self.num_frames) * self.interval) % total
 
     def train(self, total: int, generator: np.random.Generator) -> np.ndarray:
         """Indices `[1, num_frames]` (int64) for a video of `total` frames; starts are uniform in [0, total - L s]."""
         _check(total=total)
+        # the authors' span of training has an interval after the last frame, too; that of tests (below) has not
         last = max(total - self.num_frames * self.interval, 0)
         return self._clips(total, generator.integers(last, size=1, endpoint=True))
 
@@ -54,6 +56,7 @@ class DenseSampling:
         if num_clips == 1:
             starts = np.array([last // 2])
         else:
+            # rounded only after the multiplication: the last clip then starts at the last possible frame
             starts = np.round(np.arange(num_clips) * (last / (num_clips - 1))).astype(np.int64)
         return self._clips(total, starts)
 
@@ -84,6 +87,7 @@ class UniformSampling:
         """Indices `[1, num_frames]` (int64) for a video of `total` frames; uniform in each segment, with both ends."""
         _check(total=total)
         borders = self._borders(total)
+        # a border belongs to both of its segments, so that a segment of less than a frame has an index, too
         return generator.integers(borders[:-1], borders[1:], endpoint=True)[None]
 
     def test(self, total: int, num_clips: int = 1) -> np.ndarray:
@@ -94,6 +98,7 @@ class UniformSampling:
         """
         _check(total=total, num_clips=num_clips)
         within = (total - 1) / self.num_frames / (num_clips + 1) * np.arange(1, num_clips + 1)
+        # [1, num_frames] + [num_clips, 1]; borders are rounded, but the way into a segment is cut off, as in ZeroI2V
         return self._borders(total)[None, :-1] + within.astype(np.int64)[:, None]
 
 

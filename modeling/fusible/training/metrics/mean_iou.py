@@ -23,11 +23,15 @@ class MeanIoU(evaluate.Metric):
     def _compute(
         self, predictions: Any, references: Any, num_classes: int, ignore_index: int = 255
     ) -> dict[str, float]:
+        # [label, prediction]: one matrix for all maps, whose sizes may differ
         counts = np.zeros((num_classes, num_classes), dtype=np.int64)
         for prediction, reference in zip(predictions, references, strict=True):
             found, wanted = np.asarray(prediction).ravel(), np.asarray(reference).ravel()
+            # the mask is that of the labels for both: what is predicted for an ignored pixel does not count
             found, wanted = (values[wanted != ignore_index] for values in (found, wanted))
+            # a pair (label, prediction) is the number label * num_classes + prediction
             counts += np.bincount(num_classes * wanted + found, minlength=num_classes**2).reshape(counts.shape)
+        # intersections, and unions: row + column - diagonal
         both, either = np.diagonal(counts), counts.sum(0) + counts.sum(1) - np.diagonal(counts)
         return {
             "mean_iou": float((both[either > 0] / either[either > 0]).mean()),
