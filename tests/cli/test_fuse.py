@@ -1,11 +1,15 @@
 """`fusible fuse`, to folders and over the Hub."""
 
+import math
+
+import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoImageProcessor
 
 from fusible import RePaViTForImageClassification
+from fusible.cli._common import compare_outputs
 from support.commands import run
 from support.model_tests.storage import assert_same_tensors
 
@@ -54,3 +58,15 @@ def test_check_passes_and_refuses(source, tmp_path):
     broken.save_pretrained(source)
     result = run("fuse", source, tmp_path / "refused", "--check", "--push-to-hub", "alice/never")
     assert result.exit_code == 1 and not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    "results", [[(0.0, 1.0), (math.nan, 1.0)], [(math.nan, 1.0), (0.0, 1.0)], [(0.0, 0.0), (math.nan, 0.0)]]
+)
+def test_the_worst_of_several_comparisons(results, monkeypatch, tmp_path):
+    """Outputs that are not numbers, on images alone, are no agreement."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "image.png")
+    found = iter(results)
+    monkeypatch.setattr("fusible.hub.form_facts.max_difference", lambda *_: next(found))
+    compared = compare_outputs(None, None, lambda pictures, return_tensors: {}, [tmp_path / "image.png"])
+    assert math.isnan(compared["max_difference"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import json as json_module
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,8 +110,13 @@ def compare_outputs(
             raise ValueError(f"Images need an image processor, but the model's folder has no {IMAGE_PROCESSOR_NAME}.")
         pictures = [Image.open(file).convert("RGB") for file in images]
         results.append(max_difference(training_form, fused_form, processor(pictures, return_tensors="pt")))
-    # the worst case relative to its outputs, as the tolerance is
-    difference, output = max(results, key=lambda result: result[0] / result[1])
+
+    def relative(result: tuple[float, float]) -> float:
+        # the tolerance is relative to the outputs; no difference that is not a number is small
+        ratio = result[0] / result[1] if result[1] else result[0]
+        return math.inf if math.isnan(ratio) else ratio
+
+    difference, output = max(results, key=relative)
     return {"max_difference": difference, "max_output": output}
 
 

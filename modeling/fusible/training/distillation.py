@@ -88,7 +88,9 @@ class DistillationTrainer(Trainer):
             raise ValueError(f"The teacher has {classes[1]} classes, the model {classes[0]}; they must be the same.")
         # outside the model: the teacher is neither trained, nor saved with checkpoints, nor wrapped
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
-        self.alpha, self.kind, self.temperature = alpha, kind, temperature
+        self.alpha = alpha
+        self.kind = kind
+        self.temperature = temperature
 
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any

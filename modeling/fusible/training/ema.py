@@ -40,7 +40,8 @@ class EMACallback(TrainerCallback):
     def __init__(self, decay: float, resume_from_checkpoint: str | os.PathLike | None = None) -> None:
         if not 0 <= decay <= 1:
             raise ValueError(f"decay is {decay}; it must be between 0 and 1.")
-        self.decay, self.resume_from_checkpoint = decay, resume_from_checkpoint
+        self.decay = decay
+        self.resume_from_checkpoint = resume_from_checkpoint
         self.average: dict[str, torch.Tensor] = {}
 
     def on_train_begin(

@@ -126,7 +126,9 @@ def all_views(dataset: Any, config: Any) -> Any:
         # a shallow copy: the data of the recipe keeps its one view, which evaluation during training uses
         dataset = copy.copy(dataset)
         # the short side becomes the crop's, so that three crops cover the longer one
-        dataset.num_clips, dataset.num_crops, dataset.resize = config.num_clips, config.num_crops, dataset.size
+        dataset.num_clips = config.num_clips
+        dataset.num_crops = config.num_crops
+        dataset.resize = dataset.size
     return dataset
 
 
@@ -221,7 +223,8 @@ def write_results(folder: str | os.PathLike, task: str, dataset: str, results: M
     replaced = {(row.dataset_type, row.metric_name) for row in new["eval_results"]}
     old = card.data.eval_results or []
     kept = [row for row in old if (row.dataset_type, row.metric_name) not in replaced]
-    card.data.model_name, card.data.eval_results = new["model_name"], [*kept, *new["eval_results"]]
+    card.data.model_name = new["model_name"]
+    card.data.eval_results = [*kept, *new["eval_results"]]
     # os.replace is atomic: a reader, or a crash, finds the old card or the new one
     stage = file.with_suffix(".tmp")
     card.save(stage)

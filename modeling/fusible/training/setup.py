@@ -40,7 +40,8 @@ def load_processor(recipe: Recipe) -> Any:
             if processor.do_center_crop:
                 # keeps the share of the picture that the crop shows, such as 224 of 256
                 edge = round(processor.size["shortest_edge"] * size / old)
-                processor.crop_size, processor.size = square, {"shortest_edge": edge}
+                processor.crop_size = square
+                processor.size = {"shortest_edge": edge}
             else:
                 processor.size = square
         return processor
@@ -85,7 +86,8 @@ def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
         if len(data.classes) != config.num_labels:
             logger.warning(f"The data has {len(data.classes)} classes, so the model gets as many.")
         labels = {"id2label": dict(enumerate(data.classes)), "label2id": {n: i for i, n in enumerate(data.classes)}}
-        config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+        config.id2label = labels["id2label"]
+        config.label2id = labels["label2id"]
     if recipe.base_model is None:
         return model_class(config)
     # a training form goes on as it is, but for a head of other classes; a dense model is converted below

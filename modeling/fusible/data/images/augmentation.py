@@ -81,7 +81,8 @@ class TrainingTransform:
         if "height" not in size:
             raise ValueError(f"The image processor's size is {dict(size)}; it must have height and width.")
         self.size = (size["height"], size["width"])
-        self.mean, self.std = processor.image_mean, processor.image_std
+        self.mean = processor.image_mean
+        self.std = processor.image_std
         self.resample = None if interpolation == "random" else Resampling[interpolation.upper()]
         self.auto_augment = None
         if auto_augment is not None:
@@ -89,8 +90,11 @@ class TrainingTransform:
             fill = tuple(min(255, round(255 * value)) for value in processor.image_mean)
             self.auto_augment = RandAugment(auto_augment, fill, self.resample)
         self.color_jitter = color_jitter
-        self.random_erasing, self.random_erasing_mode = random_erasing, random_erasing_mode
-        self.area, self.ratio, self.horizontal_flip = resized_crop_area, resized_crop_ratio, horizontal_flip
+        self.random_erasing = random_erasing
+        self.random_erasing_mode = random_erasing_mode
+        self.area = resized_crop_area
+        self.ratio = resized_crop_ratio
+        self.horizontal_flip = horizontal_flip
 
     def __call__(self, picture: Image.Image) -> torch.Tensor:
         generator = make_generator()
@@ -164,8 +168,12 @@ class MixupCutmix:
                 f"num_classes is {num_classes}, mixup {mixup} and cutmix {cutmix}; give at least 2 classes and no "
                 "negative number."
             )
-        self.num_classes, self.mixup, self.cutmix, self.mixup_switch = num_classes, mixup, cutmix, mixup_switch
-        self.label_smoothing, self.collate = label_smoothing, collate
+        self.num_classes = num_classes
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.mixup_switch = mixup_switch
+        self.label_smoothing = label_smoothing
+        self.collate = collate
 
     def __call__(self, rows: list[Any]) -> dict[str, Any]:
         batch = self.collate(rows)
@@ -241,8 +249,12 @@ class RepeatedAugmentationSampler(torch.utils.data.Sampler[int]):
                 f"num_samples is {num_samples}, repetitions {repetitions}, batch_size {batch_size} and num_processes "
                 f"{num_processes}; all must be at least 1."
             )
-        self.num_samples, self.repetitions, self.seed, self.epoch = num_samples, repetitions, seed, 0
-        self.batch_size, self.num_processes = batch_size, num_processes
+        self.num_samples = num_samples
+        self.repetitions = repetitions
+        self.seed = seed
+        self.epoch = 0
+        self.batch_size = batch_size
+        self.num_processes = num_processes
 
     def __len__(self) -> int:
         return self.num_samples

@@ -81,11 +81,16 @@ class RandAugment:
         if kind != "rand" or not all(matches):
             raise ValueError(f"{policy!r} is no policy; write for instance 'rand-m9-n2-p0.5-mstd0.5-inc1'.")
         numbers |= {match[1]: float(match[2]) for match in matches if match is not None}
-        self.magnitude, self.layers, self.probability = numbers["m"], int(numbers["n"]), numbers["p"]
-        self.deviation, self.increasing, self.video = numbers["mstd"], bool(numbers["inc"]), video
+        self.magnitude = numbers["m"]
+        self.layers = int(numbers["n"])
+        self.probability = numbers["p"]
+        self.deviation = numbers["mstd"]
+        self.increasing = bool(numbers["inc"])
+        self.video = video
         if not (self.magnitude <= LARGEST and 1 <= self.layers <= len(OPERATIONS) and self.probability <= 1):
             raise ValueError(f"{policy!r} must have m up to {LARGEST}, n from 1 to {len(OPERATIONS)} and p up to 1.")
-        self.fill, self.resample = ((0, 0, 0) if video else fill), resample
+        self.fill = (0, 0, 0) if video else fill
+        self.resample = resample
         self.names = [name for name in OPERATIONS if not (video and name == "solarize_add")]
 
     def argument(self, name: str, magnitude: float, generator: np.random.Generator) -> float | int | None:

@@ -213,7 +213,10 @@ class PointClouds(torch.utils.data.Dataset):
             raise ValueError(f"There are {len(points)} clouds and {len(labels)} labels.")
         if num_points is not None and not 1 <= num_points <= points.shape[1]:
             raise ValueError(f"num_points is {num_points}; clouds have {points.shape[1]} points.")
-        self.points, self.labels, self.num_points, self.transform = points, labels, num_points, transform
+        self.points = points
+        self.labels = labels
+        self.num_points = num_points
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.labels)

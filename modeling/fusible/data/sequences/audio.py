@@ -98,7 +98,9 @@ class SpeechCommands(torch.utils.data.Dataset):
             raise ValueError(f"split is {split!r}; it must be 'train', 'validation' or 'test'.")
         if words is None:
             words = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))]
-        self.classes, self.length, self.step = sorted(words), length, step
+        self.classes = sorted(words)
+        self.length = length
+        self.step = step
         lists = {
             name: set((root / file).read_text(encoding="utf-8").split())
             for name, file in {"validation": "validation_list.txt", "test": "testing_list.txt"}.items()
@@ -166,7 +168,8 @@ class AudioTokens(torch.utils.data.Dataset):
     def __init__(
         self, files: Sequence[Path], length: int, quantization: Quantization = "mu-law", drop_last: bool = True
     ) -> None:
-        self.length, self.quantization = length, quantization
+        self.length = length
+        self.quantization = quantization
         self.windows: list[tuple[Path, int]] = []
         for file in files:
             with wave.open(str(file), "rb") as audio:

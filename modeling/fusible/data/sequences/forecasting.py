@@ -65,7 +65,8 @@ class Forecasts(torch.utils.data.Dataset):
         # as they are, without a shift: days and months start at 1, hence their 32 and 13 in CALENDAR
         times = [dates.hour, dates.day_of_week, dates.day, dates.month, dates.minute // 15][:num_features]
         self.times = torch.from_numpy(np.stack(times, axis=-1).astype(np.int64))
-        self.context, self.horizon = context, horizon
+        self.context = context
+        self.horizon = horizon
         # windows may begin before `rows`, to know what precedes its first row, but forecast nothing before it
         self.first = max(0, rows[0] - context)
         self.count = min(rows[1], len(values)) - horizon - context - self.first + 1

@@ -124,7 +124,10 @@ class _Pixels:
     """Transform of batches of images."""
 
     def __init__(self, gray: bool, mean: Sequence[float], std: Sequence[float], permutation: int | None) -> None:
-        self.mode, self.mean, self.std, self.permutation = "L" if gray else "RGB", mean, std, permutation
+        self.mode = "L" if gray else "RGB"
+        self.mean = mean
+        self.std = std
+        self.permutation = permutation
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
         result = dict(batch)

@@ -185,7 +185,6 @@ def forecasts(
 
     With `num_test`, evaluation is on so many rows after those for validation.
     """
-    config = config
     if list(config.time_features) not in (HOURLY, list(CALENDAR.values())):
         raise ValueError(
             f"time_features is {config.time_features}; it must be {HOURLY}, or {list(CALENDAR.values())} for series "

@@ -107,9 +107,16 @@ class _Videos(torch.utils.data.Dataset):
         # a missing PyAV is told here, not by a worker in the middle of an epoch
         if any(not path.is_dir() for path in videos.paths):
             import_av()
-        self.videos, self.sampling = videos, sampling
-        self.size, self.resize, self.mean, self.std, self.antialias = size, resize, mean, std, antialias
-        self.corrupt, self.short, self.frame_files = corrupt, short, frame_files
+        self.videos = videos
+        self.sampling = sampling
+        self.size = size
+        self.resize = resize
+        self.mean = mean
+        self.std = std
+        self.antialias = antialias
+        self.corrupt = corrupt
+        self.short = short
+        self.frame_files = frame_files
 
     def _clips(self, path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
         def checked(total: int) -> np.ndarray:
@@ -282,7 +289,8 @@ class EvaluationVideos(_Videos):
             raise ValueError(
                 f"num_clips is {num_clips}, num_crops {num_crops}; give at least 1 clip, and 1 or 3 crops."
             )
-        self.num_clips, self.num_crops = num_clips, num_crops
+        self.num_clips = num_clips
+        self.num_crops = num_crops
 
     def __len__(self) -> int:
         return len(self.videos)

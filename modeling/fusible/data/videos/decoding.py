@@ -29,7 +29,8 @@ class UnusableVideoError(ValueError):
 
     def __init__(self, message: str, category: type[Warning] = CorruptVideoWarning, readable: int = 0) -> None:
         super().__init__(message)
-        self.category, self.readable = category, readable
+        self.category = category
+        self.readable = readable
 
 
 def import_av() -> Any:
