@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .backbones import BACKBONES
 from .configuration import FusibleConfig
-from .dense import DOWNLOAD_OPTIONS, dense_config
+from .dense import dense_config
+from .options import DOWNLOAD_ARGUMENTS
 
 
 @strict
@@ -35,7 +36,7 @@ class BackboneFusibleConfig(FusibleConfig):
             ValueError: if the backbone is not supported, or an option is wrong.
         """
         # options for the download, such as `revision`, are no fields of a configuration
-        dense = dense_config(model, **{name: kwargs.pop(name) for name in DOWNLOAD_OPTIONS if name in kwargs})
+        dense = dense_config(model, **{name: kwargs.pop(name) for name in DOWNLOAD_ARGUMENTS if name in kwargs})
         if cls.inherits_labels and "num_labels" not in kwargs:
             # a number of the caller's own would contradict these names; names of the caller's own come last and win
             kwargs = {"id2label": dense.id2label, "label2id": dense.label2id, **kwargs}

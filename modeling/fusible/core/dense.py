@@ -11,10 +11,9 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .backbones import backbone_spec
-from .options import check_keys
+from .options import DOWNLOAD_ARGUMENTS, check_keys
 
 
-DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id")
 
 
@@ -32,11 +31,11 @@ def split_options(
     Raises:
         ValueError: for an option that neither knows, or one for loading if the model is at hand.
     """
-    loading = {name: value for name, value in options.items() if name in (*DOWNLOAD_OPTIONS, "dtype")}
+    loading = {name: value for name, value in options.items() if name in (*DOWNLOAD_ARGUMENTS, "dtype")}
     own = {name: value for name, value in options.items() if name not in loading}
     fields = [field.name for field in dataclasses.fields(config_class)]
     # options for loading are not among `own`; they are here for the hint at what was meant
-    check_keys(own, [*fields, *LABEL_OPTIONS, *DOWNLOAD_OPTIONS], config_class.__name__)
+    check_keys(own, [*fields, *LABEL_OPTIONS, *DOWNLOAD_ARGUMENTS], config_class.__name__)
     if loading and isinstance(model, PreTrainedModel):
         raise ValueError(f"The dense model is at hand, so there is nothing to load with {', '.join(loading)}.")
     return own, loading
@@ -125,4 +124,4 @@ def _check_complete(name: str, missing: Collection[str]) -> None:
         raise ValueError(f"{name} is not the dense model that is needed here: it has no {parts}.")
 
 
-__all__ = ["DOWNLOAD_OPTIONS", "LABEL_OPTIONS", "dense_config", "load_backbone", "load_dense", "split_options"]
+__all__ = ["LABEL_OPTIONS", "dense_config", "load_backbone", "load_dense", "split_options"]

@@ -17,6 +17,7 @@ from ..hub.saving import save_model
 from ..hub.weight_files import check_form_metadata, fused_is_final_message
 from .configuration import FusibleConfig
 from .fusion import Fusible, fuse_tree
+from .options import DOWNLOAD_ARGUMENTS
 
 
 HUB_ARGUMENTS = (
@@ -30,7 +31,6 @@ HUB_ARGUMENTS = (
     "create_pr",
     "tags",
 )
-DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def fuse_(module: nn.Module) -> nn.Module:

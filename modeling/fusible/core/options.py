@@ -1,8 +1,12 @@
-"""Checks of option names, with a hint at what was meant. Nothing here needs torch or transformers."""
+"""Names of options, and checks of them with a hint at what was meant. Nothing here needs torch or transformers."""
 
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+
+# of `from_pretrained`: where files come from
+DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
@@ -22,4 +26,4 @@ def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> N
             raise ValueError(f"{where} has no {key!r}. {nearest(key, known)}")
 
 
-__all__ = ["check_keys", "nearest"]
+__all__ = ["DOWNLOAD_ARGUMENTS", "check_keys", "nearest"]

@@ -8,7 +8,7 @@ when the model is saved again.
 
 import ast
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -109,7 +109,7 @@ class _Part:
     names: dict[str, str] = field(default_factory=dict)  # name defined at the top level -> statement
 
 
-def join_modules(package: Path, entries: list[str], endings: list[str] = []) -> str:  # noqa: B006
+def join_modules(package: Path, entries: list[str], endings: Sequence[str] = ()) -> str:
     """
     The text of one module that defines what modules of a package, and all that they import of it, define.
 

@@ -66,7 +66,8 @@ class Repository:
         if has_weights and code:
             # which of the repository's Python files are a model's code is told by their content and the configuration
             patterns = [CONFIG_NAME, *code]
-            saved = self.api.snapshot_download(self.repo_id, revision=self.revision, allow_patterns=patterns)
+            with _outages_explained(self.repo_id):
+                saved = self.api.snapshot_download(self.repo_id, revision=self.revision, allow_patterns=patterns)
             old |= code & code_files(Path(saved))
         with _outages_explained(self.repo_id):
             return self.api.create_commit(

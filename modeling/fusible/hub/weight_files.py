@@ -50,9 +50,6 @@ class FusibleModel(Protocol):
     def config(self) -> FormConfig: ...
 
     @property
-    def config_class(self) -> type: ...
-
-    @property
     def dtype(self) -> torch.dtype: ...
 
     @property

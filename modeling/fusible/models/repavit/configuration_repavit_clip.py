@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPTextConfig, PreTrainedConfig, PreTraine
 from transformers.configuration_utils import SubConfigSpec
 
 from ...core.configuration import FusibleConfig
-from ...core.dense import DOWNLOAD_OPTIONS
+from ...core.options import DOWNLOAD_ARGUMENTS
 from .configuration_repavit import RePaViTConfig
 
 
@@ -47,7 +47,7 @@ class RePaViTCLIPConfig(FusibleConfig):
             model: a CLIP model, or its folder or Hub repository.
             **kwargs: options of `RePaViTConfig`, and those for the download, such as `revision`.
         """
-        download = {name: kwargs[name] for name in DOWNLOAD_OPTIONS if name in kwargs}
+        download = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
         if isinstance(model, PreTrainedModel):
             # the text tower's configuration becomes part of the new one and must not be shared
             clip = cast(CLIPConfig, copy.deepcopy(model.config))

@@ -14,9 +14,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ...core.backbones import backbone_spec
-from ...core.dense import DOWNLOAD_OPTIONS, load_backbone, split_options
+from ...core.dense import load_backbone, split_options
 from ...core.drop_path import DropPath
 from ...core.modeling import FusiblePreTrainedModel
+from ...core.options import DOWNLOAD_ARGUMENTS
 from .blocks import RePaBlock, convert_block_
 from .calibration import calibrate_, collect_statistics
 from .configuration_repavit import RePaViTConfig
@@ -81,7 +82,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             ValueError: if the backbone is not supported, an option is wrong, or the calibration is empty.
         """
         options, loading = split_options(cls.config_class, model, kwargs)
-        download = {name: value for name, value in loading.items() if name in DOWNLOAD_OPTIONS}
+        download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
         config = cls.config_class.from_backbone(model, **options, **download)
         spec = backbone_spec(config.backbone_config)
         dense: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)

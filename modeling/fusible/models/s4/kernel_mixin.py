@@ -10,7 +10,8 @@ import torch
 from huggingface_hub import CommitInfo
 from transformers.utils import CONFIG_NAME
 
-from ...core.modeling import DOWNLOAD_ARGUMENTS, FusiblePreTrainedModel
+from ...core.modeling import FusiblePreTrainedModel
+from ...core.options import DOWNLOAD_ARGUMENTS
 from ...hub.kernel_repository import push_kernels
 from ...hub.weight_files import KERNEL_FOLDER
 from ...kernels.loading import (

@@ -15,8 +15,9 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ...core.backbones import backbone_spec
-from ...core.dense import DOWNLOAD_OPTIONS, load_backbone, split_options
+from ...core.dense import load_backbone, split_options
 from ...core.modeling import FusiblePreTrainedModel
+from ...core.options import DOWNLOAD_ARGUMENTS
 from ...core.subclassing import mix_in_
 from .adapter_files import find_adapter, load_adapter_, write_adapter
 from .adapters import LinearAdapter, adapt_
@@ -167,7 +168,7 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
             OSError: if a file is missing or cut off.
         """
         options, loading = split_options(cls.config_class, model, kwargs)
-        download = {name: value for name, value in loading.items() if name in DOWNLOAD_OPTIONS}
+        download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
         file = None
         if adapter is None:
             config = cls.config_class.from_backbone(model, **options, **download)
