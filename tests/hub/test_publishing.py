@@ -203,7 +203,8 @@ def test_requests_of_a_push_and_a_load(hub, model):
     }.items():
         hub.log.clear()
         action()
-        counts[name] = len(hub.log)
+        # the first program of a day also asks which agents there are
+        counts[name] = sum("agent-harnesses" not in request.path for request in hub.log)
     assert counts == {
         "first push": 8,  # create, info, card check, preupload, batch, upload, verify, commit
         "same push": 9,  # create, info, old card (3), card check, preupload, batch, revision

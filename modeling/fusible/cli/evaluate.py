@@ -91,7 +91,7 @@ def evaluate_saved(
     # other numbers of classes would give an accuracy without meaning
     if data.classes is not None and len(data.classes) != model.config.num_labels:
         raise ValueError(f"{source} has {model.config.num_labels} classes, {recipe.dataset} has {len(data.classes)}.")
-    form: Any = model.fuse() if fused else model
+    form: Any = model.fuse(share=True) if fused else model
     results = evaluate_model(form, data, batch_size=batch_size, limit=limit)
     if card is not None:
         write_results(card, task_of(model), recipe.dataset, results)

@@ -85,7 +85,7 @@ def fuse_and_publish(
 
     cast_to = None if dtype is None else find_dtype(dtype)
     model, processor = load(source, revision), load_processor(source, revision)
-    fused = model.fuse()
+    fused = model.fuse(share=True)
     facts: dict[str, Any] = {"source": source, "destination": str(destination), "repo_id": repo_id}
     if tolerance is not None:
         # before the cast, whose rounding would hide an error of fusing

@@ -64,7 +64,7 @@ def describe(source: str, revision: str | None, check: bool, images: Sequence[Pa
         "fused": asdict(form_facts(model, fused=True)),
     }
     if check:
-        description |= compare_outputs(model, model.fuse(), load_processor(source, revision), images)
+        description |= compare_outputs(model, model.fuse(share=True), load_processor(source, revision), images)
     return description
 
 

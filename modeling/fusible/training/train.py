@@ -89,7 +89,7 @@ def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict
     """
     # from the folder and not from the trainer, whose model may be wrapped, sharded or in the state of training
     source = recipe.model_class.from_pretrained(recipe.output)
-    fused = source.fuse() if source.has_fused_form else None
+    fused = source.fuse(share=True) if source.has_fused_form else None
     # DeepSpeed prepares no model that is not trained
     if fused is not None and trainer.eval_dataset is not None and not trainer.is_deepspeed_enabled:
         eval_trainer = Trainer(

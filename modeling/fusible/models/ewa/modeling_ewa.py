@@ -153,6 +153,10 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         """The stacked parameters of all experts, `[num_experts, ...]`."""
         return stacked_parameters(self)
 
+    def _shared_parts(self) -> list[nn.Module]:
+        # poolers and mask tokens are parts of some classes only
+        return list(backbone_spec(self.model.config).blocks(self.model))
+
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random inputs of the configured size, always the same ones."""

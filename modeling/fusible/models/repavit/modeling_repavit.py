@@ -100,6 +100,9 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             calibrate_(ffn, found)
         return repavit
 
+    def _shared_parts(self) -> list[nn.Module]:
+        return [self.backbone, self.final_norm]
+
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random inputs of the configured size, always the same ones."""

@@ -40,7 +40,7 @@ def write_adapter(
         # safetensors does not write views with gaps
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
         save_file(tensors, stage / ADAPTER_WEIGHTS, {"format": "pt", MAGNITUDE_KEY: repr(magnitude(frozen))})
-        write_form_metadata(stage / ADAPTER_WEIGHTS, config)
+        write_form_metadata(config, stage / ADAPTER_WEIGHTS)
         (stage / ADAPTER_CONFIG).write_text(config.to_json_string(), encoding="utf-8")
 
 
@@ -59,7 +59,7 @@ def find_adapter(adapter: str | os.PathLike, **download: Any) -> tuple[ZeroI2VCo
     names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     files = [Path(str(cached_file(adapter, name, **download))) for name in names]
     config = ZeroI2VConfig.from_json_file(files[0])
-    check_form_metadata(files[1], config)
+    check_form_metadata(config, files[1])
     return config, files[1]
 
 

@@ -202,6 +202,9 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
             raise ValueError("With freeze_backbone=False the image model is trained too; use save_pretrained.")
         write_adapter(folder, self.config, self.trained_parameters(), self.frozen_parameters())
 
+    def _shared_parts(self) -> list[nn.Module]:
+        return [self.backbone]
+
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random videos of the configured size, always the same ones."""
