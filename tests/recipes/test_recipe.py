@@ -209,8 +209,8 @@ def test_precision(has_device, has_bf16, wanted, found, monkeypatch):
 def test_base_models(tmp_path):
     """Weights to start from: an image model for videos, a plain one for experts or idle channels, or our own."""
     plain = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    plain |= {"image_size": 16, "patch_size": 8, "layer_norm_eps": 1e-6}
-    vit = AutoModelForImageClassification.from_config(ViTConfig(**plain, num_labels=3))
+    plain |= {"image_size": 16, "patch_size": 8}
+    vit = AutoModelForImageClassification.from_config(ViTConfig(**plain, num_labels=3, layer_norm_eps=1e-6))
     vit.save_pretrained(tmp_path / "vit")
     clip = CLIPVisionModel(CLIPVisionConfig(**plain))
     clip.save_pretrained(tmp_path / "clip")
