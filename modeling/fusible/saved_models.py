@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ._auto import AUTO_CLASSES
+from .hub.atomic import finish_save
 from .hub.methods import METHODS
 from .hub.model_card import write_card
 from .hub.publishing import open_repository
@@ -46,6 +47,7 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
         ValueError: if it is not one of fusible's, nor a plain one that may be taken.
         OSError: if it is not there.
     """
+    finish_save(source)
     config = AutoConfig.from_pretrained(source, revision=revision or "main")
     if not plain and config.model_type not in METHODS:
         raise ValueError(f"{source} is a {config.model_type!r} model; fusible has {', '.join(sorted(METHODS))}.")
