@@ -100,7 +100,7 @@ def publish(
 
     Args:
         model: one with two forms in either of them, or a plain one that one was fused to.
-        destination: folder; files that are there already stay, except older weights and the card.
+        destination: folder; files that are there already stay, except older weights and a card of fusible's.
         processor: image processor or tokenizer, if there is one.
         source: what a fused model was made from.
         measure: also measure the difference of the two for the card.

@@ -3,8 +3,8 @@ Kills a process that overwrites a saved model, before each of its file operation
 
 Usage: kill_saves.py FOLDER MODE. MODE is "links", "no-links" (as on file systems without hard links), or "disk-full"
 (writing fails after ever more bytes, the process goes on). Prints one JSON line per kill and a last one without:
-{"operation": ..., "left": "old" | "new" | message of the exception that loading raises, "saved": the same after a save of
-the old model in place of a load, "litter": number of temporary folders after that save, "status": ...}, and
+{"operation": ..., "left": "old" | "new" | message of the exception that loading raises, "saved": the same after a save
+of the old model in place of a load, "litter": number of temporary folders after that save, "status": ...}, and
 {"complaint": message} where saving raised an exception.
 """
 
