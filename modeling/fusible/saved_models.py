@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ._auto import AUTO_CLASSES
+from .hub.atomic import finish_save
 from .hub.methods import METHODS
 from .hub.model_card import write_card
 from .hub.publishing import open_repository
@@ -46,6 +47,7 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
         ValueError: if it is not one of fusible's, nor a plain one that may be taken.
         OSError: if it is not there.
     """
+    finish_save(source)
     config = AutoConfig.from_pretrained(source, revision=revision or "main")
     if not plain and config.model_type not in METHODS:
         raise ValueError(f"{source} is a {config.model_type!r} model; fusible has {', '.join(sorted(METHODS))}.")
@@ -98,7 +100,7 @@ def publish(
 
     Args:
         model: one with two forms in either of them, or a plain one that one was fused to.
-        destination: folder; files that are there already stay, except older weights and the card.
+        destination: folder; files that are there already stay, except older weights and a card of fusible's.
         processor: image processor or tokenizer, if there is one.
         source: what a fused model was made from.
         measure: also measure the difference of the two for the card.

@@ -12,6 +12,7 @@ from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
+from ..hub.atomic import finish_save
 from ..hub.publishing import push_model
 from ..hub.saving import save_model
 from ..hub.weight_files import (
@@ -324,9 +325,12 @@ class FusiblePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if the training form is asked of a fused checkpoint, or fusing is asked together with
                 quantization or sharding, or weights and configuration do not belong together.
-            OSError: if a weight file is cut off.
+            OSError: if a weight file is cut off, or the folder changes at this moment.
         """
         path = pretrained_model_name_or_path
+        finished = path is not None and finish_save(Path(path, kwargs.get("subfolder") or ""))
+        if finished and isinstance(config, PreTrainedConfig):
+            raise OSError(f"A save to {path} was completed just now; its configuration was read before. Load again.")
         if path is None or fused is None:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         if not isinstance(config, PreTrainedConfig):

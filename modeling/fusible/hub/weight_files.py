@@ -99,6 +99,11 @@ def is_superseded_with_weights(name: str, variant: str | None = None) -> bool:
     return is_weight_file(name, variant) or name.partition("/")[0] == KERNEL_FOLDER
 
 
+def is_card_of_user(card: Path) -> bool:
+    """Whether there is a card that is not ours, and so stays."""
+    return card.exists() and CARD_MARK not in card.read_text(encoding="utf-8", errors="replace")
+
+
 def code_files(folder: Path) -> set[str]:
     """
     Names of the files in a folder that are the code of the model there: those that its `auto_map` names, with what

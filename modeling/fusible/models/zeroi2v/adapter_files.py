@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file, logging
 
-from ...hub.atomic import atomic_folder
+from ...hub.atomic import atomic_folder, finish_save
 from ...hub.weight_files import check_form_metadata, write_form_metadata
 from .configuration_zeroi2v import ZeroI2VConfig
 
@@ -56,6 +56,7 @@ def find_adapter(adapter: str | os.PathLike, **download: Any) -> tuple[ZeroI2VCo
         OSError: if there is none.
         ValueError: if they do not belong together.
     """
+    finish_save(adapter)
     names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     files = [Path(str(cached_file(adapter, name, **download))) for name in names]
     config = ZeroI2VConfig.from_json_file(files[0])
