@@ -13,6 +13,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ...core.batch_norm import RecomputeSafeBatchNorm1d
 from ...core.losses import classification_loss
 from .configuration_point_vit import PointViTConfig
 from .embeddings import PointLinear, PointViTEmbeddings
@@ -90,7 +91,7 @@ class PointViTModel(PointViTPreTrainedModel):
             nn.Sequential(
                 OrderedDict(
                     dense=nn.Linear(size, width),
-                    norm=nn.BatchNorm1d(width),
+                    norm=RecomputeSafeBatchNorm1d(width),
                     activation=nn.ReLU(),
                     dropout=nn.Dropout(config.classifier_dropout),
                 )
