@@ -404,6 +404,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
     # what training needs to know of a model
 
     label_names: ClassVar[tuple[str, ...] | None] = None  # `TrainingArguments.label_names`, where it is not "labels"
+    # whether losses are parts of a step's, by `num_items_in_batch`; means of a micro-batch are divided by Trainer
+    accepts_loss_kwargs: ClassVar[bool] = False
     starts_from_data: ClassVar[bool] = False  # `from_dense` takes `calibration`, some batches of inputs
 
     @classmethod
