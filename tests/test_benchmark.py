@@ -5,7 +5,8 @@ import torch
 
 from fusible import RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 from fusible.benchmark import median_seconds
-from fusible.hub.form_facts import count_macs, form_facts
+from fusible.hub.form_facts import count_macs, form_facts, max_difference
+from support.small_models import make_model
 
 
 def authors_vit(width: int, depth: int, heads: int, idle_ratio: float, model_class=RePaViTForImageClassification):
@@ -62,3 +63,24 @@ def test_functions_take_turns():
     calls = []
     medians = median_seconds([lambda: calls.append(0), lambda: calls.append(1)], repeats=4, warmup=1)
     assert calls == [0, 1] * 5 and len(medians) == 2
+
+
+def test_any_accelerator_is_waited_for(monkeypatch):
+    """Also the second one, and one that is not CUDA's."""
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    median_seconds([lambda: None], repeats=2, warmup=1)
+    median_seconds([lambda: None], repeats=2, warmup=1, device=torch.device("cuda:1"))
+    assert waited == 3 * [torch.device("xpu")] + 3 * [torch.device("cuda:1")]
+    median_seconds([lambda: None], device=torch.device("cpu"))
+    assert len(waited) == 6
+
+
+def test_comparing_forms_leaves_every_modules_mode():
+    model = make_model(num_labels=3).train()
+    fused = model.fuse().train()
+    model.backbone.layernorm.eval()  # as somebody who freezes a part
+    modes = [[module.training for module in form.modules()] for form in (model, fused)]
+    assert max_difference(model, fused)[0] < 1e-4
+    assert [[module.training for module in form.modules()] for form in (model, fused)] == modes

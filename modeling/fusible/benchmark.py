@@ -19,21 +19,33 @@ def folder_bytes(folder: str | Path) -> int:
 
 
 @torch.no_grad()
-def median_seconds(functions: Iterable[Callable[[], object]], repeats: int = 30, warmup: int = 3) -> list[float]:
+def median_seconds(
+    functions: Iterable[Callable[[], object]],
+    repeats: int = 30,
+    warmup: int = 3,
+    device: torch.device | None = None,
+) -> list[float]:
     """
     Median wall time of each function, in seconds.
 
     The functions take turns, so that a change in the machine's speed meets all of them.
+
+    Args:
+        functions: what is timed.
+        repeats: of each function.
+        warmup: calls of each function before them.
+        device: that the functions work on; the current accelerator by default, if there is one.
     """
+    device = torch.accelerator.current_accelerator() if device is None else device
     functions = list(functions)
     times: list[list[float]] = [[] for _ in functions]
     for repeat in range(warmup + repeats):
         for function, samples in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
-            # GPUs work on after the call has returned
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            # accelerators work on after the call has returned
+            if device is not None and device.type != "cpu":
+                torch.accelerator.synchronize(device)
             if repeat >= warmup:
                 samples.append(time.perf_counter() - start)
     return [statistics.median(samples) for samples in times]
@@ -81,7 +93,7 @@ def compare_forms(
         # compiled in the first call, which is one of the warm-up
         function: Any = torch.compile(form) if compiled else form
         functions.append(partial(function, **moved(inputs, form.device, form.dtype)))
-    seconds = median_seconds(functions, repeats)
+    seconds = median_seconds(functions, repeats, device=model.device)
     results = {
         name: {"latency_ms": 1e3 * value, "inputs_per_second": batch_size / value}
         for name, value in zip(forms, seconds, strict=True)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from ..hub.atomic import finish_save
+from ..hub.processors import processor_for_folder
 from ..hub.publishing import push_model
 from ..hub.saving import save_model
 from ..hub.weight_files import (
@@ -222,6 +223,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
         push_to_hub: bool = False,
         *,
         fused: bool = False,
+        processor: Any | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -235,6 +237,9 @@ class FusiblePreTrainedModel(PreTrainedModel):
             push_to_hub: also push to the Hub; with the arguments of `push_to_hub`, `repo_id` defaulting to the
                 folder's name.
             fused: save the inference form. `self` stays as it is, and only what fusing changes is copied.
+            processor: tokenizer, image processor or feature extractor to save with the model. With `fused=True`, by
+                default the one that is in the folder already, or else the one that is where the model was loaded from:
+                in its folder, in the cache or, if the model is also pushed, on the Hub.
             **kwargs: the other arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
@@ -249,6 +254,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
         # the push is made below; that of transformers takes no folders, no branch and no metadata of a card
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         writes = self.should_save_on_this_rank(is_main_process)
+        if fused and processor is None and writes:
+            processor = processor_for_folder(self, save_directory, push_to_hub, token=hub.get("token"))
         distributed_config = self.config.__dict__.get("distributed_config")
         model, given, names = self, state_dict, []
         makes_twin = fused and not self.config.fused
@@ -270,7 +277,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
             describe_(model)
         # a plain save gathers shards and needs all ranks; a twin is whole, and only the writing rank has one
         if writes or not makes_twin:
-            names = save_model(model, save_directory, writes, is_main_process, state_dict, **kwargs)
+            names = save_model(model, save_directory, writes, is_main_process, state_dict, processor, **kwargs)
         self.barrier_after_gathered_checkpoint_save(distributed_config)
         if push_to_hub and writes:
             hub.setdefault("repo_id", Path(save_directory).resolve().name)
@@ -280,7 +287,13 @@ class FusiblePreTrainedModel(PreTrainedModel):
             push_model(model, self, Path(save_directory), names, measure=measure, **hub)
 
     def push_to_hub(  # type: ignore[override]
-        self, repo_id: str, *, fused: bool = False, max_shard_size: int | str = "50GB", **kwargs: Any
+        self,
+        repo_id: str,
+        *,
+        fused: bool = False,
+        processor: Any | None = None,
+        max_shard_size: int | str = "50GB",
+        **kwargs: Any,
     ) -> CommitInfo:
         """
         Pushes model, configuration, code and a model card to the Hub, as one commit that is whole or not there.
@@ -288,6 +301,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
         Args:
             repo_id: `user/name`; created if missing.
             fused: push the inference form; `self` stays as it is.
+            processor: tokenizer, image processor or feature extractor to push with the model. With `fused=True`, by
+                default the one that is in the repository already, or else the one where the model was loaded from.
             max_shard_size: of the weight files, as for `save_pretrained`.
             **kwargs: the other arguments of `PreTrainedModel.push_to_hub`, and `card_data`: a `dict` with more
                 metadata for the model card, such as `license`, `datasets` and `metrics`.
@@ -300,8 +315,11 @@ class FusiblePreTrainedModel(PreTrainedModel):
         if not (self._is_quantized() or self._has_adapters()):
             describe_(model)
         with TemporaryDirectory() as folder:
-            names = save_model(model, folder, max_shard_size=max_shard_size)
-            return push_model(model, self, Path(folder), names, repo_id, measure=model is not self, **kwargs)
+            names = save_model(model, folder, processor=processor, max_shard_size=max_shard_size)
+            takes = fused and processor is None
+            return push_model(
+                model, self, Path(folder), names, repo_id, measure=model is not self, takes_processor=takes, **kwargs
+            )
 
     @classmethod
     def from_pretrained(

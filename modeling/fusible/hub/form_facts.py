@@ -1,7 +1,8 @@
 """Size of a model's forms and the difference of their outputs, as model cards give them."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,18 @@ def form_facts(model: FusibleModel, fused: bool) -> FormFacts:
     return FormFacts(count_parameters(form), macs, num_bytes)
 
 
+@contextmanager
+def eval_mode(*models: FusibleModel | PreTrainedModel) -> Iterator[list[PreTrainedModel]]:
+    """Yields models in eval mode; after the block, each of their modules has the mode back that it had before."""
+    # `train(mode)` would set all modules alike, also those that somebody froze in eval mode
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        yield [model.eval() for model in models]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 @torch.no_grad()
 def max_difference(
     training_form: FusibleModel,
@@ -63,17 +76,13 @@ def max_difference(
     Largest absolute difference of the two forms' first outputs in eval mode, and the largest output.
 
     Args:
-        training_form: any mode; it is left in that mode.
-        fused_form: of the same dtype.
+        training_form: any mode; all its modules are left in their modes.
+        fused_form: of the same dtype; likewise.
         inputs: defaults to the model's `dummy_inputs`, which are random.
     """
-    was_training = training_form.training
     inputs = training_form.dummy_inputs if inputs is None else inputs
-    forms = (training_form.eval(), fused_form.eval())
-    try:
+    with eval_mode(training_form, fused_form) as forms:
         expected, actual = (form(**moved(inputs, form.device, form.dtype))[0] for form in forms)
-    finally:
-        forms[0].train(was_training)
     return (actual - expected).abs().max().item(), expected.abs().max().item()
 
 

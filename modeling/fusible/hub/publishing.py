@@ -13,6 +13,7 @@ from huggingface_hub.utils import httpx
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
+from .processors import keeps_processor, processor_of
 from .weight_files import CARD_NAME, code_files, is_card_of_user, is_superseded_with_weights, is_weight_file
 
 
@@ -193,6 +194,7 @@ def push_model(
     repo_id: str,
     *,
     measure: bool,
+    takes_processor: bool = False,
     tags: list[str] | str | None = None,
     card_data: dict[str, Any] | None = None,
     private: bool | None = None,
@@ -211,6 +213,7 @@ def push_model(
         names: the files to push.
         repo_id: where to.
         measure: say in the card how much the outputs of the two differ.
+        takes_processor: also push the processor where the source was loaded from, if the repository has none.
         tags: for the card.
         card_data: more metadata for the card.
         private: as for `open_repository`.
@@ -223,6 +226,9 @@ def push_model(
         OSError: if the push did not complete.
     """
     repository = open_repository(repo_id, private=private, token=token, revision=revision, create_pr=create_pr)
+    if takes_processor and not keeps_processor(repository.repo_id, repository.files, source):
+        processor = processor_of(source, token=token)
+        names = names + ([] if processor is None else [Path(file).name for file in processor.save_pretrained(folder)])
     if repository.takes_card_from(folder):
         all_tags = [*(source.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
         card_data = {"tags": list(dict.fromkeys(all_tags)), **(card_data or {})}

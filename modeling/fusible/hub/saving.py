@@ -26,6 +26,7 @@ def save_model(
     writes: bool = True,
     is_main_process: bool = True,
     state_dict: dict[str, torch.Tensor] | None = None,
+    processor: Any | None = None,
     **kwargs: Any,
 ) -> list[str]:
     """
@@ -37,6 +38,7 @@ def save_model(
         writes: whether this process writes weights.
         is_main_process: whether it writes the rest.
         state_dict: weights to save instead of the model's own.
+        processor: what makes the model's inputs, if that is to be saved with it.
         **kwargs: the other arguments of `PreTrainedModel.save_pretrained`.
 
     Returns:
@@ -65,6 +67,8 @@ def save_model(
             weights = sorted(Path(stage).glob("model*.safetensors"))
             write_form_metadata(fusible.config, *weights, saved_class=type(model).__name__.removeprefix("FSDP"))
             fusible._save_extra_files(Path(stage))
+        if processor is not None and is_main_process:
+            processor.save_pretrained(stage)
         return files_in(Path(stage))
 
 

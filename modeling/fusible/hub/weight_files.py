@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
@@ -78,6 +79,8 @@ class FusibleModel(Protocol):
         """The inference form, in eval mode."""
 
     def eval(self) -> PreTrainedModel: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
 
     def _save_extra_files(self, folder: Path) -> None: ...
 

@@ -80,7 +80,7 @@ def check_fusible(model: Any) -> None:
     if not isinstance(model, FusiblePreTrainedModel):
         raise ValueError(f"{type(model).__name__} has one form only; there is nothing to fuse.")
     if not model.config.fused:
-        model._check_fusible()
+        model.check_fusible()
 
 
 __all__ = ["EWACallback", "FusedExportCallback", "check_fusible", "is_adapted", "merged"]
