@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ._auto import AUTO_CLASSES
+from .core.completeness import check_complete
 from .hub.atomic import finish_save
 from .hub.methods import METHODS
 from .hub.model_card import write_card
@@ -59,7 +60,25 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
         model_class = getattr(transformers, name, None)
         if model_class is None:
             raise ValueError(f"{source} names the class {name}, which is unknown.")
-    return model_class.from_pretrained(source, config=config, revision=revision or "main")
+    return load_complete(model_class, source, config=config, revision=revision or "main")
+
+
+def load_complete(model_class: Any, source: str, **kwargs: Any) -> Any:
+    """
+    A model with all of its weights; of plain ones, transformers would draw missing ones at random.
+
+    Args:
+        model_class: its class, or an Auto class.
+        source: folder or Hub repository.
+        **kwargs: for `from_pretrained`.
+
+    Raises:
+        ValueError: if weights are missing.
+        OSError: if it is not there.
+    """
+    model, info = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    check_complete(model, source, info["missing_keys"], ())
+    return model
 
 
 def load_processor(source: str, revision: str | None) -> Any | None:
@@ -125,4 +144,4 @@ def publish(
     repository.commit(destination, names)
 
 
-__all__ = ["find_dtype", "load", "load_processor", "publish"]
+__all__ = ["find_dtype", "load", "load_complete", "load_processor", "publish"]
