@@ -10,7 +10,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ._auto import AUTO_CLASSES
 from .core.completeness import check_complete
-from .hub.atomic import finish_save
+from .hub.atomic import atomic_folder, finish_save
 from .hub.methods import METHODS
 from .hub.model_card import write_card
 from .hub.publishing import open_repository
@@ -133,7 +133,8 @@ def publish(
     """
     names = save_model(model, destination)
     if processor is not None:
-        names += [Path(file).name for file in processor.save_pretrained(destination)]
+        with atomic_folder(destination, lambda name: False, IMAGE_PROCESSOR_NAME) as stage:
+            names += [Path(file).name for file in processor.save_pretrained(stage)]
 
     if repo_id is None:
         write_card(destination, model, destination.name, source, card_data, measure=measure)
