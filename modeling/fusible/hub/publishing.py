@@ -13,7 +13,7 @@ from huggingface_hub.utils import httpx
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
-from .weight_files import CARD_MARK, CARD_NAME, code_files, is_superseded_with_weights, is_weight_file
+from .weight_files import ADAPTER_FILES, CARD_MARK, CARD_NAME, code_files, is_superseded_with_weights, is_weight_file
 
 
 logger = logging.get_logger(__name__)
@@ -61,7 +61,11 @@ class Repository:
         # by now the folder has a card: ours, or one that the user put there
         names = [*names, CARD_NAME] if self.takes_card else names
         has_weights = any(is_weight_file(name, variant) for name in names)  # unlike a push of adapters alone
-        old = {name for name in self.files if has_weights and is_superseded_with_weights(name, variant)}
+        old = {
+            name
+            for name in self.files
+            if has_weights and (is_superseded_with_weights(name, variant) or name in ADAPTER_FILES)
+        }
         code = {name for name in self.files if name.endswith(".py")}.difference(names)
         if has_weights and code:
             # which of the repository's Python files are a model's code is told by their content and the configuration
