@@ -64,7 +64,8 @@ def describe(source: str, revision: str | None, check: bool, images: Sequence[Pa
         "fused": asdict(form_facts(model, fused=True)),
     }
     if check:
-        description |= compare_outputs(model, model.fuse(), load_processor(source, revision), images)
+        processor = load_processor(source, revision, "pixel_values") if images else None
+        description |= compare_outputs(model, model.fuse(), processor, images)
     return description
 
 

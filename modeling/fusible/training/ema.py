@@ -26,8 +26,9 @@ class EMACallback(TrainerCallback):
 
     Training and the evaluation that `Trainer` does go on with the weights themselves. Checkpoints have the average in
     `ema.safetensors`. When training ends, `output_dir/ema` gets a model with the averaged weights, and
-    `output_dir/ema-fused` its inference form, if it has two. Buffers such as BatchNorm's statistics are averaged too,
-    counters are copied. Put it after callbacks that change weights, such as `EWACallback`.
+    `output_dir/ema-fused` its inference form, if it has two, both with the trainer's `processing_class`. Buffers such
+    as BatchNorm's statistics are averaged too, counters are copied. Put it after callbacks that change weights, such
+    as `EWACallback`.
 
     Args:
         decay: of the average, from 0 to 1.
@@ -108,13 +109,16 @@ class EMACallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: PreTrainedModel | None = None,
+        processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
         model, output = cast(PreTrainedModel, model), Path(str(args.output_dir))
         save: Callable[..., None] = partial(model.save_pretrained, is_main_process=args.should_save)
         save(output / "ema", state_dict=self._whole())
+        if processing_class is not None and args.should_save:
+            processing_class.save_pretrained(output / "ema")
         if is_fusible_model(model):
-            save(output / "ema-fused", state_dict=self._whole(), fused=True)
+            save(output / "ema-fused", state_dict=self._whole(), fused=True, processor=processing_class)
 
     def _whole(self) -> dict[str, torch.Tensor]:
         """The average, gathered from its shards if it has some."""
