@@ -59,14 +59,16 @@ def push_saved(
         `repo_id`, `files` and, unless it is a dry run, the address of the `commit`.
 
     Raises:
-        ValueError: if the folder holds no model, or a plain one without a card, which only fusing writes.
+        ValueError: if the folder holds no model, a processor that cannot be read, or a plain model without a card,
+            which only fusing writes.
         OSError: if the push did not complete.
     """
     from ..hub.model_card import rename_repository_in_card, write_card
+    from ..hub.processors import processor_of
     from ..hub.publishing import open_repository
     from ..hub.weight_files import CARD_NAME, is_fusible_model
     from ..recipes.parsing import RECIPE_NAME, whole_recipe
-    from ..saved_models import load
+    from ..saved_models import load, load_processor
 
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
@@ -77,6 +79,9 @@ def push_saved(
             f"{folder} holds a plain {model.config.model_type!r} model without a {CARD_NAME}, which `fusible fuse` "
             f"writes. To push a model that was not fused, say `hf upload {repo_id} {folder}`."
         )
+    # likewise; and a warning if there is none
+    load_processor(str(folder), None, model.main_input_name)
+    processor_of(model)
     files = files_to_push(folder)
     result: dict[str, Any] = {"repo_id": repo_id, "files": sorted({*files, CARD_NAME})}
     if dry_run:
