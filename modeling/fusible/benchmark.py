@@ -86,7 +86,7 @@ def compare_forms(
         for name, tensor in model.dummy_inputs.items()
     }
     # fused in the model's own precision, before the casts below
-    forms = {"training": model.eval(), "fused": model.fuse()}
+    forms = {"training": model.eval(), "fused": model.fuse(share=True)}
     functions = []
     for form in forms.values():
         form.to(device=torch.device(device), dtype=dtype or model.dtype)

@@ -79,7 +79,7 @@ def export_fused(
         )
     from transformers.exporters import DynamoConfig, DynamoExporter, ExportedModel, OnnxConfig, OnnxExporter
 
-    fused: PreTrainedModel = (model if model.config.fused else model.fuse()).eval()
+    fused: PreTrainedModel = (model if model.config.fused else model.fuse(share=True)).eval()
     # torch.export takes an axis of length 1 for a constant
     inputs = example_inputs(model, 2)
     exporter, config_class = (OnnxExporter(), OnnxConfig) if kind == "onnx" else (DynamoExporter(), DynamoConfig)

@@ -8,6 +8,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ._auto import AUTO_CLASSES
+from .core.completeness import check_complete
+from .hub.atomic import finish_save
 from .hub.methods import METHODS
 from .hub.model_card import write_card
 from .hub.processors import SavedProcessor
@@ -43,9 +45,10 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
         plain: also take models without two forms, such as what EWA's are fused to.
 
     Raises:
-        ValueError: if it is not one of fusible's, nor a plain one that may be taken.
+        ValueError: if it is not one of fusible's, nor a plain one that may be taken, or lacks weights.
         OSError: if it is not there.
     """
+    finish_save(source)
     config = AutoConfig.from_pretrained(source, revision=revision or "main")
     if not plain and config.model_type not in METHODS:
         raise ValueError(f"{source} is a {config.model_type!r} model; fusible has {', '.join(sorted(METHODS))}.")
@@ -57,7 +60,12 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
         model_class = getattr(transformers, name, None)
         if model_class is None:
             raise ValueError(f"{source} names the class {name}, which is unknown.")
-    return model_class.from_pretrained(source, config=config, revision=revision or "main")
+    model, found = model_class.from_pretrained(
+        source, config=config, revision=revision or "main", output_loading_info=True
+    )
+    # transformers' own classes draw what is missing at random; unexpected tensors are in many old checkpoints of them
+    check_complete(model, source, found["missing_keys"], ())
+    return model
 
 
 def load_processor(source: str, revision: str | None, main_input_name: str) -> Any | None:
@@ -106,7 +114,7 @@ def publish(
 
     Args:
         model: one with two forms in either of them, or a plain one that one was fused to.
-        destination: folder; files that are there already stay, except older weights and the card.
+        destination: folder; files that are there already stay, except older weights and a card of fusible's.
         processor: what makes the model's inputs, if there is anything: an image processor, a tokenizer, or a
             `SavedProcessor` for all that another folder or repository has.
         source: what a fused model was made from.

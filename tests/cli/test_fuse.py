@@ -12,6 +12,7 @@ from fusible import RePaViTForImageClassification
 from fusible.cli._common import compare_outputs
 from support.commands import run
 from support.model_tests.storage import assert_same_tensors
+from support.small_models import make_model
 
 
 def test_fuse_to_a_folder(source, tmp_path):
@@ -23,6 +24,26 @@ def test_fuse_to_a_folder(source, tmp_path):
     )
     assert AutoImageProcessor.from_pretrained(tmp_path / "fused", backend="pil").size == {"height": 16, "width": 16}
     assert "Largest absolute difference" in ModelCard.load(tmp_path / "fused" / "README.md").text
+
+
+def test_training_forms_are_not_overwritten(source, tmp_path):
+    """The only one, by whatever name of its folder, or another one."""
+    (tmp_path / "link").symlink_to(source)
+    make_model().save_pretrained(tmp_path / "another")
+    before = (source / "model.safetensors").read_bytes()
+    for destination in (source, source / ".", tmp_path / "link", tmp_path / "another"):
+        result = run("fuse", source, destination)
+        assert result.exit_code == 1 and "holds a training form" in result.output
+    assert (source / "model.safetensors").read_bytes() == before
+    for _ in range(2):  # an older inference form is
+        assert run("fuse", source, tmp_path / "fused").exit_code == 0
+
+
+def test_cards_of_users_are_kept(source, tmp_path):
+    (tmp_path / "fused").mkdir()
+    (tmp_path / "fused" / "README.md").write_text("# Mine", encoding="utf-8")
+    assert run("fuse", source, tmp_path / "fused").exit_code == 0
+    assert (tmp_path / "fused" / "README.md").read_text(encoding="utf-8") == "# Mine"
 
 
 def test_fuse_from_hub_to_hub(hub, source, tmp_path):

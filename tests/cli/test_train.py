@@ -21,8 +21,11 @@ def test_train_dry_run(recipe, tmp_path):
 
 def test_train_and_evaluate(recipe, tmp_path):
     output = tmp_path / "trained"
+    output.mkdir()
+    (output / "README.md").write_text("# Mine", encoding="utf-8")
     results = output_of("train", recipe, f"output_dir={output}", "model.num_labels=10")
     assert json.loads((output / "results.json").read_text(encoding="utf-8")) == results
+    assert (output / "README.md").read_text(encoding="utf-8") == "# Mine"
     for form, arguments in (("training", []), ("fused", ["--fused"])):
         measured = output_of("evaluate", output, recipe, "--batch-size", "64", *arguments)
         assert (measured["form"], measured["samples"]) == (form, 360)

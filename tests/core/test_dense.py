@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageClassification, CLIPConfig, CLIPModel, PreTrainedModel, ViTModel
 
 from fusible import (
@@ -76,3 +77,15 @@ def test_models_of_another_kind():
         ZeroI2VForVideoClassification.from_dense(make_dense("vit"), num_frames=2, token="secret")
     with pytest.raises(ValueError, match="ViTForImageClassification is not the dense model .* no pooler.dense.bias"):
         EWAModel.from_dense(make_dense("vit"))
+
+
+@pytest.mark.parametrize(("model_class", "name", "options"), CASES[:2] + CASES[5:6])
+def test_checkpoints_that_lack_weights(model_class, name, options, tmp_path):
+    """transformers draws them at random and logs it."""
+    dense = make_dense(name)
+    dense.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name, tensor in weights.items() if ".0." in name and tensor.ndim == 2)
+    save_file({name: tensor for name, tensor in weights.items() if name != lost}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="lacks"):
+        model_class.from_dense(tmp_path, **options)

@@ -119,9 +119,15 @@ def test_streams_train(tmp_path, monkeypatch):
         "data={streaming: true, num_examples: 6}",
         "training.max_steps=-1",
         "training.num_train_epochs=2",
+        "training.warmup_epochs=1",
     ]
-    trainer, _ = prepare(Recipe.load(FOLDER, [*known, "training.warmup_epochs=1"]))
+    trainer, _ = prepare(Recipe.load(FOLDER, known))
     assert trainer.args.max_steps == 3
+    # less than a step's batch, and less than a batch
+    trainer, _ = prepare(Recipe.load(FOLDER, [*known, "data.num_examples=1", "training.dataloader_drop_last=false"]))
+    assert trainer.args.max_steps == 1
+    with pytest.raises(ValueError, match="1 rows to train on, which make no batch of 2"):
+        prepare(Recipe.load(FOLDER, [*known, "data.num_examples=1"]))
 
 
 class Noise(torch.utils.data.Dataset):
@@ -190,7 +196,7 @@ def test_resuming_in_an_epoch_is_exact(workers, tmp_path):
 
     def train(name: str, *changes: str):
         training = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "no"}
-        training |= {"dataloader_num_workers": workers, "learning_rate": 0.01}
+        training |= {"dataloader_num_workers": workers, "learning_rate": 0.01, "ema_decay": 0.9}
         recipe = Recipe.load(folder, [*overrides(folder, tmp_path / name, **training), *changes])
         trainer, _ = prepare(recipe)
         return trainer

@@ -99,6 +99,23 @@ def test_superseded_weights_leave_with_the_same_commit(hub, model):
     assert len(hub.commits(REPO)) == 4
 
 
+def test_two_pushes_at_once(hub, model, monkeypatch):
+    """One comes between another's look at the repository and its commit: the later one wins, whole."""
+    commit, other = HfApi.create_commit, make_model(num_labels=5)
+
+    def another_push_first(*arguments, **keywords):
+        monkeypatch.setattr(HfApi, "create_commit", commit)
+        other.push_to_hub(REPO, max_shard_size="20KB")
+        return commit(*arguments, **keywords)
+
+    model.push_to_hub(REPO)
+    monkeypatch.setattr(HfApi, "create_commit", another_push_first)
+    model.push_to_hub(REPO, fused=True)
+    assert len(hub.commits(REPO)) == 4
+    assert [name for name in hub.files(REPO) if "safetensors" in name] == ["model.safetensors"]
+    assert_same_tensors(AutoModelForImageClassification.from_pretrained(REPO), model.fuse())
+
+
 def test_variants_stay(hub, model, tmp_path):
     model.push_to_hub(REPO)
     model.half().save_pretrained(tmp_path / "half", variant="fp16", push_to_hub=True, repo_id=REPO)
@@ -203,7 +220,8 @@ def test_requests_of_a_push_and_a_load(hub, model):
     }.items():
         hub.log.clear()
         action()
-        counts[name] = len(hub.log)
+        # the first program of a day also asks which agents there are
+        counts[name] = sum("agent-harnesses" not in request.path for request in hub.log)
     assert counts == {
         "first push": 8,  # create, info, card check, preupload, batch, upload, verify, commit
         "same push": 9,  # create, info, old card (3), card check, preupload, batch, revision

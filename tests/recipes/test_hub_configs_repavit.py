@@ -42,7 +42,6 @@ RECIPE = {
         "weight_decay": float,
         "max_grad_norm": float,
         "mixed_precision": str,
-        "ema_decay": float,
         "seed": int,
     },
     "augmentation": {

@@ -95,7 +95,7 @@ def test_it_is_published_if_asked(hub, tmp_path):
         ("training.mixed_precision=fp8", "invalid choice: 'fp8'"),
         ("augmentation.mixpu=1", "augmentation has no 'mixpu'. Did you mean mixup?"),
         ("distillation.teacer=x", "distillation has no 'teacer'. Did you mean teacher?"),  # codespell:ignore
-        ("model.idle_ration=1", "model has no 'idle_ration'. Did you mean idle_ratio?"),
+        ("model.idle_ration=1", "RePaViTConfig has no 'idle_ration'. Did you mean idle_ratio?"),
         ("model.backbone_config.hiden_size=1", "model.backbone_config has no 'hiden_size'. Did you mean hidden_size?"),
         ("augmentation=3", "must be a section"),
         ("dataset.x=1", "dataset is 'imagenet-1k' and has no entries"),
@@ -212,7 +212,7 @@ def test_base_models(tmp_path):
     """Weights to start from: an image model for videos, a plain one for experts or idle channels, or our own."""
     plain = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     plain |= {"image_size": 16, "patch_size": 8}
-    vit = AutoModelForImageClassification.from_config(ViTConfig(**plain, num_labels=3))
+    vit = AutoModelForImageClassification.from_config(ViTConfig(**plain, num_labels=3, layer_norm_eps=1e-6))
     vit.save_pretrained(tmp_path / "vit")
     clip = CLIPVisionModel(CLIPVisionConfig(**plain))
     clip.save_pretrained(tmp_path / "clip")

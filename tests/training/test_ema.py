@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from fusible import RePaViTForImageClassification
@@ -103,3 +104,26 @@ def test_sharded_weights(tmp_path):
         for key, tensor in one.state_dict().items():
             torch.testing.assert_close(two.state_dict()[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
         assert not torch.equal(one.classifier.weight, whole["classifier.weight"])
+
+
+def test_the_average_is_evaluated(start, tmp_path):
+    """In training, where the best checkpoint's average is what is exported; the weights themselves are trained on."""
+    plain = make_trainer(copy.deepcopy(start), tmp_path / "plain")
+    plain.train()
+    average = EMACallback(0.8)
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = make_trainer(copy.deepcopy(start), tmp_path, average, eval_strategy="steps", eval_steps=3, **best)
+    trainer.train()
+    assert_same_tensors(RePaViTForImageClassification.from_pretrained(tmp_path / "checkpoint-6"), plain.model)
+    rows, losses = trainer.eval_dataset.columns, {}
+    for record in (record for record in trainer.state.log_history if "eval_loss" in record):
+        model = copy.deepcopy(start).eval()
+        model.load_state_dict(load_file(tmp_path / f"checkpoint-{record['step']}" / "ema.safetensors"))
+        with torch.no_grad():
+            losses[record["step"]] = model(**rows).loss.item()
+        assert record["eval_loss"] == pytest.approx(losses[record["step"]], rel=1e-5)
+    worst = tmp_path / f"checkpoint-{max(losses, key=losses.get)}"
+    exported = RePaViTForImageClassification.from_pretrained(tmp_path / "ema").state_dict()
+    assert len(losses) == 2 and trainer.state.best_model_checkpoint == str(worst)
+    for name, tensor in load_file(worst / "ema.safetensors").items():
+        assert torch.equal(exported[name], tensor), name

@@ -107,7 +107,7 @@ def evaluate_saved(
         if card is not None:
             raise ValueError(f"{message} So they are not for a card; save it beside the model, or leave out --save.")
         logging.get_logger(__name__).warning(message)
-    form: Any = model.fuse() if fused else model
+    form: Any = model.fuse(share=True) if fused else model
     results = evaluate_model(form, data, batch_size=batch_size, limit=limit)
     loss = results.get("loss", 0.0)
     # metrics that only compare outputs would look like results

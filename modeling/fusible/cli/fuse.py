@@ -1,5 +1,6 @@
 """The command `fusible fuse`."""
 
+import json as json_module
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,7 +65,7 @@ def fuse_and_publish(
 
     Args:
         source: folder or Hub repository.
-        destination: folder; files that are there already stay, except older weights and the card of an older fuse.
+        destination: folder; files that are there already stay, except older weights and a card of fusible's.
         repo_id: where to push, if anywhere.
         revision: of the source repository.
         push_revision: branch to push to.
@@ -77,7 +78,8 @@ def fuse_and_publish(
         `source`, `destination`, `repo_id` and, if the forms were compared, `max_difference` and `max_output`.
 
     Raises:
-        ValueError: if the source is fused or no model of fusible's, if the forms differ, or if the dtype is unknown.
+        ValueError: if the source is fused or no model of fusible's, if the destination holds a training form, if the
+            forms differ, or if the dtype is unknown.
         OSError: if the source is not there, or the folder or the push cannot be completed.
     """
     from transformers.utils import logging
@@ -85,11 +87,12 @@ def fuse_and_publish(
     from ..hub.processors import processor_of
     from ..saved_models import find_dtype, load, load_processor, publish
 
+    _check_destination(destination)
     cast_to = None if dtype is None else find_dtype(dtype)
     model = load(source, revision)
     # loaded although it is copied as files below: a broken one is told before anything is written
     processor = load_processor(source, revision, "pixel_values" if images else model.main_input_name)
-    fused = model.fuse()
+    fused = model.fuse(share=True)
     facts: dict[str, Any] = {"source": source, "destination": str(destination), "repo_id": repo_id}
     if tolerance is not None:
         # before the cast, whose rounding would hide an error of fusing
@@ -120,6 +123,28 @@ def fuse_and_publish(
         private=private,
     )
     return facts
+
+
+def _check_destination(folder: Path) -> None:
+    """
+    Checks that no training form is overwritten, the source's for one, as nothing brings it back.
+
+    Raises:
+        ValueError: if the folder holds one.
+    """
+    from transformers.utils import CONFIG_NAME
+
+    from ..hub.methods import METHODS
+
+    try:
+        config = json_module.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        is_training_form = config["model_type"] in METHODS and not config.get("fused")
+    except (OSError, ValueError, KeyError, TypeError):  # no model, or none of fusible's
+        return
+    if is_training_form:
+        raise ValueError(
+            f"{folder} holds a training form, which the inference form would overwrite for good. Give another folder."
+        )
 
 
 __all__ = ["fuse"]

@@ -66,7 +66,7 @@ def describe(source: str, revision: str | None, check: bool, images: Sequence[Pa
     }
     if check:
         processor = load_processor(source, revision, "pixel_values") if images else None
-        compared = compare_outputs(model, model.fuse(), processor, images)
+        compared = compare_outputs(model, model.fuse(share=True), processor, images)
         if not math.isfinite(compared["max_difference"]):
             raise ValueError(f"Outputs of {source} are not finite, so that its forms do not compare. Are its weights?")
         description |= compared

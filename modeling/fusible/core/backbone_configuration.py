@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .backbones import BACKBONES
+from .backbones import structure_of
 from .configuration import FusibleConfig
 from .dense import dense_config
 from .options import DOWNLOAD_ARGUMENTS
@@ -42,12 +42,8 @@ class BackboneFusibleConfig(FusibleConfig):
             kwargs = {"id2label": dense.id2label, "label2id": dense.label2id, **kwargs}
         return cls(backbone_config=dense, **kwargs)
 
-    def _fingerprint(self, value: Any) -> Any:
-        """Of a backbone, its type and the options that its row of `BACKBONES` names."""
-        if not isinstance(value, PreTrainedConfig) or value.model_type not in BACKBONES:
-            return super()._fingerprint(value)
-        options = [value.to_dict()[name] for name in BACKBONES[value.model_type].structure_fields]
-        return [value.model_type, *options] if options else value.model_type
+    def _structure_of(self, config: PreTrainedConfig) -> Any:
+        return structure_of(config)
 
 
 __all__ = ["BackboneFusibleConfig"]

@@ -1,6 +1,6 @@
 """Supported vision backbones: names of their sub-layers, sizes and image features."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .options import canonical
 
 
 def class_token(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
@@ -66,7 +68,7 @@ class BackboneSpec:
     needs_final_norm: bool = False  # the model ends without one
     patch_grid: bool = True  # one token per patch in all blocks, after tokens of other kinds
     needs_interpolate_pos_encoding: bool = False  # takes other image sizes only with interpolate_pos_encoding=True
-    structure_fields: tuple[str, ...] = ()  # options that change the function and that no tensor's shape shows
+    structure_options: Mapping[str, Any] = field(default_factory=dict)  # see `structure_of`
     model_kwargs: dict[str, Any] = field(default_factory=dict)  # for `AutoModel.from_config`
 
     def blocks(self, backbone: PreTrainedModel) -> Iterator[nn.Module]:
@@ -126,6 +128,16 @@ def _vision_values(config: PreTrainedConfig | dict[str, Any] | None) -> dict[str
     return values.get("vision_config") or values
 
 
+def _structure(heads: int | None, eps: float | None, **others: Any) -> dict[str, Any]:
+    values = {"num_attention_heads": heads, "layer_norm_eps": eps, "hidden_act": "gelu", **others}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# of a model that is no backbone here: the text tower of a CLIP
+TEXT_STRUCTURE_OPTIONS: dict[str, Mapping[str, Any]] = {
+    "clip_text_model": _structure(8, 1e-5, hidden_act="quick_gelu", eos_token_id=49407)
+}
+
 _VIT = BackboneSpec(
     "ViTLayer",
     "layernorm_before",
@@ -134,6 +146,7 @@ _VIT = BackboneSpec(
     dropout="dropout",
     pools_class_token=True,
     needs_interpolate_pos_encoding=True,
+    structure_options=_structure(12, 1e-12, pooler_act="tanh"),
     # the image feature is the class token, so a pooler would be weights without use
     model_kwargs={"add_pooling_layer": False},
 )
@@ -148,6 +161,7 @@ _CLIP = BackboneSpec(
     pool=pooler_output,
     pools_class_token=True,
     needs_interpolate_pos_encoding=True,
+    structure_options=_structure(12, 1e-5, hidden_act="quick_gelu"),
 )
 _DINOV2 = BackboneSpec(
     "Dinov2Layer",
@@ -158,6 +172,7 @@ _DINOV2 = BackboneSpec(
     ffn_scale="layer_scale2",
     gated="use_swiglu_ffn",
     pools_class_token=True,
+    structure_options=_structure(12, 1e-6),
 )
 
 BACKBONES: dict[str, BackboneSpec] = {
@@ -171,7 +186,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         needs_interpolate_pos_encoding=False,
         supports_frame_batches=False,
         classifier="make_classifier",
-        structure_fields=("num_groups", "group_size"),
+        structure_options=_structure(6, 1e-5, num_groups=64, group_size=32),
         model_kwargs={},
     ),
     "beit": BackboneSpec(
@@ -186,6 +201,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         final_norms=("layernorm", "pooler.layernorm"),
         pool=pooler_output,
         needs_interpolate_pos_encoding=True,
+        structure_options=_structure(12, 1e-12, pool_scales=[1, 2, 3, 6], out_indices=[]),
     ),
     "dinov2": _DINOV2,
     "dinov2_with_registers": replace(_DINOV2, block="Dinov2WithRegistersLayer"),
@@ -198,10 +214,16 @@ BACKBONES: dict[str, BackboneSpec] = {
         gated="use_gated_mlp",
         plain_attention=False,  # it also turns queries and keys by their positions
         final_norms=("norm",),
+        structure_options=_structure(6, 1e-5, rope_theta=100.0),
     ),
     "clip_vision_model": _CLIP,
     # its pooled feature attends to all tokens
-    "siglip_vision_model": replace(_CLIP, block="SiglipEncoderLayer", pools_class_token=False),
+    "siglip_vision_model": replace(
+        _CLIP,
+        block="SiglipEncoderLayer",
+        pools_class_token=False,
+        structure_options=_structure(12, 1e-6, hidden_act="gelu_pytorch_tanh"),
+    ),
     "swin": BackboneSpec(
         "SwinLayer",
         "layernorm_before",
@@ -212,6 +234,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         pool=pooler_output,
         # patches merge from stage to stage
         patch_grid=False,
+        structure_options=_structure(None, 1e-5, window_size=7),
     ),
     "poolformer": BackboneSpec(
         "PoolFormerLayer",
@@ -230,8 +253,25 @@ BACKBONES: dict[str, BackboneSpec] = {
         needs_final_norm=True,
         supports_frame_batches=False,
         patch_grid=False,
+        structure_options=_structure(None, None, pool_size=3, strides=[4, 2, 2, 2], padding=[2, 1, 1, 1]),
     ),
 }
+
+
+def structure_of(config: PreTrainedConfig) -> list[Any]:
+    """
+    What of a backbone's configuration changes its function and is shown neither by names nor by shapes of tensors.
+
+    Returns:
+        Its type, and those options of its row of `BACKBONES` that differ from the values there. These are fixed: what
+        another version of transformers adds, drops, or takes for a default, changes nothing here.
+    """
+    if "vision_config" in config.sub_configs:
+        config = config.vision_config
+    row = BACKBONES.get(config.model_type)
+    options = TEXT_STRUCTURE_OPTIONS.get(config.model_type, {}) if row is None else row.structure_options
+    values = {name: getattr(config, name, usual) for name, usual in options.items()}
+    return [config.model_type, {n: v for n, v in values.items() if canonical(v) != canonical(options[n])}]
 
 
 def backbone_spec(backbone_config: PreTrainedConfig | dict[str, Any] | None) -> BackboneSpec:
@@ -247,4 +287,4 @@ def backbone_spec(backbone_config: PreTrainedConfig | dict[str, Any] | None) -> 
     return BACKBONES[model_type]
 
 
-__all__ = ["BACKBONES", "BackboneSpec", "backbone_spec"]
+__all__ = ["BACKBONES", "BackboneSpec", "backbone_spec", "structure_of"]

@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,12 +25,19 @@ def copy_in_forward(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tens
 
 
 class RecomputeSafe(_BatchNorm):
-    """Mixed into a BatchNorm: running statistics change once per step, also under activation checkpointing."""
+    """
+    Mixed into a BatchNorm: running statistics change once per step, also under activation checkpointing.
+
+    With a weight that is not trained, as under PEFT, they do not change at all: the BatchNorm runs as in eval mode.
+    """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[tokens, channels]` to the same shape."""
         if not self.training:
             return self.normalize(input)
+        if not self.weight.requires_grad:
+            # adapters are saved without statistics, so these have to stay those of the base model
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         statistics = dict(self.named_buffers())
         # the forward pass writes to copies, and `copy_in_forward` decides whether they count
         updated = {name: tensor.clone() for name, tensor in statistics.items()}

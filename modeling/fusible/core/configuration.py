@@ -10,7 +10,32 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.utils import CONFIG_NAME, logging
+
+from .options import canonical, check_keys, similar
+
+
+logger = logging.get_logger(__name__)
+
+# of `PreTrainedConfig`, which takes them without a field or writes them under another name
+COMMON_OPTIONS = (
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "torch_dtype",
+)
+_KNOWN_OPTIONS: dict[type, set[str]] = {}
 
 
 class PortableConfig(PreTrainedConfig):
@@ -46,50 +71,123 @@ class FusibleConfig(PortableConfig):
             Which of the two forms the model has. Fused weights cannot be turned back into the training form.
     """
 
+    # of the entries in the headers of weight files; the first ones had no number
+    format_number: ClassVar[int] = 2
     # fields in which weights and configuration may differ
     non_structural_fields: ClassVar[frozenset[str]] = frozenset()
+    # what the constructor takes or files hold besides fields
+    derived_fields: ClassVar[frozenset[str]] = frozenset()
 
     fused: bool = False
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_keys(kwargs, self._known_options(), type(self).__name__)
+        for name in self.sub_configs_defaults:
+            # of one's own: what is written into it, such as labels, is no business of whoever gave it
+            setattr(self, name, copy.deepcopy(getattr(self, name)))
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def _known_options(cls) -> set[str]:
+        """Names that the constructor takes, and those that transformers writes into files beside them."""
+        if cls not in _KNOWN_OPTIONS:
+            written = PreTrainedConfig().to_dict()
+            fields = {field.name for field in dataclasses.fields(cls)}
+            _KNOWN_OPTIONS[cls] = {*fields, *written, *cls.derived_fields, *COMMON_OPTIONS} | {
+                *GenerationConfig().to_dict()
+            }
+        return _KNOWN_OPTIONS[cls]
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As for all configurations; raises `ValueError` for a configuration of another kind of model."""
+        """
+        As for all configurations; what is not known, such as notes of the user's, is kept and has no effect.
+
+        Raises:
+            ValueError: for a configuration of another kind of model.
+        """
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:  # transformers only warns, and makes a model of random weights
             raise ValueError(
                 f"This is a model of type {found!r}, not {cls.model_type!r}. An Auto class loads it as it is; "
                 "from_dense() starts from its weights."
             )
-        if not kwargs.get("return_unused_kwargs"):
-            return super().from_dict(config_dict, **kwargs)
+        known = cls._known_options()
+        notes = {name: value for name, value in config_dict.items() if name not in known}
+        for name in notes:
+            if hint := similar(name, known):
+                logger.warning(f"{CONFIG_NAME} has {name!r}, which {cls.__name__} does not know. {hint}")
+        config_dict = {name: value for name, value in config_dict.items() if name in known}
         # for a model's from_pretrained: `fused` is the form that is wanted, and the configuration says the stored one
-        wanted = {"fused": kwargs.pop("fused")} if "fused" in kwargs else {}
-        config, unused = super().from_dict(config_dict, **kwargs)
-        return config, unused | wanted
+        asks_unused = kwargs.pop("return_unused_kwargs", False)
+        wanted = {"fused": kwargs.pop("fused")} if asks_unused and "fused" in kwargs else {}
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        for name, value in notes.items():
+            setattr(config, name, value)
+        return (config, unused | wanted) if asks_unused else config
 
-    def structure_digest(self) -> str:
+    def structure_digest(self, format_number: int = 2) -> str:
         """
         Fingerprint (16 hex digits) of the form and of the options that tensor shapes do not show.
 
         It is written into the weight files, so that weights are never read with another model's configuration.
+
+        Args:
+            format_number: the rule to go by: that of the weight files to compare with.
         """
+        if format_number < self.format_number:
+            return self._first_digest()
+        return _digest(self.structure())
+
+    def structure(self) -> dict[str, Any]:
+        """
+        The options that the digest is over: those that differ from their defaults.
+
+        A field that is added with a default, or one that is removed, leaves the digests of saved models as they are.
+        Another default for an old field would change them.
+        """
+        options: dict[str, Any] = {}
+        for field in self._own_fields():
+            value = self.__dict__[field.name]
+            if isinstance(value, FusibleConfig):
+                options[field.name] = value.structure()
+            elif isinstance(value, PreTrainedConfig):
+                options[field.name] = self._structure_of(value)
+            elif field.name not in self.non_structural_fields and canonical(value) != canonical(field.default):
+                options[field.name] = canonical(value)
+        return {"model_type": self.model_type, **options}
+
+    def _structure_of(self, config: PreTrainedConfig) -> Any:
+        """The same of a configuration without forms."""
+        return config.model_type
+
+    def _own_fields(self) -> list[Any]:
         # options that all models have, such as labels and recorded outputs, say nothing of the structure
         inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-        own = {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
-        structure = {
-            name: self._fingerprint(value)
-            for name, value in own.items()
-            if name not in inherited | self.non_structural_fields
-        }
-        # sorted, so that neither the order of fields nor that of a file's keys counts
-        text = json.dumps({"model_type": self.model_type, **structure}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return [field for field in dataclasses.fields(self) if field.name not in inherited]
 
-    def _fingerprint(self, value: Any) -> Any:
-        """A field's value as the digest takes it: of a configuration without forms, its type alone."""
-        if isinstance(value, FusibleConfig):
-            return value.structure_digest()
-        return value.model_type if isinstance(value, PreTrainedConfig) else value
+    def _first_digest(self, unused: frozenset[str] = frozenset()) -> str:
+        """The rule of weight files without a format number: over all options but those that are not to count."""
+
+        def of(value: Any) -> Any:
+            if isinstance(value, FusibleConfig):
+                return value._first_digest()
+            if not isinstance(value, PreTrainedConfig):
+                return value
+            if value.model_type != "point_vit":
+                return value.model_type
+            points: Any = value
+            return [value.model_type, points.num_groups, points.group_size]
+
+        skipped = self.non_structural_fields | unused
+        values = {field.name: self.__dict__[field.name] for field in self._own_fields()}
+        structure = {name: of(value) for name, value in values.items() if name not in skipped}
+        return _digest({"model_type": self.model_type, **structure})
+
+
+def _digest(structure: dict[str, Any]) -> str:
+    # sorted, so that neither the order of fields nor that of a file's keys counts
+    return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()[:16]
 
 
 __all__ = ["FusibleConfig"]

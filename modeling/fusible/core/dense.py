@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .backbones import backbone_spec
+from .completeness import check_complete, shared_prefixes
 from .options import DOWNLOAD_ARGUMENTS, check_keys
 
 
@@ -66,12 +67,16 @@ def load_dense(auto_class: str, model: PreTrainedModel | str | os.PathLike, **lo
         **loading: as for `from_pretrained`.
 
     Raises:
-        ValueError: if the model at hand is or has none of this kind, or not with all of its parts.
+        ValueError: if the model at hand is or has none of this kind, or not with all of its parts; if weights are
+            missing from the folder or repository, but for a head that its class has not.
     """
     auto = getattr(transformers, auto_class)
     if isinstance(model, PreTrainedModel):
         return _copy_part(model, auto, model.config)
-    dense = auto.from_pretrained(model, **loading)
+    dense, info = auto.from_pretrained(model, output_loading_info=True, **loading)
+    shared = shared_prefixes(dense, backbone_spec(dense.config).blocks(dense))
+    same_class = type(dense).__name__ in (dense.config.architectures or ())
+    check_complete(dense, str(model), info["missing_keys"], (), shared, same_class)
     for part in dense.modules():
         part._is_hf_initialized = True  # not to be initialized again, also where a head is new
     return dense

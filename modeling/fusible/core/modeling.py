@@ -12,13 +12,24 @@ from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
+from ..hub.atomic import finish_save
 from ..hub.processors import processor_for_folder
 from ..hub.publishing import push_model
 from ..hub.saving import save_model
-from ..hub.weight_files import check_form_metadata, fused_is_final_message
+from ..hub.weight_files import (
+    CLASS_KEY,
+    SAVE_KEY,
+    check_form_metadata,
+    fused_is_final_message,
+    read_form_metadata,
+    warn_of_non_finite,
+)
+from .completeness import check_complete, check_dtypes, shared_prefixes
 from .configuration import FusibleConfig
+from .copies import alias, copy_modules, own_configs_, own_tensors_, to_meta
+from .description import describe_, is_sharded, plain_class
 from .fusion import Fusible, fuse_tree
-from .options import DOWNLOAD_ARGUMENTS
+from .options import DOWNLOAD_ARGUMENTS, check_keys
 
 
 HUB_ARGUMENTS = (
@@ -34,34 +45,57 @@ HUB_ARGUMENTS = (
 )
 
 
+# and those of `PreTrainedModel.save_pretrained` alone
+SAVE_ARGUMENTS = (
+    *HUB_ARGUMENTS,
+    "max_shard_size",
+    "variant",
+    "save_peft_format",
+    "save_original_format",
+    "distributed_checkpoint",
+)
+
+
 def fuse_(module: nn.Module) -> nn.Module:
     """
-    Fuses every `Fusible` inside a module, in place.
+    Fuses every `Fusible` inside a module, in place. Models inside get configurations of their own, which say so.
 
     Returns:
         The module; its inference form if it is a `Fusible` itself.
 
     Raises:
         ValueError: if there is nothing to fuse, for instance because the module is fused already.
+        TypeError: if parts were replaced by modules that the algebra does not cover.
     """
     if not any(isinstance(child, Fusible) for child in module.modules()):
         raise ValueError(f"{type(module).__name__} has no training form left to fuse; it is fused already.")
+    if not all(parameter.is_meta for parameter in module.parameters()):
+        # all or nothing: what cannot be fused is found before anything is replaced
+        fuse_tree(copy_modules(module, to_meta))
     fused = fuse_tree(module)
     _mark_fused(module)
     return fused
 
 
 def _mark_fused(module: nn.Module) -> None:
-    """Says in the configurations of all models inside that they are fused, also in a detector's of its backbone."""
+    """
+    Says in the configurations of all models inside that they are fused, also in a detector's of its backbone.
+
+    The configurations become copies: other models may have been built from the same objects.
+    """
+    own_configs_(module)
     for model in module.modules():
         if isinstance(model, PreTrainedModel):
-            # a model's own configuration need not be the object that the model around it holds
-            inner = (vars(model.config).get(name) for name in model.config.sub_configs)
-            for config in (model.config, *inner):
-                if isinstance(config, FusibleConfig):
-                    config.fused = True
+            for config in _fusible_configs(model):
+                config.fused = True
         if isinstance(model, FusiblePreTrainedModel):
             model._record_structure()
+
+
+def _fusible_configs(model: PreTrainedModel) -> list[FusibleConfig]:
+    # a model's own configuration need not be the object that the model around it holds
+    inner = (vars(model.config).get(name) for name in model.config.sub_configs)
+    return [config for config in (model.config, *inner) if isinstance(config, FusibleConfig)]
 
 
 class FusiblePreTrainedModel(PreTrainedModel):
@@ -73,6 +107,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
 
     config: FusibleConfig
     config_class: type[FusibleConfig]
+    _saved_class: str | None = None  # name of the class whose weights were loaded, if it is known
 
     def post_init(self) -> None:
         super().post_init()
@@ -81,28 +116,51 @@ class FusiblePreTrainedModel(PreTrainedModel):
         self._no_split_modules = present.intersection(self._no_split_modules or ())
         if self.config.fused:
             fuse_tree(self)  # parts that are models themselves may be fused already
-            _mark_fused(self)
+            if all(config.fused for config in _fusible_configs(self)):
+                self._record_structure()
+            else:
+                _mark_fused(self)
 
-    def fuse(self) -> Self:
+    def fuse(self, *, share: bool = False) -> Self:
         """
-        The inference form: a new model in eval mode. It shares the tensors that fusing does not change.
+        The inference form: a new model in eval mode, of the modules that are there, also where they were replaced.
+
+        Args:
+            share: whether it shares the tensors that fusing does not change, which takes less memory. It then changes
+                when this model trains on.
 
         Raises:
             ValueError: if the model is fused, quantized or carries PEFT adapters.
+            TypeError: if parts were replaced by modules that the algebra does not cover.
         """
-        return self._fused_from(self.state_dict())
+        twin = self._fused_from(None)
+        if not share:
+            own_tensors_(twin, self)
+        return twin
 
-    def _fused_from(self, state_dict: dict[str, torch.Tensor]) -> Self:
+    def _fused_from(self, state_dict: dict[str, torch.Tensor] | None) -> Self:
+        """The inference form, which shares tensors with this model, or with the state dict if there is one."""
         self._check_fusible()
-        # built from the config and not by deepcopy, which would copy the weights and which FSDP forbids
+        twin = self._whole_twin(self.state_dict() if state_dict is None else state_dict) if is_sharded(self) else None
+        if twin is None:
+            twin = copy_modules(self, alias)
+            if state_dict is not None:
+                twin.load_state_dict(state_dict, assign=True)
+                twin.tie_weights()  # which were assigned one by one
+        fused = twin._fuse_self()
+        warn_of_non_finite(fused.state_dict(), f"The inference form of this {type(self).__name__}")
+        return fused
+
+    def _whole_twin(self, state_dict: dict[str, torch.Tensor]) -> Self:
+        """A model of this one's configuration and of whole tensors: modules that are sharded cannot be copied."""
+        describe_(self)
         config = copy.deepcopy(self.config)
         # the twin is whole: with this entry, saving it would wait for the shards of other ranks
         config.__dict__.pop("distributed_config", None)
         with torch.device("meta"):
-            twin = type(self)(config)
-        # the training form's weights as they are; `_fuse_self` then makes new tensors of some of them
+            twin = plain_class(self)(config)
         twin.load_state_dict(state_dict, assign=True)
-        twin.tie_weights()  # which were assigned one by one
+        twin.tie_weights()
         for name, buffer in self.named_buffers():
             # no checkpoint has them, so in the twin they are still on meta
             if name not in state_dict:  # non-persistent
@@ -112,8 +170,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
         twin.model_tags = self.model_tags
         twin.name_or_path = self.name_or_path
         if self.can_generate():
-            twin.generation_config = self.generation_config
-        return twin._fuse_self()
+            twin.generation_config = copy.deepcopy(self.generation_config)
+        return twin
 
     def _fuse_self(self) -> Self:
         fuse_(self)
@@ -130,16 +188,29 @@ class FusiblePreTrainedModel(PreTrainedModel):
     def _save_extra_files(self, folder: Path) -> None:
         """Writes the files that some kinds of models have besides weights, configuration and code."""
 
+    def check_fusible(self) -> None:
+        """
+        Raises what `fuse()` and `save_pretrained(fused=True)` would, without their work: for the start of a training.
+        """
+        self._check_fusible()
+        describe_(self if is_sharded(self) else copy_modules(self, to_meta)._fuse_self())
+
+    def _is_quantized(self) -> bool:
+        return "quantization_config" in self.config.to_dict()
+
+    def _has_adapters(self) -> bool:
+        # by the package's name, as peft need not be installed
+        return any(type(module).__module__.partition(".")[0] == "peft" for module in self.modules())
+
     def _check_fusible(self) -> None:
         name = type(self).__name__
         if not self.has_fused_form:
             raise ValueError(f"This {name} has no inference form with its options; save it with fused=False.")
         if self.config.fused:
             raise ValueError(f"This {name} is fused already.")
-        if "quantization_config" in self.config.to_dict():
+        if self._is_quantized():
             raise ValueError(f"This {name} is quantized. Fuse and save the full-precision model, then quantize that.")
-        # by the package's name, as peft need not be installed
-        if any(type(module).__module__.partition(".")[0] == "peft" for module in self.modules()):
+        if self._has_adapters():
             raise ValueError(
                 f"This {name} carries PEFT adapters. Call merge_and_unload() on the PEFT model, then fuse."
             )
@@ -172,12 +243,14 @@ class FusiblePreTrainedModel(PreTrainedModel):
             **kwargs: the other arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: if `fused=True` and the model is quantized or carries PEFT adapters.
+            ValueError: if `fused=True` and the model is quantized or carries PEFT adapters; if modules were replaced
+                by others that the configuration does not describe; or for an unknown argument.
             OSError: if the folder cannot be written; it is then as it was.
         """
         if os.path.isfile(save_directory):
             # transformers logs this and returns as if it had saved
             raise OSError(f"{save_directory} is a file; save_pretrained needs the path of a folder.")
+        check_keys(kwargs, ("fused", *SAVE_ARGUMENTS), "save_pretrained")
         # the push is made below; that of transformers takes no folders, no branch and no metadata of a card
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         writes = self.should_save_on_this_rank(is_main_process)
@@ -200,6 +273,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
             # it is in the twin, in another form
             state_dict = None
             model = self._fused_from(gathered) if writes else self
+        if not (self._is_quantized() or self._has_adapters()):
+            describe_(model)
         # a plain save gathers shards and needs all ranks; a twin is whole, and only the writing rank has one
         if writes or not makes_twin:
             names = save_model(model, save_directory, writes, is_main_process, state_dict, processor, **kwargs)
@@ -235,7 +310,10 @@ class FusiblePreTrainedModel(PreTrainedModel):
         Raises:
             OSError: if the push did not complete. The branch then holds the previous version or the new one, whole.
         """
-        model = self.fuse() if fused and not self.config.fused else self
+        check_keys(kwargs, ("fused", *HUB_ARGUMENTS), "push_to_hub")
+        model = self.fuse(share=True) if fused and not self.config.fused else self
+        if not (self._is_quantized() or self._has_adapters()):
+            describe_(model)
         with TemporaryDirectory() as folder:
             names = save_model(model, folder, processor=processor, max_shard_size=max_shard_size)
             takes = fused and processor is None
@@ -265,9 +343,12 @@ class FusiblePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if the training form is asked of a fused checkpoint, or fusing is asked together with
                 quantization or sharding, or weights and configuration do not belong together.
-            OSError: if a weight file is cut off.
+            OSError: if a weight file is cut off, or the folder changes at this moment.
         """
         path = pretrained_model_name_or_path
+        finished = path is not None and finish_save(Path(path, kwargs.get("subfolder") or ""))
+        if finished and isinstance(config, PreTrainedConfig):
+            raise OSError(f"A save to {path} was completed just now; its configuration was read before. Load again.")
         if path is None or fused is None:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         if not isinstance(config, PreTrainedConfig):
@@ -313,14 +394,36 @@ class FusiblePreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ) -> Any:
         # all files are known here, shards included, and no tensor has been read
-        for file in checkpoint_files or []:
-            if str(file).endswith(".safetensors"):
-                check_form_metadata(file, model.config)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        files = [str(file) for file in checkpoint_files or [] if str(file).endswith(".safetensors")]
+        saved = check_form_metadata(model.config, *files)
+        model._saved_class = saved.get(CLASS_KEY, next(iter(model.config.architectures or ()), None))
+        if not model._is_quantized():
+            check_dtypes(model, files)
+        result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        if any(read_form_metadata(file).get(SAVE_KEY) != saved.get(SAVE_KEY) for file in files):
+            raise OSError(f"{Path(files[0]).parent} was saved anew while it was loaded; load it again.")
+        return result
+
+    @staticmethod
+    def _finalize_model_loading(model: "FusiblePreTrainedModel", load_config: Any, loading_info: Any) -> Any:
+        info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        where = load_config.pretrained_model_name_or_path
+        # a state dict without a checkpoint is the caller's own, and so is what it leaves out
+        if where is not None and not model._is_quantized():
+            shared = shared_prefixes(model, model._shared_parts())
+            same_class = model._saved_class == plain_class(model).__name__
+            check_complete(model, str(where), info.missing_keys, info.unexpected_keys, shared, same_class)
+        return info
+
+    def _shared_parts(self) -> list[nn.Module]:
+        """The parts that all classes of the family have; the others are heads."""
+        return [self]
 
     # what training needs to know of a model
 
     label_names: ClassVar[tuple[str, ...] | None] = None  # `TrainingArguments.label_names`, where it is not "labels"
+    # whether losses are parts of a step's, by `num_items_in_batch`; means of a micro-batch are divided by Trainer
+    accepts_loss_kwargs: ClassVar[bool] = False
     starts_from_data: ClassVar[bool] = False  # `from_dense` takes `calibration`, some batches of inputs
 
     @classmethod

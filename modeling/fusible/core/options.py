@@ -12,10 +12,16 @@ DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxie
 def nearest(key: str, known: Iterable[str]) -> str:
     """A hint that names what was meant, or else all there is."""
     known = sorted(known)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return similar(key, known, 0.5) or f"Known are {', '.join(known)}."
+
+
+def similar(key: str, known: Iterable[str], cutoff: float = 0.8) -> str:
+    """A question for what was meant, if there is a name that is as similar as the cutoff says, else nothing."""
+    known = sorted(known)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=cutoff)
     # a nested key that was given without its section
     close = close or [name for name in known if name.rpartition(".")[2] == key][:1]
-    return f"Did you mean {close[0]}?" if close else f"Known are {', '.join(known)}."
+    return f"Did you mean {close[0]}?" if close else ""
 
 
 def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -26,4 +32,13 @@ def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> N
             raise ValueError(f"{where} has no {key!r}. {nearest(key, known)}")
 
 
-__all__ = ["DOWNLOAD_ARGUMENTS", "check_keys", "nearest"]
+def canonical(value: Any) -> Any:
+    """A value as it is compared: 1 and 1.0 are equal, and so are a list and a tuple."""
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: canonical(item) for key, item in value.items()}
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+__all__ = ["DOWNLOAD_ARGUMENTS", "canonical", "check_keys", "nearest", "similar"]

@@ -1,18 +1,37 @@
-"""Atomic replacement of a folder's files: after a failure or a kill, readers find the old folder, whole."""
+"""
+Replacement of files in a folder, all or none: after a failure the old ones are there, after a kill the old or the new.
 
-import ctypes
+New files are written into a hidden folder inside, and synced. Its renaming to `.fusible-saved` decides: before it, the
+old files are there, untouched. After it, the new ones take their places one by one. Where a process is killed
+meanwhile, the next save or load goes on (`finish_save`): `.fusible-saved` says what is left to do, and no step is done
+twice. So a model is old or new for everybody who loads it by fusible; other readers can find some of both between the
+kill and that.
+
+To exchange the whole folder for another in one step would spare that, and was given up. It loses what other processes
+write into the folder at that moment, its owner, group and attributes; processes that work in the folder end up in a
+deleted one; macOS, NFS and FUSE cannot do it. And readers gain little: a load opens several files one after another,
+so it can see two saves either way, which the ids in the weight files tell.
+"""
+
+import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+try:
+    import fcntl
+except ImportError:  # a system without such locks
+    fcntl = None  # type: ignore[assignment]
+
+UNDECIDED, DECIDED = ".fusible-save-", ".fusible-saved"
+NEW, OLD, PLAN, LOCK = "new", "old", "plan.json", "lock"  # in them
 
 
 @contextmanager
@@ -20,10 +39,9 @@ def atomic_folder(folder: str | os.PathLike, is_stale: Callable[[str], bool], la
     """
     Yields an empty folder to write to; when the block ends without an exception, its files become `folder`'s.
 
-    The new folder is written beside the old one, synced, and exchanged with it in one system call, so that there is
-    no moment with a mixture. The old folder's other files stay. Where a folder cannot be exchanged (a mount point, the
-    working directory, a parent without write permission, a system other than Linux) its files are replaced one by
-    one, `last` at the end.
+    The old folder's other files are not touched. Files that are replaced hand on their mode, owner and attributes.
+    Several processes may save into one folder; the last one wins, whole. (On network file systems without locks on
+    folders, saves that end in the same milliseconds can mix.)
 
     Args:
         folder: created if missing, parents included.
@@ -36,75 +54,188 @@ def atomic_folder(folder: str | os.PathLike, is_stale: Callable[[str], bool], la
     """
     # a link to the folder stays a link
     target = Path(os.path.realpath(folder))
-    target.parent.mkdir(parents=True, exist_ok=True)
     is_new = not target.exists()
-    exchangeable = is_new or _may_be_exchanged(target)
-    # on the file system of the target, which renames cannot leave
-    stage = _make_stage(target.parent if exchangeable else target, target.name)
+    target.mkdir(parents=True, exist_ok=True)
     try:
-        try:
-            yield stage
-            _sync(stage)
-        # a full disk is an error of its own in safetensors
-        except (OSError, SafetensorError) as error:
-            raise OSError(
-                f"Could not save to {target}: {error}. What was there is as it was; free space or save elsewhere."
-            ) from error
-        new = set(os.listdir(stage))
-        replaces = any(map(is_stale, new))  # adapters, for instance, leave the weights that they belong to
-        old = set() if is_new or not replaces else {name for name in os.listdir(target) if is_stale(name)} - new
-        # `mkdtemp` lets nobody else in
-        stage.chmod(0o777 & ~_umask() if is_new else target.stat().st_mode & 0o7777)
-        if is_new:
-            stage.rename(target)
-            return
-        if exchangeable:
-            # one file under two names for a while: no bytes are copied, and readers of either folder find it
-            _link_others(target, stage, old)
-        if not exchangeable or not _exchange(stage, target):
-            _replace_one_by_one(stage, target, old, last)
+        with _new_work_folder(target) as work:
+            # a full disk is an error of its own in safetensors
+            try:
+                yield work / NEW
+                for path in (work / NEW).iterdir():
+                    _hand_on_attributes(target / path.name, path)
+                _sync(*(work / NEW).rglob("*"), work / NEW)
+                with _alone_in(target):
+                    _finish(target)
+                    _decide(work, target, is_stale, last)
+            except (OSError, SafetensorError) as error:
+                raise OSError(
+                    f"Could not save to {target}: {error}. What was there is as it was; free space or save elsewhere."
+                ) from error
     finally:
-        # after an exchange this is the old folder
-        shutil.rmtree(stage, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # it has files
+                target.rmdir()
 
 
-def _make_stage(parent: Path, name: str) -> Path:
-    """A folder to write to; those that killed processes of this machine left behind for the same purpose go."""
-    # on a shared file system, process ids of other machines say nothing here
-    prefix = f".{name}.{socket.gethostname()}-"
-    for leftover in parent.iterdir():
-        if leftover.name.startswith(prefix) and not _is_running(leftover.name.removeprefix(prefix).split("-")[0]):
-            shutil.rmtree(leftover, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
+def finish_save(folder: str | os.PathLike) -> bool:
+    """
+    Completes a save that was decided but is not complete, because its process was killed or is still at it.
 
+    Args:
+        folder: which may be missing.
 
-def _is_running(process_id: str) -> bool:
-    try:
-        # signal 0 is not sent; it only asks whether the process is there
-        os.kill(int(process_id), 0)
-    except ProcessLookupError:
+    Returns:
+        Whether there was one: what was read from the folder before may be old.
+
+    Raises:
+        OSError: if there is one and the folder cannot be written.
+    """
+    target = Path(os.path.realpath(folder))
+    if not (target / DECIDED / PLAN).exists():
         return False
-    # a process of another user, or a name that is none of ours
-    except (PermissionError, ValueError):
-        pass
+    try:
+        with _alone_in(target):
+            _finish(target)
+    except OSError as error:
+        raise OSError(
+            f"A save to {target} was interrupted and could not be completed now: {error}. Load it once where it can "
+            "be written, or save it again."
+        ) from error
     return True
 
 
-def _may_be_exchanged(target: Path) -> bool:
-    in_use = Path.cwd().is_relative_to(target)  # relative paths would go on to mean the old folder
-    return os.access(target.parent, os.W_OK) and not in_use and not os.path.ismount(target)
+@contextmanager
+def _new_work_folder(target: Path) -> Iterator[Path]:
+    """A folder to save from, on the file system of the target, which renames cannot leave."""
+    with _alone_in(target):
+        _remove_leftovers(target)
+        work = Path(tempfile.mkdtemp(prefix=UNDECIDED, dir=target))
+        lock = open(work / LOCK, "w")
+        with suppress(OSError):
+            _lock(lock)
+    with lock:
+        (work / OLD).mkdir()
+        (work / NEW).mkdir()
+        try:
+            yield work
+        finally:
+            _undo(work, target)
+            shutil.rmtree(work, ignore_errors=True)
 
 
-def _umask() -> int:
-    # the system tells the mask only when it is set
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _remove_leftovers(target: Path) -> None:
+    """Removes what killed processes left behind before they had decided."""
+    for work in target.glob(f"{UNDECIDED}*"):
+        with suppress(OSError), open(work / LOCK, "a") as lock:
+            _lock(lock)
+            _undo(work, target)
+            shutil.rmtree(work, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def _lock(file: IO[str]) -> None:
+    """
+    Tells other processes that this one is alive; ids of processes say nothing in other containers and machines.
+
+    Raises:
+        OSError: if another process has the lock, or there are no locks here.
+    """
+    if fcntl is None:
+        raise OSError("This system has no locks on files.")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits for other processes that are at it, which takes milliseconds."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks on folders, such as NFS
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _decide(work: Path, target: Path, is_stale: Callable[[str], bool], last: str) -> None:
+    names = sorted(os.listdir(work / NEW), key=lambda name: (name == last, name))
+    # adapters, for instance, leave the weights that they belong to
+    stale = {name for name in os.listdir(target) if is_stale(name)} if any(map(is_stale, names)) else set()
+    steps = [(name, name in names) for name in [*names[:-1], *sorted(stale.difference(names)), *names[-1:]]]
+    (work / PLAN).write_text(json.dumps(steps), encoding="utf-8")
+    _sync(work / PLAN, work)
+    os.rename(work, target / DECIDED)
+    try:
+        _sync(target)
+        _finish(target)
+    except BaseException:
+        # undecided again, so that nobody goes on with what is undone next
+        os.rename(target / DECIDED, work)
+        raise
+
+
+def _steps(work: Path) -> list[tuple[str, bool]]:
+    """Names of files and folders, in order, and whether each is new or goes; none without a plan."""
+    try:
+        return [(name, is_new) for name, is_new in json.loads((work / PLAN).read_text(encoding="utf-8"))]
+    except (FileNotFoundError, ValueError):  # it was killed before, or while the plan was written
+        return []
+
+
+def _finish(target: Path) -> None:
+    """Does the steps of what is decided that were not done yet."""
+    work = target / DECIDED
+    for name, is_new in _steps(work):
+        new, old = work / NEW / name, work / OLD / name
+        # where there are no locks, another process may have done it meanwhile
+        with suppress(FileNotFoundError):
+            if is_new and os.path.lexists(new):
+                _set_aside(target / name, old)
+                os.replace(new, target / name)
+            elif not is_new and not os.path.lexists(old):
+                os.replace(target / name, old)
+    if work.exists():
+        _sync(target)
+        # from here on nothing is done twice: whatever comes into the folder is not of this save
+        (work / PLAN).unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _set_aside(path: Path, kept: Path) -> None:
+    """Keeps an old file under a second name, so that its own is never missing; a folder moves."""
+    try:
+        os.link(path, kept, follow_symlinks=False)
+    except (FileExistsError, FileNotFoundError):  # done before
+        pass
+    except (OSError, NotImplementedError):  # a folder, or a file system without links
+        with suppress(FileNotFoundError):
+            os.replace(path, kept)
+
+
+def _undo(work: Path, target: Path) -> None:
+    """Takes back the steps of a save that failed."""
+    for name, is_new in reversed(_steps(work)):
+        if is_new and not os.path.lexists(work / NEW / name):
+            os.replace(target / name, work / NEW / name)
+        if os.path.lexists(work / OLD / name):
+            os.replace(work / OLD / name, target / name)
+
+
+def _hand_on_attributes(old: Path, new: Path) -> None:
+    """Gives a new file what the one that it replaces has, as if that had been written to."""
+    if not old.is_file() or old.is_symlink() or not new.is_file():
+        return
+    owner, times = old.stat(), new.stat()
+    for ids in ((owner.st_uid, -1), (-1, owner.st_gid)):
+        with suppress(PermissionError):
+            os.chown(new, *ids)
+    shutil.copystat(old, new)
+    os.utime(new, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _sync(*paths: Path) -> None:
     # folders too: their entries are what makes the files' names last
-    for path in [*folder.rglob("*"), folder]:
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -112,49 +243,4 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _link_others(source: Path, stage: Path, superseded: set[str]) -> None:
-    """Hard links in `stage` to everything in `source` that `stage` does not have and that is not superseded."""
-    for entry in os.scandir(source):
-        path = stage / entry.name
-        if entry.name in superseded or path.exists():
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            shutil.copytree(entry.path, path, symlinks=True, copy_function=_link)
-        else:
-            _link(entry.path, str(path))
-
-
-def _link(source: str, destination: str) -> None:
-    try:
-        os.link(source, destination, follow_symlinks=False)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, destination, follow_symlinks=False)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swaps two folders in one step; `False` where system or file system cannot."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    # a C library without the function, or a system whose libraries are opened in another way
-    except (AttributeError, OSError, TypeError):
-        return False
-    return renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
-
-
-def _replace_one_by_one(stage: Path, target: Path, superseded: set[str], last: str) -> None:
-    names = sorted(os.listdir(stage), key=lambda name: (name == last, name))
-    replaced = stage / ".replaced"  # which goes with the stage
-    replaced.mkdir()
-    # `os.replace` puts nothing in the place of a folder with files in it
-    for name in [*names[:-1], *superseded]:
-        if (target / name).is_dir():
-            os.replace(target / name, replaced / name)
-    for name in names[:-1]:
-        os.replace(stage / name, target / name)
-    for name in superseded:
-        # folders among them are gone already
-        (target / name).unlink(missing_ok=True)
-    os.replace(stage / names[-1], target / names[-1])
-
-
-__all__ = ["atomic_folder"]
+__all__ = ["atomic_folder", "finish_save"]

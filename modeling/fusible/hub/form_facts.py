@@ -44,7 +44,7 @@ def form_facts(model: FusibleModel, fused: bool) -> FormFacts:
     config.fused = False
     with torch.device("meta"):
         twin = type(model)(config)
-        form: nn.Module = twin.fuse() if fused else twin.eval()
+        form: nn.Module = twin.fuse(share=True) if fused else twin.eval()
     # the size is that of the saved precision
     form.to(model.dtype)
     inputs = {name: tensor[:1] for name, tensor in model.dummy_inputs.items()}

@@ -6,12 +6,16 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .._auto import auto_class_of
+from .atomic import atomic_folder
 from .form_facts import form_facts, max_difference
 from .methods import METHODS
-from .weight_files import CARD_MARK, CARD_NAME, FusibleModel, is_fusible_model
+from .weight_files import CARD_MARK, CARD_NAME, FusibleModel, is_card_of_user, is_fusible_model
 
+
+logger = logging.get_logger(__name__)
 
 PIPELINE_TAGS = {
     "AutoBackbone": "image-feature-extraction",
@@ -97,8 +101,17 @@ def write_card(
     card_data: dict[str, Any] | None = None,
     measure: bool = True,
 ) -> None:
-    """Writes the card of `make_card` into a saved model's folder."""
-    make_card(model, repo_id, source, card_data, measure).save(folder / CARD_NAME)
+    """Writes the card of `make_card` into a saved model's folder, unless the user wrote the one that is there."""
+    if is_card_of_user(folder / CARD_NAME):
+        logger.warning(f"{folder / CARD_NAME} is not fusible's; it stays as it is, without facts of this model.")
+        return
+    replace_card(folder, str(make_card(model, repo_id, source, card_data, measure)))
+
+
+def replace_card(folder: Path, card: str) -> None:
+    """Puts the text of a card into a folder, whole or not at all."""
+    with atomic_folder(folder, lambda name: False, CARD_NAME) as stage:
+        (stage / CARD_NAME).write_text(card, encoding="utf-8")
 
 
 def rename_repository_in_card(card: str, repo_id: str) -> str:

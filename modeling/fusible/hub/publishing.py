@@ -1,11 +1,11 @@
 """Pushes of saved models to the Hub, each as one commit."""
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
@@ -14,26 +14,31 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
 from .processors import keeps_processor, processor_of
-from .weight_files import CARD_MARK, CARD_NAME, code_files, is_superseded_with_weights, is_weight_file
+from .weight_files import CARD_NAME, code_files, is_card_of_user, is_superseded_with_weights, is_weight_file
 
 
 logger = logging.get_logger(__name__)
 
 
+ATTEMPTS = 10
+State = TypeVar("State")
+
+
 @dataclass(frozen=True)
 class Repository:
-    """A model repository on the Hub, as `open_repository` found it."""
+    """A model repository on the Hub, as it was when it was looked at."""
 
     repo_id: str  # with its namespace
     revision: str | None
     create_pr: bool
+    head: str  # commit
     files: frozenset[str]
     takes_card: bool  # it has no card, or one of ours
     api: HfApi
 
     def takes_card_from(self, folder: Path) -> bool:
         """Whether a card is to be written into a folder that will be pushed: neither side has one of the user's."""
-        return self.takes_card and (not (folder / CARD_NAME).exists() or _is_ours(folder / CARD_NAME))
+        return self.takes_card and not is_card_of_user(folder / CARD_NAME)
 
     def commit(
         self,
@@ -48,6 +53,8 @@ class Repository:
         """
         Uploads files as one commit, which also deletes the weight files, kernels and code that they supersede.
 
+        It is made on the commit that was looked at. Where another push came first, it is planned anew on that one.
+
         Args:
             folder: where the files are, and the model card.
             names: the files to upload beside the card.
@@ -58,29 +65,45 @@ class Repository:
 
         Raises:
             OSError: if the Hub or the connection fails; weights that arrived are not sent again by the next push.
+            ValueError: if a file is a link that leaves the folder.
         """
-        # by now the folder has a card: ours, or one that the user put there
-        names = [*names, CARD_NAME] if self.takes_card else names
+
+        def attempt(seen: Repository) -> CommitInfo:
+            # a card in the folder is ours by now, or one that the user put there
+            card = [CARD_NAME] if seen.takes_card and (folder / CARD_NAME).exists() else []
+            operations = seen._operations(folder, [*names, *card], contents, variant)
+            return seen.api.create_commit(
+                seen.repo_id,
+                operations,
+                commit_message=commit_message or "Upload model",
+                commit_description=commit_description,
+                revision=seen.revision,
+                create_pr=seen.create_pr,
+                parent_commit=seen.head,
+            )
+
+        check_links(folder, [*names, CARD_NAME])
+        with _outages_explained(self.repo_id):
+            return commit_on_newest(
+                attempt, self, lambda: _look(self.api, self.repo_id, self.revision, self.create_pr)
+            )
+
+    def _operations(
+        self, folder: Path, names: list[str], contents: Mapping[str, bytes] | None, variant: str | None
+    ) -> list[CommitOperationAdd | CommitOperationDelete]:
         has_weights = any(is_weight_file(name, variant) for name in names)  # unlike a push of adapters alone
         old = {name for name in self.files if has_weights and is_superseded_with_weights(name, variant)}
         code = {name for name in self.files if name.endswith(".py")}.difference(names)
         if has_weights and code:
             # which of the repository's Python files are a model's code is told by their content and the configuration
             patterns = [CONFIG_NAME, *code]
-            with _outages_explained(self.repo_id):
-                saved = self.api.snapshot_download(self.repo_id, revision=self.revision, allow_patterns=patterns)
+            saved = self.api.snapshot_download(self.repo_id, revision=self.head, allow_patterns=patterns)
             old |= code & code_files(Path(saved))
-        with _outages_explained(self.repo_id):
-            return self.api.create_commit(
-                self.repo_id,
-                [CommitOperationAdd(name, (contents or {}).get(name, folder / name)) for name in sorted(set(names))]
-                # deletions are of files that were listed: the Hub refuses a commit that deletes what is not there
-                + [CommitOperationDelete(name) for name in sorted(old.difference(names))],
-                commit_message=commit_message or "Upload model",
-                commit_description=commit_description,
-                revision=self.revision,
-                create_pr=self.create_pr,
-            )
+        return [
+            *(CommitOperationAdd(name, (contents or {}).get(name, folder / name)) for name in sorted(set(names))),
+            # deletions are of files that were listed: the Hub refuses a commit that deletes what is not there
+            *(CommitOperationDelete(name) for name in sorted(old.difference(names))),
+        ]
 
 
 def open_repository(
@@ -112,14 +135,55 @@ def open_repository(
         if revision is not None and not revision.startswith("refs/pr/") and not create_pr:
             # a pull request's reference is made by the Hub alone, and a new one starts from a branch that exists
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        siblings = api.model_info(repo_id, revision=revision).siblings or []
-        files = frozenset(sibling.rfilename for sibling in siblings)
-        takes_card = CARD_NAME not in files or _is_ours(
-            Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision))
-        )
-    if not takes_card:
+        repository = _look(api, repo_id, revision, create_pr)
+    if not repository.takes_card:
         logger.warning(f"{CARD_NAME} of {repo_id} is not fusible's; it stays as it is, without facts of this model.")
-    return Repository(repo_id, revision, create_pr, files, takes_card, api)
+    return repository
+
+
+def _look(api: HfApi, repo_id: str, revision: str | None, create_pr: bool) -> Repository:
+    info = api.model_info(repo_id, revision=revision)
+    head, files = str(info.sha), frozenset(sibling.rfilename for sibling in info.siblings or [])
+    card = api.hf_hub_download(repo_id, CARD_NAME, revision=head) if CARD_NAME in files else ""
+    takes_card = not card or not is_card_of_user(Path(card))
+    return Repository(repo_id, revision, create_pr, head, files, takes_card, api)
+
+
+def commit_on_newest(attempt: Callable[[State], CommitInfo], seen: State, look: Callable[[], State]) -> CommitInfo:
+    """
+    Makes a commit that follows from what a repository holds.
+
+    Args:
+        attempt: makes it, with the `parent_commit` that was seen.
+        seen: what the repository held when it was looked at.
+        look: looks at it again, when another commit came first.
+
+    Raises:
+        HfHubHTTPError: with status 412, if other commits come first again and again.
+    """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return attempt(seen)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 412:  # what the Hub answers to a parent that is not the newest commit
+                raise
+        seen = look()
+    return attempt(seen)
+
+
+def check_links(folder: Path, names: Iterable[str]) -> None:
+    """
+    Checks that files are in a folder, and no links to others that nobody meant to publish.
+
+    Raises:
+        ValueError: if one is a link that leaves the folder.
+    """
+    for name in names:
+        there = (folder / name).resolve()
+        if not there.is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{folder / name} leads to {there}, out of the folder. Nothing was pushed; put a copy in its place."
+            )
 
 
 def push_model(
@@ -199,8 +263,4 @@ def _is_outage(error: BaseException | None) -> bool:
     return isinstance(error, httpx.TransportError) or (isinstance(error, RuntimeError) and _is_outage(error.__cause__))
 
 
-def _is_ours(card: Path) -> bool:
-    return CARD_MARK in card.read_text(encoding="utf-8")
-
-
-__all__ = ["Repository", "open_repository", "push_model"]
+__all__ = ["Repository", "check_links", "commit_on_newest", "open_repository", "push_model"]

@@ -10,7 +10,14 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from .atomic import atomic_folder
-from .weight_files import code_files, files_in, is_fusible_model, is_superseded_with_weights, write_form_metadata
+from .weight_files import (
+    code_files,
+    files_in,
+    is_fusible_model,
+    is_superseded_with_weights,
+    warn_of_non_finite,
+    write_form_metadata,
+)
 
 
 def save_model(
@@ -53,11 +60,12 @@ def save_model(
             # Trainer reloads checkpoints by the names in memory, which the original format would change
             kwargs["save_original_format"] = False
         state_dict = None if state_dict is None else dict(state_dict)  # it gets emptied
+        warn_of_non_finite(model.state_dict() if state_dict is None else state_dict, f"What is saved in {folder}")
         PreTrainedModel.save_pretrained(model, stage, is_main_process, state_dict, **kwargs)
         if fusible is not None:
             # adapters have other names and no form
-            for file in Path(stage).glob("model*.safetensors"):
-                write_form_metadata(file, fusible.config)
+            weights = sorted(Path(stage).glob("model*.safetensors"))
+            write_form_metadata(fusible.config, *weights, saved_class=type(model).__name__.removeprefix("FSDP"))
             fusible._save_extra_files(Path(stage))
         if processor is not None and is_main_process:
             processor.save_pretrained(stage)

@@ -25,7 +25,7 @@ class Settings:
     warmup_epochs: float | None = None
     warmup_learning_rate: float | None = field(default=None, metadata={"help": "at the first step"})
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    ema_decay: float | None = field(default=None, metadata={"help": "also keep an average of the weights"})
+    ema_decay: float | None = field(default=None, metadata={"help": "evaluate and save an average of the weights"})
     backbone_learning_rate_factor: float = 1.0
     layer_decay: float | None = field(
         default=None, metadata={"help": "factor of the learning rate from block to block"}

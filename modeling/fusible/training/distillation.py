@@ -7,6 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer
 
+from ..core.losses import share_of_step
+
+
+SINGLE_LABEL = "single_label_classification"
+
 
 def soft_cross_entropy(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -54,6 +59,8 @@ class DistillationTrainer(Trainer):
     """
     A `Trainer` that learns from a teacher as well: (1 - alpha) * its own loss + alpha * `distillation_loss`.
 
+    Both losses are those of all micro-batches of a step at once.
+
     `class Both(DistillationTrainer, MyTrainer)` joins it with another subclass. Evaluation reports the own loss alone.
 
     Args:
@@ -65,7 +72,8 @@ class DistillationTrainer(Trainer):
         **kwargs: of the self.
 
     Raises:
-        ValueError: if the teacher has other classes, or an argument is out of range.
+        ValueError: if the teacher has other classes, if these do not exclude each other, or if an argument is out of
+            range.
     """
 
     def __init__(
@@ -86,6 +94,8 @@ class DistillationTrainer(Trainer):
         classes = [model.config.num_labels for model in (cast(PreTrainedModel, self.model), teacher)]
         if classes[0] != classes[1]:
             raise ValueError(f"The teacher has {classes[1]} classes, the model {classes[0]}; they must be the same.")
+        if (problem := cast(PreTrainedModel, self.model).config.problem_type) not in (None, SINGLE_LABEL):
+            raise ValueError(f"problem_type is {problem!r}; teachers are for {SINGLE_LABEL!r}, whose classes compete.")
         # outside the model: the teacher is neither trained, nor saved with checkpoints, nor wrapped
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
         self.alpha = alpha
@@ -103,10 +113,19 @@ class DistillationTrainer(Trainer):
         with torch.no_grad():
             teacher_logits = self.teacher(**features).logits
         distance = distillation_loss(outputs["logits"], teacher_logits, self.kind, self.temperature)
-        if self._is_scaled(kwargs.get("num_items_in_batch")):  # then Trainer does not divide by the micro-batches
-            distance = distance / self.current_gradient_accumulation_steps
+        num_items = kwargs.get("num_items_in_batch")
+        if self._is_scaled(num_items):  # then Trainer does not divide by the micro-batches
+            distance = distance * self._share(inputs.get("labels"), num_items)
         loss = (1 - self.alpha) * loss + self.alpha * distance
         return (loss, outputs) if return_outputs else loss
+
+    def _share(self, labels: torch.Tensor | None, num_items_in_batch: Any) -> Any:
+        """What part of the step's teaching a micro-batch has, as of its own loss."""
+        if labels is None or num_items_in_batch is None:
+            return 1 / self.current_gradient_accumulation_steps
+        # items are then counted over all processes, over whose gradients DDP takes the mean
+        copies = self.accelerator.num_processes // self.get_tp_size() if self.args.average_tokens_across_devices else 1
+        return copies * share_of_step(labels, num_items_in_batch)
 
     # the condition of Trainer.training_step, which has no method of its own for it
     def _is_scaled(self, num_items_in_batch: Any) -> bool:

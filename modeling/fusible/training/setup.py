@@ -148,7 +148,7 @@ def load_teacher(name: str, student: PreTrainedModel) -> PreTrainedModel:
     auto_class = getattr(transformers, auto_class_of(type(student)))
     teacher = auto_class.from_pretrained(name)
     # plain models have no `fused`; those that are fused already have True
-    return teacher.fuse() if getattr(teacher.config, "fused", None) is False else teacher
+    return teacher.fuse(share=True) if getattr(teacher.config, "fused", None) is False else teacher
 
 
 __all__ = ["build_model", "load_data", "load_processor", "load_teacher"]

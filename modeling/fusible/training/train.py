@@ -4,6 +4,7 @@ Training of a recipe, up to a fused, evaluated repository.
     accelerate launch -m fusible.training.train hub_configs/<repo>/recipe.yaml [key=value ...]
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -11,10 +12,11 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 import yaml
+from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import set_seed
 from transformers.utils import logging
@@ -23,10 +25,14 @@ from ..data.registry import name_of_data
 from ..recipes.catalog import CARD_DATA_NAME, find_recipe
 from ..recipes.recipe import Recipe
 from ..saved_models import publish
+from .ema import EMACallback
 from .evaluate import model_index, task_of, trainer_metrics
-from .resume import checkpoint_of
+from .resume import checkpoint_of, is_finished
 from .setup import build_model, load_data, load_processor
 from .trainer import RecipeTrainer, make_trainer
+
+
+RESULTS_NAME = "results.json"
 
 
 def run(path: str | os.PathLike, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -34,7 +40,8 @@ def run(path: str | os.PathLike, overrides: Iterable[str] = ()) -> dict[str, Any
     Trains what a recipe says, in this process or in those of `accelerate launch`.
 
     `output_dir` gets the checkpoints, the training form with its processor and card, and `results.json`; its folder
-    `fused` gets the same of the inference form.
+    `fused` gets the same of the inference form. With `training.ema_decay`, both have the average of the weights. A
+    training that is finished is evaluated and saved again.
 
     Args:
         path: of the recipe, or of its folder.
@@ -49,16 +56,24 @@ def run(path: str | os.PathLike, overrides: Iterable[str] = ()) -> dict[str, Any
     """
     recipe = Recipe.load(path, overrides)
     trainer, processor = prepare(recipe)
-    outcome = trainer.train(resume_from_checkpoint=checkpoint_of(recipe))
+    checkpoint = checkpoint_of(recipe)
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
     results: dict[str, Any] = {"train": outcome.metrics}
-    if trainer.eval_dataset is not None:
-        results["training_form"] = trainer.evaluate()
-    trainer.save_model()
+    if is_finished(checkpoint, outcome.global_step):
+        # nothing was measured now; what was measured when it was trained stays
+        file = recipe.output / RESULTS_NAME
+        results = {"train": json.loads(file.read_text(encoding="utf-8"))["train"]} if file.is_file() else {}
+    average = next((c for c in trainer.callback_handler.callbacks if isinstance(c, EMACallback)), None)
+    # what is evaluated is what is saved
+    with contextlib.nullcontext() if average is None else average.averaged(cast(nn.Module, trainer.model)):
+        if trainer.eval_dataset is not None:
+            results["training_form"] = trainer.evaluate()
+        trainer.save_model()
     # the main process saves; finish loads the folder in all of them
     _barrier()
     results = finish(recipe, trainer, processor, results)
     if trainer.args.should_save:
-        (recipe.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (recipe.output / RESULTS_NAME).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 
@@ -92,7 +107,7 @@ def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict
     """
     # from the folder and not from the trainer, whose model may be wrapped, sharded or in the state of training
     source = recipe.model_class.from_pretrained(recipe.output)
-    fused = source.fuse() if source.has_fused_form else None
+    fused = source.fuse(share=True) if source.has_fused_form else None
     # DeepSpeed prepares no model that is not trained
     if fused is not None and trainer.eval_dataset is not None and not trainer.is_deepspeed_enabled:
         eval_trainer = Trainer(

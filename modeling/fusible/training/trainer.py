@@ -1,5 +1,7 @@
 """The `Trainer` of a recipe: what the stock one has no arguments for, and what the model's class asks for."""
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
 
 from ..core.modeling import FusiblePreTrainedModel
 from ..data.dataset import DataBundle
@@ -21,13 +24,18 @@ from .resume import CheckpointMark, checkpoint_of
 from .setup import load_teacher
 
 
+logger = logging.get_logger(__name__)
+
+
 class RecipeTrainer(Trainer):
     """
     `Trainer` with what it has no arguments for: a sampler, and augmentation of batches that evaluation does without.
 
+    A training that has done all of its steps does no more of them when it is started again.
+
     Args:
         sampler: of the training data; by default `Trainer`'s own.
-        eval_collator: makes the batches of evaluation.
+        eval_collator: makes the batches of evaluation and of predictions.
         **kwargs: of `Trainer`.
     """
 
@@ -40,12 +48,29 @@ class RecipeTrainer(Trainer):
         return self.sampler or super()._get_train_sampler(*args, **kwargs)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        # Trainer has one collator for both; the loader keeps the one that it is built with
+        with self._collating_for_evaluation():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        with self._collating_for_evaluation():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _collating_for_evaluation(self) -> Iterator[None]:
+        # Trainer has one collator for all; a loader keeps the one that it is built with
         training_collator, self.data_collator = self.data_collator, self.eval_collator
         try:
-            return super().get_eval_dataloader(*args, **kwargs)
+            yield
         finally:
             self.data_collator = training_collator
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer asks only after a step whether it was the last
+        if self.state.global_step >= self.state.max_steps:
+            logger.warning(f"All {self.state.max_steps} steps are done already; none is added.")
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
 
 class DistillingTrainer(RecipeTrainer, DistillationTrainer):
@@ -78,7 +103,7 @@ def make_trainer(
     Args:
         recipe: what to do.
         arguments: of this machine; `max_steps`, `eval_strategy` and `label_names` are set where the recipe leaves
-            them open.
+            them open, and `save_total_limit` goes to `CheckpointMark`.
         model: the training form.
         data: to train with.
         processor: what makes the model's inputs, to be saved with each checkpoint.
@@ -102,6 +127,7 @@ def make_trainer(
     callbacks = [*model.training_callbacks(), *callbacks]
     if settings.ema_decay is not None:
         callbacks.append(EMACallback(settings.ema_decay, checkpoint_of(recipe)))
+    mark, arguments.save_total_limit = CheckpointMark(arguments.save_total_limit), None
     collate, options = _batch_augmentation(recipe, model, data)
     trainer_class: type[RecipeTrainer] = RecipeTrainer
     if recipe.distill.teacher is not None:
@@ -123,7 +149,7 @@ def make_trainer(
         processing_class=processor,
         train_dataset=dataset,
         eval_dataset=data.eval,
-        callbacks=[*callbacks, CheckpointMark()],
+        callbacks=[*callbacks, mark],
         optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(arguments, optimizer_class, **groups),
         **options,
         **trainer_metrics(model),
@@ -134,7 +160,16 @@ def _training_data(
     recipe: Recipe, arguments: TrainingArguments, data: DataBundle
 ) -> tuple[Any, Sampler | None, list[TrainerCallback]]:
     """The data set with random changes that can be repeated, its sampler if it needs one, and its callbacks."""
-    if not hasattr(data.train, "__len__"):
+    is_stream = not hasattr(data.train, "__len__")
+    rows = data.num_examples if is_stream else len(data.train)
+    smallest = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows is not None and rows < smallest:
+        raise ValueError(
+            f"The data has {rows} rows to train on, which make no batch of {smallest}, and smaller ones are left out: "
+            "give a smaller training.global_batch_size or per_device_train_batch_size, or "
+            "training.dataloader_drop_last=false."
+        )
+    if is_stream:
         if arguments.max_steps <= 0:
             if data.num_examples is None:
                 raise ValueError(
@@ -142,7 +177,7 @@ def _training_data(
                 )
             # a stream has no length, from which Trainer would compute the steps of an epoch
             batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-            arguments.max_steps = int(arguments.num_train_epochs * data.num_examples / batch)
+            arguments.max_steps = max(1, int(arguments.num_train_epochs * data.num_examples / batch))
         return data.train, None, []
     dataset = SeededDataset(data.train, arguments.seed)
     sampler = None

@@ -5,6 +5,8 @@ import re
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForVideoClassification, CLIPConfig, CLIPModel
 
@@ -445,6 +447,16 @@ class TestImageModels:
         assert model(videos(model.config, dtype=torch.bfloat16)).pooler_output.isfinite().all()
 
 
+def change_file(folder, change=dict, metadata=dict) -> dict[str, torch.Tensor]:
+    """Writes an adapter again, as functions of its tensors and of its metadata give them; `None` is left out."""
+    file = folder / "zeroi2v_adapter.safetensors"
+    with safe_open(file, "pt") as opened:
+        old = opened.metadata()
+    tensors = {name: tensor.contiguous() for name, tensor in change(load_file(file)).items() if tensor is not None}
+    save_file(tensors, file, metadata(old))
+    return tensors
+
+
 class TestAdapterErrors:
     @pytest.fixture
     def folders(self, tmp_path):
@@ -464,6 +476,45 @@ class TestAdapterErrors:
         AutoModel.from_config(vit).save_pretrained(folders / "vit")
         with pytest.raises(ValueError, match="is not the dense model that is needed here"):
             ZeroI2VModel.from_dense(folders / "vit", adapter=folders / "adapter")
+
+    def test_image_models_that_resemble_it(self, folders):
+        """The same values in other places, or one of them changed; other precisions are the same model."""
+        file = folders / "image" / "model.safetensors"
+        tensors = load_file(file)
+        name = next(name for name in tensors if name.endswith("layers.0.mlp.fc1.weight"))
+        for changed in (-tensors[name], tensors[name].roll(1, 0), tensors[name] * (1 + 1e-6)):
+            save_file({**tensors, name: changed.contiguous()}, file, {"format": "pt"})
+            with pytest.raises(ValueError, match="trained on another image model"):
+                ZeroI2VModel.from_dense(folders / "image", adapter=folders / "adapter")
+        save_file(tensors, file, {"format": "pt"})
+        for dtype in (torch.float16, torch.bfloat16):
+            half = ZeroI2VModel.from_dense(folders / "image", adapter=folders / "adapter", dtype=dtype)
+            half.save_adapter(folders / f"{dtype}")
+            ZeroI2VModel.from_dense(folders / "image", adapter=folders / f"{dtype}")
+        with pytest.raises(ValueError, match="weights in bfloat16, .* load the image model in that dtype"):
+            ZeroI2VModel.from_dense(folders / "image", adapter=folders / "torch.bfloat16", dtype=torch.float16)
+
+    def test_adapters_of_before(self, folders, monkeypatch):
+        """Which know a mean only."""
+        warnings = []
+        monkeypatch.setattr("fusible.models.zeroi2v.adapter_files.logger.warning", warnings.append)
+        frozen = ZeroI2VModel.from_dense(folders / "image", num_frames=3).frozen_parameters()
+        mean = torch.cat([parameter.detach().double().flatten() for parameter in frozen]).abs().mean().item()
+        change_file(folders / "adapter", metadata=lambda old: {"frozen_magnitude": repr(mean)})
+        ZeroI2VModel.from_dense(folders / "image", adapter=folders / "adapter")
+        assert len(warnings) == 1 and "Save it again" in warnings[0]
+        with pytest.raises(ValueError, match="trained on another image model"):
+            ZeroI2VModel.from_dense(folders / "other", adapter=folders / "adapter")
+
+    @pytest.mark.parametrize(
+        "change", [lambda t: t[:1], lambda t: torch.ones(()), lambda t: t.to(torch.int8), lambda t: None]
+    )
+    def test_tensors_of_another_shape(self, change, folders):
+        """torch would broadcast them."""
+        (name, *_) = (name for name in change_file(folders / "adapter") if name.endswith("down.weight"))
+        change_file(folders / "adapter", lambda tensors: {name: change(tensors.pop(name)), **tensors})
+        with pytest.raises(ValueError, match=f"does not fit this model: {name}"):
+            ZeroI2VModel.from_dense(folders / "image", adapter=folders / "adapter")
 
     def test_a_head_that_is_not_there_is_new(self, folders):
         model = ZeroI2VForVideoClassification.from_dense(folders / "image", adapter=folders / "adapter")

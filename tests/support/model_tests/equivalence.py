@@ -31,17 +31,23 @@ class EquivalenceTests(ModelTests):
         model = self.make_model(model_class, case).train()
         before = copy.deepcopy(model)
         random_state = torch.get_rng_state()
-        fused = model.fuse()
+        fused, sharing = model.fuse(), model.fuse(share=True)
         assert torch.equal(torch.get_rng_state(), random_state)
         assert not model.config.fused and model.training
         assert [*model.state_dict()] == [*before.state_dict()]
         for name, tensor in before.state_dict().items():
             assert torch.equal(tensor, model.state_dict()[name]), name
-        before, after = model.state_dict(), fused.state_dict()
+        before, after = model.state_dict(), sharing.state_dict()
         shared = [name for name in before if self.name_in_fused(name) in after]
         assert shared
         for name in shared:
             assert after[self.name_in_fused(name)].data_ptr() == before[name].data_ptr(), name
+        # the other one does not move when the model trains on
+        expected = {name: tensor.clone() for name, tensor in fused.state_dict().items()}
+        for tensor in before.values():
+            tensor.zero_()
+        for name, tensor in fused.state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
 
     def test_forms_have_different_names(self, model_class, main_case):
         """A checkpoint shows its form: what fusing changes has no name of the training form."""

@@ -33,7 +33,12 @@ def main(folder: Path) -> None:
     optimizer = Lamb(param_groups(model, 1e-2, 0.05))
     model, optimizer = accelerator.prepare(model, optimizer)
     inner = accelerator.unwrap_model(model)
-    arguments = SimpleNamespace(output_dir=str(folder), should_save=accelerator.is_main_process)
+    arguments = SimpleNamespace(
+        output_dir=str(folder),
+        should_save=accelerator.is_main_process,
+        load_best_model_at_end=False,
+        eval_on_start=False,
+    )
     average = EMACallback(0.7)
     average.on_train_begin(arguments, SimpleNamespace(global_step=0), None, model=inner)
     torch.manual_seed(1)
@@ -43,7 +48,11 @@ def main(folder: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
         state = SimpleNamespace(global_step=step)
-        average.on_step_end(arguments, state, None, model=inner)
+        own = {name: tensor.clone() for name, tensor in inner.state_dict().items()}
+        average.on_step_end(arguments, state, SimpleNamespace(should_evaluate=True), model=inner)
+        assert all((tensor == average.average[name]).all() for name, tensor in inner.state_dict().items())
+        average.on_evaluate(arguments, state, None)
+        assert all((tensor == own[name]).all() for name, tensor in inner.state_dict().items())
         if step == 2:
             (folder / "checkpoint-2").mkdir(exist_ok=True)
             accelerator.wait_for_everyone()

@@ -1,10 +1,11 @@
 """
 Kills a process that overwrites a saved model, before each of its file operations, and tells what is left each time.
 
-Usage: kill_saves.py FOLDER MODE. MODE is "exchange", "inside" (the folder is the working directory), or "disk-full"
+Usage: kill_saves.py FOLDER MODE. MODE is "links", "no-links" (as on file systems without hard links), or "disk-full"
 (writing fails after ever more bytes, the process goes on). Prints one JSON line per kill and a last one without:
-{"operation": ..., "left": "old" | "new" | message of the exception that loading raises, "litter": number of
-temporary folders, "status": ...}, and {"complaint": message} where saving raised an exception.
+{"operation": ..., "left": "old" | "new" | message of the exception that loading raises, "saved": the same after a save
+of the old model in place of a load, "litter": number of temporary folders after that save, "status": ...}, and
+{"complaint": message} where saving raised an exception.
 """
 
 import json
@@ -20,8 +21,9 @@ import torch
 from fusible import RePaViTConfig, RePaViTModel
 
 
-ANYWHERE = {"os.remove", "os.rmdir", "ctypes.dlsym"}  # the path may be relative, or not an argument
+ANYWHERE = {"os.remove", "os.rmdir"}  # the path may be relative, or not an argument
 OPERATIONS = ANYWHERE | {"open", "os.rename", "os.mkdir", "os.link", "os.chmod"}
+USERS_FILES = {"notes.txt": "the user's", "runs/log": "a log", "checkpoint-1/optimizer.pt": "a state"}
 
 
 def make_model(idle_ratio: float) -> RePaViTModel:
@@ -38,7 +40,7 @@ def is_same(model: RePaViTModel, other: RePaViTModel) -> bool:
 
 
 def what_is_left(folder: Path, old: RePaViTModel, new: RePaViTModel) -> str:
-    if (folder / "notes.txt").read_text() != "the user's" or (folder / "runs" / "log").read_text() != "a log":
+    if any((folder / name).read_text() != text for name, text in USERS_FILES.items()):
         return "the user's files are gone"
     try:
         found = RePaViTModel.from_pretrained(folder)
@@ -57,8 +59,6 @@ def save_until(limit: int, mode: str, folder: Path, model: RePaViTModel) -> None
             print(json.dumps({"complaint": str(error)}), flush=True)
             os._exit(1)
         os._exit(0)
-    if mode == "inside":
-        os.chdir(folder)
     count = 0
 
     def before(event: str, arguments: tuple) -> None:
@@ -70,28 +70,37 @@ def save_until(limit: int, mode: str, folder: Path, model: RePaViTModel) -> None
             count += 1
 
     sys.addaudithook(before)
-    model.save_pretrained("." if mode == "inside" else folder, fused=True, max_shard_size="15KB")
+    model.save_pretrained(folder, fused=True, max_shard_size="15KB")
     os._exit(0)
+
+
+def refuse_links(*arguments: object, **keywords: object) -> None:
+    raise OSError("no hard links")
 
 
 def main(folder: Path, mode: str) -> None:
     torch.set_num_threads(1)
+    if mode == "no-links":
+        os.link = refuse_links
     old, new = make_model(0.75), make_model(0.5)
     fused = new.fuse()
+    old.save_pretrained(folder)
+    for name, text in USERS_FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
     for operation in range(10_000):
-        old.save_pretrained(folder)
-        (folder / "notes.txt").write_text("the user's")
-        (folder / "runs").mkdir(exist_ok=True)
-        (folder / "runs" / "log").write_text("a log")
         child = os.fork()
         if child == 0:
-            save_until(operation * 2048 if mode == "disk-full" else operation, mode, folder, new)
+            save_until(operation * 4096 if mode == "disk-full" else operation, mode, folder, new)
         _, status = os.waitpid(child, 0)
-        left = what_is_left(folder, old, fused)
-        litter = [path for path in [*folder.parent.iterdir(), *folder.glob(".*")] if path != folder]
-        for path in litter:  # a later save would do it, by more operations than are counted here
-            shutil.rmtree(path)
-        print(json.dumps({"operation": operation, "left": left, "litter": len(litter), "status": status}), flush=True)
+        other = folder.with_name("other")
+        shutil.copytree(folder, other)
+        line = {"operation": operation, "left": what_is_left(folder, old, fused), "status": status}
+        for path in (other, folder):
+            old.save_pretrained(path)
+        line |= {"saved": what_is_left(other, old, fused), "litter": len([*folder.glob(".*"), *other.glob(".*")])}
+        shutil.rmtree(other)
+        print(json.dumps(line), flush=True)
         if status == 0:
             return
 

@@ -10,11 +10,12 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
-from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from ..._auto import auto_class_of
 from ...core.backbones import backbone_spec
 from ...core.dense import LABEL_OPTIONS, load_dense, split_options
+from ...core.losses import share_of_step
 from ...core.modeling import FusiblePreTrainedModel
 from .callback import EWACallback
 from .configuration_ewa import EWAConfig
@@ -153,6 +154,10 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         """The stacked parameters of all experts, `[num_experts, ...]`."""
         return stacked_parameters(self)
 
+    def _shared_parts(self) -> list[nn.Module]:
+        # poolers and mask tokens are parts of some classes only
+        return list(backbone_spec(self.model.config).blocks(self.model))
+
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random inputs of the configured size, always the same ones."""
@@ -184,8 +189,8 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         # of all layers, over whose tokens together the loss takes its means
         logits: Any = tuple(module.router_logits for module in routed)
         balance: Any = load_balancing_loss_func(logits, self.config.num_experts, self.config.num_experts_per_tok)
-        if labels is not None and num_items_in_batch is not None:
-            balance = balance * (labels.numel() / num_items_in_batch)
+        if labels is not None:
+            balance = balance * share_of_step(labels, num_items_in_batch)
         return self.config.router_aux_loss_coef * balance
 
     def training_callbacks(self) -> list[TrainerCallback]:
@@ -197,15 +202,24 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         """The router's, see `router_loss`."""
         return None if self.config.router is None else self.router_loss
 
-    def _forward_backbone(self, **inputs: Any) -> Any:
+    @can_return_tuple
+    def _forward_backbone(
+        self,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **inputs: Any,
+    ) -> Any:
         """The plain model's outputs; in training the router's loss is in the loss."""
         # plain models do not all take all of these: `points` only those of point clouds
-        outputs = self.model(**{name: value for name, value in inputs.items() if value is not None})
-        # in training only: evaluation reports the loss of the labels alone
-        if self.config.router is not None and self.training and isinstance(outputs, ModelOutput) and "loss" in outputs:
-            outputs["loss"] = outputs["loss"] + self.router_loss(
-                inputs.get("labels"), inputs.get("num_items_in_batch")
-            )
+        given = {name: value for name, value in (inputs | {"labels": labels}).items() if value is not None}
+        outputs = self.model(**given, return_dict=True)
+        if "loss" in outputs:
+            if labels is not None:
+                # not all plain models tell their losses of other micro-batches, so here none is told
+                outputs["loss"] = outputs["loss"] * share_of_step(labels, num_items_in_batch)
+            # in training only: evaluation reports the loss of the labels alone
+            if self.config.router is not None and self.training:
+                outputs["loss"] = outputs["loss"] + self.router_loss(labels, num_items_in_batch)
         return outputs
 
 
@@ -232,6 +246,8 @@ class EWAModel(EWAPreTrainedModel):
 class EWAForImageClassification(EWAPreTrainedModel):
     """EWA on a classifier of images or point clouds."""
 
+    accepts_loss_kwargs = True
+
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -251,8 +267,6 @@ class EWAForImageClassification(EWAPreTrainedModel):
 
 class EWAForSemanticSegmentation(EWAPreTrainedModel):
     """EWA on a model for semantic segmentation."""
-
-    accepts_loss_kwargs = False  # plain models' losses are means of a batch, whatever Trainer tells them of others
 
     def forward(
         self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs: Any

@@ -13,6 +13,8 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ...core.batch_norm import RecomputeSafeBatchNorm1d
+from ...core.losses import classification_loss
 from .configuration_point_vit import PointViTConfig
 from .embeddings import PointLinear, PointViTEmbeddings
 
@@ -89,7 +91,7 @@ class PointViTModel(PointViTPreTrainedModel):
             nn.Sequential(
                 OrderedDict(
                     dense=nn.Linear(size, width),
-                    norm=nn.BatchNorm1d(width),
+                    norm=RecomputeSafeBatchNorm1d(width),
                     activation=nn.ReLU(),
                     dropout=nn.Dropout(config.classifier_dropout),
                 )
@@ -102,11 +104,12 @@ class PointViTModel(PointViTPreTrainedModel):
 class PointViTForPointCloudClassification(PointViTPreTrainedModel):
     """The Transformer with an MLP on the class token beside the maximum over the other tokens, as in Point-BERT."""
 
+    accepts_loss_kwargs = True
+
     def __init__(self, config: PointViTConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels or 0
-        # transformers takes the loss from the class's name, and has none for point clouds
-        self.loss_type = "ForImageClassification"
+        self.loss_function = classification_loss
         self.point_vit = PointViTModel(config)
         self.classifier = self.point_vit.make_classifier(self.num_labels)
         self.post_init()

@@ -53,6 +53,8 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
         {"batch_norm_momentum", "sync_batch_norm", "drop_path_rate", "_out_features", "_out_indices"}
     )
 
+    derived_fields: ClassVar[frozenset[str]] = frozenset({"out_features", "out_indices", "stage_names"})
+
     idle_ratio: float | int | None = None
     idle_schedule: Literal["static", "linear"] = "static"
     active_channels: list[int] | tuple[int, ...] | None = None

@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
+from ...core.backbones import structure_of
 from ...core.configuration import FusibleConfig
 from ...core.options import DOWNLOAD_ARGUMENTS
 from .configuration_repavit import RePaViTConfig
@@ -60,6 +61,9 @@ class RePaViTCLIPConfig(FusibleConfig):
             logit_scale_init_value=cast(float, clip.logit_scale_init_value),
             initializer_factor=cast(float, clip.initializer_factor),
         )
+
+    def _structure_of(self, config: PreTrainedConfig) -> Any:
+        return structure_of(config)
 
 
 __all__ = ["RePaViTCLIPConfig"]

@@ -5,7 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ...core.fusion import Fusible, make_linear
+from ...core.batch_norm import RecomputeSafeBatchNorm1d, RecomputeSafeSyncBatchNorm
+from ...core.drop_path import DropPath
+from ...core.fusion import Fusible, check_part, make_linear
+
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm, RecomputeSafeBatchNorm1d, RecomputeSafeSyncBatchNorm)
 
 
 def as_affine(norm: nn.Module, channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,15 +29,19 @@ def as_affine(norm: nn.Module, channels: torch.Tensor) -> tuple[torch.Tensor, to
     """
     if isinstance(norm, nn.Identity):
         return torch.ones_like(channels, dtype=torch.float64), torch.zeros_like(channels, dtype=torch.float64)
+    if not isinstance(norm, nn.LayerNorm | nn.modules.batchnorm._BatchNorm):
+        raise TypeError(f"{type(norm).__name__} has no affine form.")
+    gamma = torch.ones_like(channels).double() if norm.weight is None else norm.weight.double()
+    beta = torch.zeros_like(gamma) if norm.bias is None else norm.bias.double()
     if isinstance(norm, nn.LayerNorm):
         # only its end, the affine map of the normed values; the normalization itself depends on the data
-        return norm.weight.double(), norm.bias.double()
-    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        mean, var = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
-        # s = gamma / sqrt(var + eps) and t = beta - s mean
-        scale = norm.weight.double() * (var + norm.eps).rsqrt()
-        return scale, norm.bias.double() - scale * mean
-    raise TypeError(f"{type(norm).__name__} has no affine form.")
+        return gamma, beta
+    if norm.running_mean is None or norm.running_var is None:
+        raise TypeError(f"{type(norm).__name__} without running statistics has no affine form.")
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    # s = gamma / sqrt(var + eps) and t = beta - s mean
+    scale = gamma * (var + norm.eps).rsqrt()
+    return scale, beta - scale * mean
 
 
 def _slices(start: int, stop: int, length: int = 128) -> Iterator[slice]:
@@ -98,6 +107,7 @@ class ChannelIdleFeedForward(Fusible):
         which depends on the data, norm and shortcut stay: `Y = X + f(norm(X))`. Where so many channels are active that
         the merged linear is larger than what it replaces, the two linears stay, with the norms folded in.
         """
+        self._check_parts()
         fc1, fc2, a = self.fc1, self.fc2, self.active_channels
         # weights of the merged linear against those of the two it replaces: an idle ratio over 1 / (2 * expansion)
         merges = fc2.out_features * fc1.in_features < (fc1.out_features - a) * (fc1.in_features + fc2.out_features)
@@ -122,6 +132,20 @@ class ChannelIdleFeedForward(Fusible):
         else:
             norm = nn.Identity()
         return NormedResidual(norm, fused)
+
+    def _check_parts(self) -> None:
+        """Raises `TypeError` for modules that the algebra of `fuse` does not cover."""
+        for name in ("fc1", "fc2"):
+            check_part(self, name, nn.Linear)
+        check_part(self, "input_norm", *BATCH_NORMS, nn.LayerNorm, nn.Identity)
+        check_part(self, "hidden_norm", *BATCH_NORMS, nn.Identity)
+        for name, module in self.drop.named_modules(prefix="drop"):
+            if not isinstance(module, nn.Sequential):
+                check_part(self, name, DropPath, nn.Dropout, nn.Identity)
+        # transformers has a class for it in each modeling file
+        if not type(self.scale).__name__.endswith(("LayerScale", "ChannelScale", "Identity")):
+            kind = type(self.scale).__name__
+            raise TypeError(f"scale of a {type(self).__name__} is a {kind} and no layer scale, so it cannot be fused.")
 
     def _fold(self, up: nn.Linear, down: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
         """

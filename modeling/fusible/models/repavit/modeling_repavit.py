@@ -16,6 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from ...core.backbones import backbone_spec
 from ...core.dense import load_backbone, split_options
 from ...core.drop_path import DropPath
+from ...core.losses import classification_loss
 from ...core.modeling import FusiblePreTrainedModel
 from ...core.options import DOWNLOAD_ARGUMENTS
 from .blocks import RePaBlock, convert_block_
@@ -100,6 +101,9 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             calibrate_(ffn, found)
         return repavit
 
+    def _shared_parts(self) -> list[nn.Module]:
+        return [self.backbone, self.final_norm]
+
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random inputs of the configured size, always the same ones."""
@@ -160,6 +164,8 @@ class RePaViTModel(RePaViTPreTrainedModel):
 class RePaViTForImageClassification(RePaViTPreTrainedModel):
     """RePaViT with a linear classifier on the image feature."""
 
+    accepts_loss_kwargs = True
+
     def __init__(self, config: RePaViTConfig, dense_backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, dense_backbone)
         self.num_labels = config.num_labels or 0
@@ -169,6 +175,7 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
             self.classifier = getattr(self.backbone, self.backbone_spec.classifier)(self.num_labels)
         elif self.num_labels > 0:
             self.classifier = nn.Linear(self.feature_size, self.num_labels)
+        self.loss_function = classification_loss
         self.post_init()
 
     @can_return_tuple

@@ -1,5 +1,6 @@
 """Base class of all S4 models: embedding, residual layers with state spaces or FFNs, and their states."""
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -62,7 +63,10 @@ class S4PreTrainedModel(S4KernelModel):
     def _record_structure(self) -> None:
         # the shapes of fused weights depend on it, and a saved model is built before they are read
         found = [module.num_dense_heads for module in self.modules() if isinstance(module, S4Recurrence)]
-        self.config.dense_heads = found
+        if found != list(self.config.dense_heads or ()):
+            # a copy: the next model of the same options may need other numbers
+            self.config = copy.copy(self.config)
+            self.config.dense_heads = found
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -82,6 +86,9 @@ class S4PreTrainedModel(S4KernelModel):
         if self.config.cutoffs is not None:
             raise ValueError("The embedding has the clusters of config.cutoffs, which cannot be resized.")
         return super().resize_token_embeddings(*args, **kwargs)
+
+    def _shared_parts(self) -> list[nn.Module]:
+        return [self.embeddings, self.layers, self.final_norm]
 
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:

@@ -14,8 +14,6 @@ from .outputs import S4ClassifierOutput
 class S4PreTrainedClassifier(S4PreTrainedModel):
     """A linear layer on the mean, sum, first or last of the positions that are not padding."""
 
-    accepts_loss_kwargs = False  # the loss is a mean of this batch, which Trainer divides by the steps it accumulates
-
     def __init__(self, config: S4Config) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels or 0

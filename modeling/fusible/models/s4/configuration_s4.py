@@ -240,17 +240,25 @@ class S4Config(FusibleConfig):
         if not 0 <= self.hidden_dropout_prob < 1:
             raise ValueError(f"hidden_dropout_prob is {self.hidden_dropout_prob}; it must be in [0, 1).")
 
-    def structure_digest(self) -> str:
+    def structure(self) -> dict[str, Any]:
         """As for all models. Weights of the training form can be read at any sampling rate."""
-        digested, unused = copy.copy(self), set()
+        structure = super().structure()
+        if not self.fused:
+            structure.pop("rate", None)
+        if not self.pool_sizes:
+            structure.pop("expand", None)
+            structure.pop("unet", None)
+        return structure
+
+    def _first_digest(self, unused: frozenset[str] = frozenset()) -> str:
+        digested = copy.copy(self)
         if not self.pool_sizes:  # as it was when there were no pools
             unused |= {"pool_sizes", "expand", "unet"}
         if not self.tie_word_embeddings:
             unused |= {"tie_word_embeddings"}
-        digested.__dict__["non_structural_fields"] = self.non_structural_fields | unused
         if not self.fused:
             digested.rate = 1.0
-        return FusibleConfig.structure_digest(digested)
+        return FusibleConfig._first_digest(digested, unused)
 
 
 __all__ = ["S4Config"]

@@ -113,12 +113,12 @@ class S4KernelModel(FusiblePreTrainedModel):
             model._use(model._kernels)
         return result
 
-    def _fused_from(self, state_dict: dict[str, torch.Tensor]) -> Self:
-        fused = super()._fused_from(state_dict)
+    def _whole_twin(self, state_dict: dict[str, torch.Tensor]) -> Self:
+        twin = super()._whole_twin(state_dict)
         # not those that its constructor found: it runs by what this model runs by
-        fused._kernels = self._kernels
-        fused._use(next((layer.kernels for layer in self._layers()), None))
-        return fused
+        twin._kernels = self._kernels
+        twin._use(next((layer.kernels for layer in self._layers()), None))
+        return twin
 
     def _variants(self) -> list[Path]:
         """What there is to take along: the kernels of the package, or else those that the model came with."""

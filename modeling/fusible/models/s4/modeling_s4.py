@@ -52,6 +52,7 @@ class S4Model(S4PreTrainedModel):
 class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
     """S4 that predicts the next token; `generate()` costs the same for every token in the inference form."""
 
+    accepts_loss_kwargs = True
     _tied_weights_keys: dict[str, str] = {"lm_head.weight": "embeddings.weight"}
 
     def __init__(self, config: S4Config) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from ...core.backbones import BackboneSpec
-from ...core.fusion import Fusible, make_linear
+from ...core.fusion import Fusible, check_part, make_linear
 from .attention import ShiftedLinear
 from .configuration_zeroi2v import ZeroI2VConfig
 
@@ -104,6 +104,18 @@ def folded_layer(layer: nn.Module, adapter: nn.Module, fold: Callable[..., Affin
     return layer.like(linear) if isinstance(layer, ShiftedLinear) else linear
 
 
+def check_parts(fusible: Fusible, *layers: str) -> None:
+    """Raises `TypeError` for adapters of a `Fusible`, or linear layers beside them, that folding does not cover."""
+    for name in ("adapter_before", "adapter_after"):
+        check_part(fusible, name, LinearAdapter, nn.Identity)
+        if isinstance(fusible.get_submodule(name), LinearAdapter):
+            check_part(fusible, f"{name}.down", nn.Linear)
+            check_part(fusible, f"{name}.up", nn.Linear)
+            check_part(fusible, f"{name}.dropout", nn.Dropout, nn.Identity)
+    for name in layers:
+        check_part(fusible, name, nn.Linear, ShiftedLinear)
+
+
 def with_children(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of a module that shares everything with it but some of its children."""
     copied = copy.copy(module)
@@ -137,6 +149,7 @@ class AdaptedAttention(Fusible):
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """The attention, whose projections contain the adapters."""
+        check_parts(self, *(f"attention.{name}" for name in (*PROJECTIONS, self.output)))
         # dropout inside the adapters is off in eval mode, where this is exact up to rounding
         child = self.attention.get_submodule
         folded = {name: folded_layer(child(name), self.adapter_before, fold_before) for name in PROJECTIONS}
@@ -170,6 +183,7 @@ class AdaptedFeedForward(Fusible):
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """The FFN, whose linears contain the adapters."""
+        check_parts(self, f"ffn.{self.fc1}", f"ffn.{self.fc2}")
         first = folded_layer(self.ffn.get_submodule(self.fc1), self.adapter_before, fold_before)
         second = folded_layer(self.ffn.get_submodule(self.fc2), self.adapter_after, fold_after)
         return with_children(self.ffn, {self.fc1: first, self.fc2: second})

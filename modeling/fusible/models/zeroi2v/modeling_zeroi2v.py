@@ -16,6 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ...core.backbones import backbone_spec
 from ...core.dense import load_backbone, split_options
+from ...core.losses import classification_loss
 from ...core.modeling import FusiblePreTrainedModel
 from ...core.options import DOWNLOAD_ARGUMENTS
 from ...core.subclassing import mix_in_
@@ -202,6 +203,9 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
             raise ValueError("With freeze_backbone=False the image model is trained too; use save_pretrained.")
         write_adapter(folder, self.config, self.trained_parameters(), self.frozen_parameters())
 
+    def _shared_parts(self) -> list[nn.Module]:
+        return [self.backbone]
+
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random videos of the configured size, always the same ones."""
@@ -261,11 +265,14 @@ class ZeroI2VModel(ZeroI2VPreTrainedModel):
 class ZeroI2VForVideoClassification(ZeroI2VPreTrainedModel):
     """ZeroI2V with a linear classifier on the mean of the frames' features."""
 
+    accepts_loss_kwargs = True
+
     def __init__(self, config: ZeroI2VConfig, image_model: PreTrainedModel | None = None) -> None:
         super().__init__(config, image_model)
         self.num_labels = config.num_labels or 0
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(self.feature_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
+        self.loss_function = classification_loss
         self.post_init()
 
     @can_return_tuple

@@ -1,0 +1,70 @@
+"""Checks that a model got all of its weights from a checkpoint: none is drawn at random without a word."""
+
+from collections.abc import Collection, Iterable
+
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def check_dtypes(model: PreTrainedModel, files: Iterable[str]) -> None:
+    """Raises `ValueError` if a weight file has integers where a model has floating-point numbers, or the reverse."""
+    expected = model.state_dict()
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in expected.keys() & set(opened.keys()):
+                dtype = opened.get_slice(name).get_dtype()
+                # F32, BF16, F8_E4M3 and the like; I64, U8 and BOOL are not
+                if dtype.lstrip("B").startswith("F") != expected[name].is_floating_point():
+                    raise ValueError(
+                        f"{file} has {name} as {dtype}, and the model has it as {expected[name].dtype}. Save or "
+                        "download the weights again."
+                    )
+
+
+def check_complete(
+    model: nn.Module,
+    where: str,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    shared: tuple[str, ...] = ("",),
+    same_class: bool = True,
+) -> None:
+    """
+    Checks the names that a model and a checkpoint do not have in common.
+
+    Args:
+        model: which was loaded.
+        where: the checkpoint, for the message.
+        missing: names of tensors that the checkpoint lacks.
+        unexpected: names of tensors that the model lacks.
+        shared: beginnings of the names that all classes of the family have; `("",)` are all.
+        same_class: whether the checkpoint is of the model's class; those of others have other heads.
+
+    Raises:
+        ValueError: if there are names that must not be there.
+    """
+    modules = dict(model.named_modules())
+
+    def is_dropped(name: str) -> bool:
+        # a classifier of no labels is an identity, which leaves out the weights of another one
+        return not same_class or type(modules.get(name.rpartition(".")[0])) is nn.Identity
+
+    lacking = [name for name in missing if same_class or name.startswith(shared)]
+    besides = [name for name in unexpected if name.startswith(shared) or not is_dropped(name)]
+    for kind, names in (("lacks", sorted(lacking)), ("has besides", sorted(besides))):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(
+                f"{where} is no complete checkpoint of this {type(model).__name__}: it {kind} {', '.join(names[:3])}"
+                f"{more}. Save or download it again."
+            )
+
+
+def shared_prefixes(model: PreTrainedModel, parts: Iterable[nn.Module]) -> tuple[str, ...]:
+    """Beginnings of the names of tensors in parts of a model."""
+    wanted = set(parts)
+    return tuple(f"{name}." if name else "" for name, module in model.named_modules() if module in wanted)
+
+
+__all__ = ["check_complete", "check_dtypes", "shared_prefixes"]

@@ -1,0 +1,114 @@
+"""Losses and gradients of steps in several micro-batches, of which the last is smaller, against the batch at once."""
+
+import copy
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from fusible import (
+    EWAConfig,
+    EWAForImageClassification,
+    PointViTConfig,
+    PointViTForPointCloudClassification,
+    RePaViTConfig,
+    RePaViTForImageClassification,
+    ZeroI2VConfig,
+    ZeroI2VForVideoClassification,
+)
+from fusible.training.distillation import DistillationTrainer
+from support.model_tests.training import Rows
+from support.small_models import SIZES, backbone_of
+
+
+POINTS = {
+    "num_points": 16,
+    "num_groups": 16,  # all points are centers: which ones is drawn otherwise
+    "group_size": 4,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "classifier_hidden_size": 16,
+    "classifier_dropout": 0.0,
+}
+VIT, BEIT = {"model_type": "vit", **SIZES}, backbone_of("beit") | {"drop_path_rate": 0.0}
+LABELS = {
+    "single_label_classification": (torch.arange(8) % 5, torch.nn.functional.cross_entropy),
+    "multi_label_classification": (torch.rand(8, 5).round(), torch.nn.functional.binary_cross_entropy_with_logits),
+    "regression": (torch.randn(8, 5), torch.nn.functional.mse_loss),
+}
+MODELS = {
+    "repavit": lambda **o: RePaViTForImageClassification(RePaViTConfig(backbone_config=VIT, ffn_norm="layer", **o)),
+    "ewa": lambda **o: EWAForImageClassification(EWAConfig(backbone_config=VIT, **o)),
+    # transformers' own loss of this one never hears of other micro-batches
+    "ewa on beit": lambda **o: EWAForImageClassification(EWAConfig(backbone_config=BEIT, **o)),
+    "zeroi2v": lambda **o: ZeroI2VForVideoClassification(
+        ZeroI2VConfig(backbone_config=VIT, num_frames=2, classifier_dropout=0.0, **o)
+    ),
+    "point_vit": lambda **o: PointViTForPointCloudClassification(PointViTConfig(**POINTS, **o)),
+}
+INPUTS = {"zeroi2v": (8, 2, 3, 16, 16), "point_vit": (8, 16, 3)}
+PARTS = (3, 3, 2)  # rows of the micro-batches of the step
+
+
+def train(trainer_class, model, columns, folder, **options) -> Trainer:
+    """One step of gradient descent with a learning rate of 1."""
+    settings = TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=PARTS[0],
+        gradient_accumulation_steps=len(PARTS),
+        max_steps=1,
+        optim="sgd",
+        learning_rate=1.0,
+        max_grad_norm=0.0,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = trainer_class(model, settings, train_dataset=Rows(columns), **options)
+    trainer.train()
+    return trainer
+
+
+def check(trainer, start, name, loss_of, columns) -> None:
+    """The step that the trainer did from `start`, against the loss of the logits of all rows."""
+    parts = columns[name].split(PARTS)  # in parts as well, as BatchNorms in heads see what they see
+    loss = loss_of(torch.cat([start.train()(part).logits for part in parts]))
+    assert trainer.state.log_history[-1]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    # weight and bias that make the logits: those of experts are drawn tokens at random
+    for before, after in zip(*(list(model.parameters())[-2:] for model in (start, trainer.model)), strict=True):
+        (gradient,) = torch.autograd.grad(loss, before, retain_graph=True)
+        torch.testing.assert_close(before - after, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("problem", LABELS)
+@pytest.mark.parametrize("family", MODELS)
+def test_micro_batches_are_one_batch(family, problem, tmp_path):
+    labels, loss_of = LABELS[problem]
+    start = MODELS[family](num_labels=5, problem_type=problem)
+    name = start.main_input_name
+    columns = {name: torch.randn(INPUTS.get(family, (8, 3, 16, 16))), "labels": labels}
+    trainer = train(Trainer, copy.deepcopy(start), columns, tmp_path)
+    check(trainer, start, name, lambda logits: loss_of(logits, labels), columns)
+
+
+def test_teachers_of_micro_batches(tmp_path):
+    start, teacher = (MODELS["repavit"](num_labels=5) for _ in range(2))
+    teacher.classifier.weight.data.normal_()
+    columns = {"pixel_values": torch.randn(8, 3, 16, 16), "labels": torch.arange(8) % 5}
+    trainer = train(DistillationTrainer, copy.deepcopy(start), columns, tmp_path, teacher=teacher, alpha=0.7)
+
+    def loss_of(logits):
+        taught = teacher(columns["pixel_values"]).logits.softmax(1)
+        distance = (taught * (taught.log() - logits.log_softmax(1))).sum() / 8
+        return 0.3 * torch.nn.functional.cross_entropy(logits, columns["labels"]) + 0.7 * distance
+
+    check(trainer, start, "pixel_values", loss_of, columns)
+    with pytest.raises(ValueError, match="problem_type is 'multi_label_classification'; teachers are for"):
+        DistillationTrainer(
+            MODELS["repavit"](num_labels=5, problem_type="multi_label_classification"), trainer.args, teacher=teacher
+        )
