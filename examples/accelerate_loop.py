@@ -111,9 +111,8 @@ def main(path: str, overrides: list[str]) -> None:
             fused=fused,
             state_dict=state_dict and dict(state_dict),
             is_main_process=accelerator.is_main_process,
+            processor=data.processor or processor,
         )
-        if accelerator.is_main_process and processor is not None:
-            processor.save_pretrained(folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

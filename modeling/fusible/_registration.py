@@ -24,6 +24,8 @@ _VIDEO = {"torchvision": "VideoMAEImageProcessor", "pil": "VideoMAEImageProcesso
 IMAGE_PROCESSORS = {"RePaViTConfig": _CLIP, "RePaViTCLIPConfig": _CLIP, "ZeroI2VConfig": _VIDEO}
 # configuration class -> class in transformers
 TOKENIZERS = {"RePaViTCLIPConfig": "CLIPTokenizer"}
+# configuration class -> class in fusible.data.sequences
+FEATURE_EXTRACTORS = {"S4Config": "SeriesFeatureExtractor"}
 
 
 class LazyClasses(dict[Any, Any]):
@@ -152,6 +154,12 @@ def _register_tokenizers(module: ModuleType) -> None:
     _extend(module.TOKENIZER_MAPPING, values)
 
 
+def _register_feature_extractors(module: ModuleType) -> None:
+    package = f"{__package__}.data.sequences"
+    values = {config: partial(_class, name, package) for config, name in FEATURE_EXTRACTORS.items()}
+    _extend(module.FEATURE_EXTRACTOR_MAPPING, values)
+
+
 def register() -> None:
     """Registers all classes, each mapping as soon as it is imported."""
     for name, action in {
@@ -159,6 +167,7 @@ def register() -> None:
         "modeling_auto": _register_models,
         "image_processing_auto": _register_image_processors,
         "tokenization_auto": _register_tokenizers,
+        "feature_extraction_auto": _register_feature_extractors,
     }.items():
         module = f"transformers.models.auto.{name}"
         if module in sys.modules:

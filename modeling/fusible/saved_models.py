@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ._auto import AUTO_CLASSES
 from .core.completeness import check_complete
-from .hub.atomic import atomic_folder, finish_save
+from .hub.atomic import finish_save
 from .hub.methods import METHODS
 from .hub.model_card import write_card
+from .hub.processors import SavedProcessor
 from .hub.publishing import open_repository
 from .hub.saving import save_model
 from .hub.weight_files import FusibleModel
@@ -45,7 +45,7 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
         plain: also take models without two forms, such as what EWA's are fused to.
 
     Raises:
-        ValueError: if it is not one of fusible's, nor a plain one that may be taken.
+        ValueError: if it is not one of fusible's, nor a plain one that may be taken, or lacks weights.
         OSError: if it is not there.
     """
     finish_save(source)
@@ -76,17 +76,26 @@ def load_complete(model_class: Any, source: str, **kwargs: Any) -> Any:
         ValueError: if weights are missing.
         OSError: if it is not there.
     """
-    model, info = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
-    check_complete(model, source, info["missing_keys"], ())
+    model, found = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    # unexpected tensors are in many old checkpoints of plain models
+    check_complete(model, source, found["missing_keys"], ())
     return model
 
 
-def load_processor(source: str, revision: str | None) -> Any | None:
-    """The image processor saved with a model, if there is one."""
-    file = cached_file(
-        source, IMAGE_PROCESSOR_NAME, revision=revision or "main", _raise_exceptions_for_missing_entries=False
-    )
-    return None if file is None else AutoImageProcessor.from_pretrained(source, revision=revision or "main")
+def load_processor(source: str, revision: str | None, main_input_name: str) -> Any | None:
+    """
+    The tokenizer, image processor or feature extractor saved with a model, if there is one.
+
+    Args:
+        source: folder or Hub repository.
+        revision: of the repository.
+        main_input_name: the model's, which says which of them is meant.
+
+    Raises:
+        ValueError: if its files cannot be read.
+        OSError: if the source is not there.
+    """
+    return SavedProcessor(source, revision=revision or "main").load(main_input_name)
 
 
 def find_dtype(name: str) -> torch.dtype:
@@ -120,7 +129,8 @@ def publish(
     Args:
         model: one with two forms in either of them, or a plain one that one was fused to.
         destination: folder; files that are there already stay, except older weights and a card of fusible's.
-        processor: image processor or tokenizer, if there is one.
+        processor: what makes the model's inputs, if there is anything: an image processor, a tokenizer, or a
+            `SavedProcessor` for all that another folder or repository has.
         source: what a fused model was made from.
         measure: also measure the difference of the two for the card.
         repo_id: where to push, if anywhere.
@@ -131,11 +141,7 @@ def publish(
     Raises:
         OSError: if the folder or the push cannot be completed.
     """
-    names = save_model(model, destination)
-    if processor is not None:
-        with atomic_folder(destination, lambda name: False, IMAGE_PROCESSOR_NAME) as stage:
-            names += [Path(file).name for file in processor.save_pretrained(stage)]
-
+    names = save_model(model, destination, processor=processor)
     if repo_id is None:
         write_card(destination, model, destination.name, source, card_data, measure=measure)
         return

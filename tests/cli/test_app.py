@@ -1,11 +1,15 @@
 """What all commands share: messages of errors, help and completion."""
 
+import math
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
-from transformers import ViTConfig, ViTModel
+from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from typer.testing import CliRunner
 
 from fusible import RePaViTForImageClassification
@@ -56,6 +60,58 @@ def test_errors_of_other_commands(source, recipe, tmp_path, arguments, message):
     result = run(*(argument.format(**paths) for argument in arguments))
     assert result.exit_code == 1 and message in result.output, result.output
     assert result.output.count("Error: ") == 1 and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_give_no_result(source, recipe, value):
+    """Of a loss that is not a number, an accuracy could still be computed, and written into a card."""
+    model = RePaViTForImageClassification(RePaViTForImageClassification.from_pretrained(source).config)
+    model.classifier = torch.nn.Linear(16, 10)
+    model.config.num_labels = 10
+    model.classifier.weight.data[3] = value
+    model.save_pretrained(source)
+    (source / "README.md").write_text("# Mine\n", encoding="utf-8")
+    commands = (["inspect", source, "--check"], ["fuse", source, source / "fused", "--check"])
+    for arguments in (*commands, ["evaluate", source, recipe, "--limit", 8, "--save"]):
+        result = run(*arguments)
+        assert result.exit_code == 1 and "finite" in result.output, result.output
+        assert result.output.count("Error: ") == 1 and "Traceback" not in result.output
+    assert (source / "README.md").read_text(encoding="utf-8") == "# Mine\n" and not (source / "fused").exists()
+
+
+def test_a_plain_model_that_lacks_weights(recipe, tmp_path):
+    """transformers would draw them at random, and the accuracy be that of no model."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=10))
+    model.save_pretrained(tmp_path / "plain")
+    shutil.copy(recipe.parent / "preprocessor_config.json", tmp_path / "plain")
+    assert run("evaluate", tmp_path / "plain", recipe, "--limit", 8).exit_code == 0
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    del tensors["classifier.weight"]
+    save_file(tensors, tmp_path / "plain" / "model.safetensors", {"format": "pt"})
+    result = run("evaluate", tmp_path / "plain", recipe, "--limit", 8)
+    assert result.exit_code == 1 and "it lacks classifier.weight" in result.output, result.output
+
+
+def test_outputs_of_zero_are_no_agreement(source, tmp_path):
+    model = RePaViTForImageClassification.from_pretrained(source)
+    for parameter in model.classifier.parameters():
+        parameter.data.zero_()
+    model.save_pretrained(source)
+    for arguments in (["inspect", source, "--check"], ["fuse", source, tmp_path / "fused", "--check"]):
+        result = run(*arguments)
+        assert result.exit_code == 1 and "All outputs of both forms are zero" in result.output, result.output
+    assert not (tmp_path / "fused").exists()
+
+
+@pytest.mark.parametrize("command", ["fuse", "push", "evaluate"])
+@pytest.mark.parametrize("text", ["{", '{"image_processor_type": "Nothing"}'])
+def test_a_broken_processor_is_told(source, recipe, tmp_path, command, text):
+    (source / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    rest = {"fuse": [tmp_path / "fused"], "push": ["alice/none", "--dry-run"], "evaluate": [recipe]}[command]
+    result = run(command, source, *rest)
+    assert result.exit_code == 1 and "Error: " in result.output and "Traceback" not in result.output
+    assert str(source) in result.output and not (tmp_path / "fused").exists()
 
 
 def test_interruption_and_wrong_usage(source, monkeypatch):

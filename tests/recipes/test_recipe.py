@@ -56,9 +56,10 @@ def test_it_ends_with_two_repositories(method, tmp_path):
     results = run(folder, overrides(folder, tmp_path))
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert results["fused_form"]["eval_loss"] == pytest.approx(results["training_form"]["eval_loss"], rel=1e-4)
-    for place in (tmp_path, tmp_path / "fused"):
+    checkpoints = list(tmp_path.glob("checkpoint-*"))
+    for place in (tmp_path, tmp_path / "fused", *checkpoints):
         names = {path.name for path in place.iterdir()}
-        assert {"config.json", "model.safetensors", "README.md"} <= names
+        assert {"config.json", "model.safetensors"} <= names and ("README.md" in names or place in checkpoints)
         assert ("preprocessor_config.json" in names) == (folder / "preprocessor_config.json").exists()
     recipe = Recipe.load(folder)
     source = recipe.model_class.from_pretrained(tmp_path)
@@ -79,7 +80,8 @@ def test_it_is_published_if_asked(hub, tmp_path):
         assert pushed.config.fused == name.endswith("fused") and hub.repo(name).private
         assert "preprocessor_config.json" in hub.files(name) and "training_args.bin" not in hub.files(name)
         card = ModelCard.load(name)
-        assert card.data.datasets == ["imagenet-1k"]
+        assert card.data.datasets == ["generated"], "what was read, not what the recipe reads without overrides"
+        assert {row.dataset_name for row in card.data.eval_results} == {"generated"}
         assert {row.metric_name for row in card.data.eval_results} == {"Accuracy", "Top-5 accuracy"}
 
 

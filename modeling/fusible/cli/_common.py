@@ -96,7 +96,7 @@ def compare_outputs(
     `max_difference` and `max_output` of both forms on random inputs and, if there are any, on images.
 
     Raises:
-        ValueError: if there are images but no image processor.
+        ValueError: if there are images but no image processor, or all outputs are zero.
     """
     from PIL import Image
     from transformers.utils import IMAGE_PROCESSOR_NAME
@@ -117,6 +117,8 @@ def compare_outputs(
         return math.inf if math.isnan(ratio) else ratio
 
     difference, output = max(results, key=relative)
+    if difference == output == 0:
+        raise ValueError("All outputs of both forms are zero, which compares nothing. Are these the trained weights?")
     return {"max_difference": difference, "max_output": output}
 
 

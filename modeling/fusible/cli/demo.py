@@ -75,8 +75,7 @@ def run(folder: Path, epochs: int, seed: int) -> dict[str, Any]:
 
     plain, fused = folder / "digits", folder / "digits-fused"
     for destination, is_fused in ((plain, False), (fused, True)):
-        model.save_pretrained(destination, fused=is_fused)
-        processor.save_pretrained(destination)
+        model.save_pretrained(destination, fused=is_fused, processor=processor)
     # from the files: the comparison is of what a user loads
     before, after = (AutoModelForImageClassification.from_pretrained(path) for path in (plain, fused))
     batch = collate(list(data["test"]), AutoImageProcessor.from_pretrained(fused, backend="pil"))

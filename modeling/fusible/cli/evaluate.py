@@ -1,6 +1,7 @@
 """The command `fusible evaluate`."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -72,9 +73,15 @@ def evaluate_saved(
         card: folder into whose model card the results are written.
 
     Raises:
-        ValueError: if the model's classes are not the data's, it has no form to fuse to, or there is no card.
+        ValueError: if the model's classes are not the data's, it has no form to fuse to, its loss is not a number,
+            there is no card, or the results are for a card but the model lacks the tokenizer or the statistics that it
+            was trained with.
         OSError: if the model or the data are not there.
     """
+    from transformers.utils import logging
+
+    from ..data.registry import name_of_data
+    from ..hub.processors import NEEDED
     from ..hub.weight_files import is_fusible_model
     from ..recipes.recipe import Recipe
     from ..saved_models import load, load_processor
@@ -83,20 +90,33 @@ def evaluate_saved(
 
     recipe = Recipe.load(recipe_path, overrides)
     model = load(source, revision, plain=True)
-    processor = load_processor(source, revision)
+    processor = load_processor(source, revision, model.main_input_name)
     if fused and not is_fusible_model(model):
         raise ValueError(f"{source} is a plain {model.config.model_type!r} model, which has one form only.")
     # the model's configuration and not the recipe's: rates, frames and sizes are those it was trained with
     data = load_data(recipe, processor, model.config)
+    dataset = name_of_data(recipe.dataset, recipe.data)
     # other numbers of classes would give an accuracy without meaning
     if data.classes is not None and len(data.classes) != model.config.num_labels:
-        raise ValueError(f"{source} has {model.config.num_labels} classes, {recipe.dataset} has {len(data.classes)}.")
+        raise ValueError(f"{source} has {model.config.num_labels} classes, {dataset} has {len(data.classes)}.")
+    if data.is_fitted:
+        message = (
+            f"{source} has no {NEEDED[model.main_input_name][0]}, so one was made of the data. The results are right "
+            "only if that is the data that the model was trained on."
+        )
+        if card is not None:
+            raise ValueError(f"{message} So they are not for a card; save it beside the model, or leave out --save.")
+        logging.get_logger(__name__).warning(message)
     form: Any = model.fuse(share=True) if fused else model
     results = evaluate_model(form, data, batch_size=batch_size, limit=limit)
+    loss = results.get("loss", 0.0)
+    # metrics that only compare outputs would look like results
+    if not math.isfinite(loss):
+        raise ValueError(f"The loss of {source} on {dataset} is {loss}. Are its weights, and the data, finite?")
     if card is not None:
-        write_results(card, task_of(model), recipe.dataset, results)
+        write_results(card, task_of(model), dataset, results)
     name = "plain" if not is_fusible_model(model) else "fused" if fused or model.config.fused else "training"
-    return {"source": source, "form": name, "dataset": recipe.dataset, **results}
+    return {"source": source, "form": name, "dataset": dataset, **results}
 
 
 __all__ = ["evaluate"]

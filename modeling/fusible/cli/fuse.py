@@ -24,7 +24,7 @@ def fuse(
     json: Annotated[bool, typer.Option("--json", help="Say as JSON what was done.")] = False,
 ) -> None:
     """
-    Turn a saved training form into the inference form, with image processor and model card.
+    Turn a saved training form into the inference form, with its processor and model card.
 
     Examples:
 
@@ -60,7 +60,8 @@ def fuse_and_publish(
     images: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """
-    Fuses a saved training form into a folder, with image processor and model card, and pushes that folder.
+    Fuses a saved training form into a folder, with model card and all that makes its inputs (tokenizer, image
+    processor, feature extractor), and pushes that folder.
 
     Args:
         source: folder or Hub repository.
@@ -83,11 +84,14 @@ def fuse_and_publish(
     """
     from transformers.utils import logging
 
+    from ..hub.processors import processor_of
     from ..saved_models import find_dtype, load, load_processor, publish
 
     _check_destination(destination)
     cast_to = None if dtype is None else find_dtype(dtype)
-    model, processor = load(source, revision), load_processor(source, revision)
+    model = load(source, revision)
+    # loaded although it is copied as files below: a broken one is told before anything is written
+    processor = load_processor(source, revision, "pixel_values" if images else model.main_input_name)
     fused = model.fuse(share=True)
     facts: dict[str, Any] = {"source": source, "destination": str(destination), "repo_id": repo_id}
     if tolerance is not None:
@@ -110,7 +114,7 @@ def fuse_and_publish(
     publish(
         fused,
         destination,
-        processor,
+        processor_of(model, revision=revision or "main"),
         model,
         # after a cast the difference would be that of the dtype
         measure=cast_to is None,

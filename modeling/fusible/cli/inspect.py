@@ -1,5 +1,6 @@
 """The command `fusible inspect`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -45,7 +46,7 @@ def describe(source: str, revision: str | None, check: bool, images: Sequence[Pa
         images: compare on these too.
 
     Raises:
-        ValueError: if it is not one of fusible's, or `check` is asked of a fused model.
+        ValueError: if it is not one of fusible's, `check` is asked of a fused model, or outputs are not finite.
         OSError: if it is not there.
     """
     from ..hub.form_facts import form_facts
@@ -64,7 +65,11 @@ def describe(source: str, revision: str | None, check: bool, images: Sequence[Pa
         "fused": asdict(form_facts(model, fused=True)),
     }
     if check:
-        description |= compare_outputs(model, model.fuse(share=True), load_processor(source, revision), images)
+        processor = load_processor(source, revision, "pixel_values") if images else None
+        compared = compare_outputs(model, model.fuse(share=True), processor, images)
+        if not math.isfinite(compared["max_difference"]):
+            raise ValueError(f"Outputs of {source} are not finite, so that its forms do not compare. Are its weights?")
+        description |= compared
     return description
 
 

@@ -21,6 +21,7 @@ class DataBundle:
         collate: makes batches of rows.
         classes: names of the classes that labels number, if there are any.
         processor: what turns other inputs into such rows, if it follows from the data, such as a tokenizer.
+        is_fitted: whether that was made of the rows to train with, so that a model fits to no other one.
         num_examples: of a stream for training, if it is known.
     """
 
@@ -29,6 +30,7 @@ class DataBundle:
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]] = default_data_collator
     classes: Sequence[str] | None = None
     processor: Any = None
+    is_fitted: bool = False
     num_examples: int | None = None
 
 

@@ -105,6 +105,8 @@ DATASETS: dict[str, Callable[..., DataBundle]] = {
     "segmentation": segmentation,
     "shapes": shapes,
 }
+# data sets that read anything of a kind: the option that says what
+_READ_FROM = {"arrays": "folder", "forecasts": "file", "recordings": "folder"}
 _BY_TASK: dict[str, Callable[..., DataBundle]] = {
     "AutoModelForImageClassification": images,
     "AutoModelForSemanticSegmentation": segmentation,
@@ -171,4 +173,22 @@ def load_data(
     return function(**{name: given[name] for name in needs}, **options)
 
 
-__all__ = ["DATASETS", "DataBundle", "generated", "load_data"]
+def name_of_data(dataset: str, options: Mapping[str, Any] | None = None) -> str:
+    """
+    What to call the data that `load_data` reads with these arguments, for instance in a model card.
+
+    That is the Hub repository; or the name of a file or folder, without where it is on this machine; or, where the
+    location does not tell what is read, the data set's own name.
+    """
+    function = DATASETS.get(dataset)
+    if function is None:
+        place = dataset
+    else:
+        option = _READ_FROM.get(dataset, "path")
+        default = getattr(inspect.signature(function).parameters.get(option), "default", None)
+        place = (options or {}).get(option) or (default if isinstance(default, str) else dataset)
+    path = Path(place)
+    return path.resolve().stem if path.is_file() else path.resolve().name if path.is_dir() else str(place)
+
+
+__all__ = ["DATASETS", "DataBundle", "generated", "load_data", "name_of_data"]

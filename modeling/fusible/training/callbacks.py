@@ -17,6 +17,8 @@ class FusedExportCallback(TrainerCallback):
     """
     Saves the inference form to `output_dir/fused` when training ends, after the best model is loaded.
 
+    The trainer's `processing_class` goes along, or else what is saved where the model was loaded from.
+
     `Trainer(push_to_hub=True)` then publishes it as the subfolder `fused` of the repository, which
     `from_pretrained(repo_id, subfolder="fused")` loads. Of a `PeftModel` it has the adapters in its weights.
 
@@ -40,11 +42,15 @@ class FusedExportCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
+        processing_class: Any | None = None,
         **kwargs: Any,
     ) -> None:
         # by all processes: sharded weights are gathered together, and only the main one writes
         merged(model).save_pretrained(
-            Path(str(args.output_dir)) / "fused", fused=True, is_main_process=args.should_save
+            Path(str(args.output_dir)) / "fused",
+            fused=True,
+            is_main_process=args.should_save,
+            processor=processing_class,
         )
 
 

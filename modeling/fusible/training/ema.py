@@ -43,9 +43,10 @@ class EMACallback(TrainerCallback):
 
     Training goes on with the weights themselves, and the evaluations that `Trainer` does in it are of the average.
     Checkpoints have the average in `ema.safetensors`. When training ends, `output_dir/ema` gets a model with the
-    averaged weights (or the adapters of a `PeftModel`), and `output_dir/ema-fused` its inference form, if it has two;
-    with `load_best_model_at_end`, the average of the best checkpoint. Buffers such as BatchNorm's statistics are
-    averaged too, counters are copied. Put it after callbacks that change weights, such as `EWACallback`.
+    averaged weights (or the adapters of a `PeftModel`), and `output_dir/ema-fused` its inference form, if it has two,
+    both with the trainer's `processing_class`; with `load_best_model_at_end`, the average of the best checkpoint.
+    Buffers such as BatchNorm's statistics are averaged too, counters are copied. Put it after callbacks that change
+    weights, such as `EWACallback`.
 
     Args:
         decay: of the average, from 0 to 1.
@@ -172,6 +173,7 @@ class EMACallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
+        processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
         assert model is not None
@@ -184,9 +186,11 @@ class EMACallback(TrainerCallback):
                 logger.warning(f"There is no {best}: the average is that of the last step, not of the best one.")
         output, whole, plain = Path(str(args.output_dir)), self._whole(), cast(Any, model)
         plain.save_pretrained(output / "ema", state_dict=whole, is_main_process=args.should_save)
+        if processing_class is not None and args.should_save:
+            processing_class.save_pretrained(output / "ema")
         if not _has_fused_form(model):
             return
-        form: dict[str, Any] = {"fused": True, "is_main_process": args.should_save}
+        form: dict[str, Any] = {"fused": True, "is_main_process": args.should_save, "processor": processing_class}
         if is_adapted(model):
             with self.averaged(model):
                 merged(model).save_pretrained(output / "ema-fused", **form)

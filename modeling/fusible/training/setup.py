@@ -3,23 +3,19 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    TrainingArguments,
-)
-from transformers.utils import IMAGE_PROCESSOR_NAME, logging
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TrainingArguments
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import logging
 
 from .._auto import auto_class_of
 from ..core.modeling import FusiblePreTrainedModel
 from ..data import registry
 from ..data.dataset import DataBundle
 from ..hub.methods import METHODS
+from ..hub.processors import NEEDED, SavedProcessor
 from ..recipes.recipe import Recipe
 from ..saved_models import load_complete
 
@@ -30,25 +26,53 @@ CALIBRATION_BATCH_SIZE = 32
 
 
 def load_processor(recipe: Recipe) -> Any:
-    """The image processor or tokenizer beside a recipe, for images of the size that the model takes, or `None`."""
-    if (recipe.folder / IMAGE_PROCESSOR_NAME).is_file():
-        # PIL in training and evaluation alike: torchvision's resizing gives slightly different pixels
-        processor = AutoImageProcessor.from_pretrained(recipe.folder, backend="pil")
-        size = getattr(getattr(recipe.config, "backbone_config", None), "image_size", None)
-        old = (processor.crop_size if processor.do_center_crop else processor.size).get("height")
-        if isinstance(size, int) and old not in (None, size):  # the configuration was changed
-            square = {"height": size, "width": size}
-            if processor.do_center_crop:
-                # keeps the share of the picture that the crop shows, such as 224 of 256
-                edge = round(processor.size["shortest_edge"] * size / old)
-                processor.crop_size = square
-                processor.size = {"shortest_edge": edge}
-            else:
-                processor.size = square
-        return processor
-    if (recipe.folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(recipe.folder)
-    return None
+    """
+    The image processor, tokenizer or feature extractor that the model of a recipe takes, or `None`.
+
+    That of `base_model` goes before the one beside the recipe, as the weights were trained with it. If the two are of
+    different classes, such as a video model's and an image model's, only the normalization is taken from it. Images
+    get the size that the configuration says.
+
+    Raises:
+        OSError: if `base_model` is not there.
+        ValueError: if a processor's files cannot be read.
+    """
+    main_input_name = recipe.model_class.main_input_name
+    processor = SavedProcessor(recipe.folder).load(main_input_name)
+    if recipe.base_model is not None:
+        base = SavedProcessor(recipe.base_model).load(main_input_name)
+        if processor is None or type(base) is type(processor):
+            processor = base or processor
+        elif base is not None:
+            _normalize_alike(processor, base, recipe.base_model)
+    if isinstance(processor, BaseImageProcessor):
+        _fit_size(processor, getattr(getattr(recipe.config, "backbone_config", None), "image_size", None))
+    return processor
+
+
+def _normalize_alike(processor: Any, base: Any, name: str) -> None:
+    """Gives an image processor the mean and deviation of another one."""
+    for statistic in ("image_mean", "image_std"):
+        old, new = (getattr(values, statistic, None) for values in (processor, base))
+        # the same numbers rounded in another way are no difference
+        if old is not None and new is not None and not np.allclose(old, new, atol=1e-2):
+            logger.warning(f"{name} was trained with the {statistic} {new}, which takes the place of {old}.")
+            setattr(processor, statistic, new)
+
+
+def _fit_size(processor: Any, size: Any) -> None:
+    """Lets an image processor make images of another size, if that is one number."""
+    old = (processor.crop_size if processor.do_center_crop else processor.size).get("height")
+    if not isinstance(size, int) or old in (None, size):
+        return
+    square = {"height": size, "width": size}
+    if processor.do_center_crop:
+        # keeps the share of the picture that the crop shows, such as 224 of 256
+        edge = round(processor.size["shortest_edge"] * size / old)
+        processor.crop_size = square
+        processor.size = {"shortest_edge": edge}
+    else:
+        processor.size = square
 
 
 def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = None) -> DataBundle:
@@ -57,13 +81,13 @@ def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = 
 
     Args:
         recipe: names it.
-        processor: image processor or tokenizer.
-        config: of the model that reads the data, by default the recipe's.
+        processor: image processor, tokenizer or feature extractor.
+        config: of a saved model that reads the data; by default the recipe's.
 
     Raises:
         ValueError: as `fusible.data.load_data`.
     """
-    return registry.load_data(
+    data = registry.load_data(
         recipe.dataset,
         recipe.data,
         config=config or recipe.config,
@@ -72,6 +96,12 @@ def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = 
         augmentation=recipe.augment.changed(),
         shuffle_seed=int(recipe.training.get("seed", TrainingArguments.seed)),
     )
+    if data.is_fitted and config is None and recipe.base_model is not None:
+        logger.warning(
+            f"{recipe.base_model} has no {NEEDED[recipe.model_class.main_input_name][0]}: one was made of the data; "
+            "the weights fit to it only if they were trained on the same data."
+        )
+    return data
 
 
 def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from transformers import Trainer
 from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
+from ..data.registry import name_of_data
 from ..recipes.catalog import CARD_DATA_NAME, find_recipe
 from ..recipes.recipe import Recipe
 from ..saved_models import publish
@@ -86,7 +88,8 @@ def prepare(recipe: Recipe) -> tuple[RecipeTrainer, Any]:
     with arguments.main_process_first(desc="data"):
         data = load_data(recipe, processor)
     model = build_model(recipe, data)
-    return make_trainer(recipe, arguments, model, data), data.processor or processor
+    processor = data.processor or processor
+    return make_trainer(recipe, arguments, model, data, processor), processor
 
 
 def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +122,10 @@ def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict
     if trainer.args.should_save:
         card_file = recipe.folder / CARD_DATA_NAME
         card = yaml.safe_load(card_file.read_text(encoding="utf-8"))["metadata"] if card_file.is_file() else {}
-        dataset = (card.get("datasets") or [recipe.dataset])[0]
+        dataset = name_of_data(recipe.dataset, recipe.data)
+        # what was read and started from, which overrides may have changed; the Hub knows no local folder
+        base = recipe.base_model
+        card |= {"datasets": [dataset], "base_model": None if base is None or Path(base).exists() else base}
         repository = recipe.push_to_hub or recipe.output.resolve().name
         # None leaves the visibility to the Hub: False would make it public where an organization's default is private
         save = partial(publish, processor=processor, private=recipe.private or None)

@@ -91,7 +91,11 @@ def mixed_loss(
 
 
 def make_trainer(
-    recipe: Recipe, arguments: TrainingArguments, model: FusiblePreTrainedModel, data: DataBundle
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    model: FusiblePreTrainedModel,
+    data: DataBundle,
+    processor: Any = None,
 ) -> RecipeTrainer:
     """
     The trainer of a recipe, with the callbacks of the model's class.
@@ -102,6 +106,7 @@ def make_trainer(
             them open, and `save_total_limit` goes to `CheckpointMark`.
         model: the training form.
         data: to train with.
+        processor: what makes the model's inputs, to be saved with each checkpoint.
 
     Raises:
         ValueError: if recipe, model and data do not go together.
@@ -141,6 +146,7 @@ def make_trainer(
         data_collator=SeededCollator(collate),
         eval_collator=data.collate,
         sampler=sampler,
+        processing_class=processor,
         train_dataset=dataset,
         eval_dataset=data.eval,
         callbacks=[*callbacks, mark],

@@ -17,3 +17,4 @@ from .long_range_arena import (
     pad_tokens as pad_tokens,
 )
 from .pathfinder import write_pathfinder as write_pathfinder
+from .series_features import SeriesFeatureExtractor as SeriesFeatureExtractor

@@ -9,6 +9,8 @@ import pandas
 import torch
 from torch.utils.data import StackDataset
 
+from .series_features import SeriesFeatureExtractor
+
 
 # how many values each feature has, which S4ForTimeSeriesPrediction embeds; the last one between full hours only
 CALENDAR = {"hour": 24, "day_of_week": 7, "day": 32, "month": 13, "quarter_of_hour": 4}
@@ -29,7 +31,7 @@ def load_arrays(folder: str | os.PathLike, split: str) -> StackDataset:
 
 class Forecasts(torch.utils.data.Dataset):
     """
-    All windows of a table of measurements, normalized by mean and deviation of its first rows.
+    All windows of a table of measurements, normalized by mean and deviation of its first rows, or by given ones.
 
     Rows have `past_values` `[context, columns]`, `future_values` `[horizon, columns]` (float32) and `time_features`
     `[context + horizon, features]` (int64), which are the first ones of `CALENDAR`.
@@ -40,8 +42,12 @@ class Forecasts(torch.utils.data.Dataset):
         context: steps that are known.
         horizon: steps to forecast.
         rows: first row to forecast, and the one after the last.
-        num_train: rows that mean and deviation are of.
+        num_train: rows that mean and deviation are of, if none are given.
         num_features: of the calendar.
+        extractor: with the mean and deviation that a model was trained with.
+
+    Raises:
+        ValueError: if a column is missing, or there is no window.
     """
 
     def __init__(
@@ -53,15 +59,15 @@ class Forecasts(torch.utils.data.Dataset):
         rows: tuple[int, int],
         num_train: int,
         num_features: int = len(HOURLY),
+        extractor: SeriesFeatureExtractor | None = None,
     ) -> None:
         table = pandas.read_csv(file, parse_dates=["date"])
         missing = sorted(set(columns) - set(table.columns))
         if missing:
             raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
         values, dates = table[list(columns)].to_numpy(np.float64), table["date"].dt
-        # float64 until here: sums over many rows lose digits in float32
-        values = (values - values[:num_train].mean(0)) / values[:num_train].std(0)
-        self.values = torch.from_numpy(values.astype(np.float32))
+        self.extractor = SeriesFeatureExtractor.fit(columns, values[:num_train]) if extractor is None else extractor
+        self.values = torch.from_numpy(self.extractor(values, columns))
         # as they are, without a shift: days and months start at 1, hence their 32 and 13 in CALENDAR
         times = [dates.hour, dates.day_of_week, dates.day, dates.month, dates.minute // 15][:num_features]
         self.times = torch.from_numpy(np.stack(times, axis=-1).astype(np.int64))

@@ -99,25 +99,29 @@ def pad_tokens(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     return {**batch, "labels": torch.tensor([int(row["labels"]) for row in rows])}
 
 
-def load_listops(folder: str | os.PathLike, split: str, max_length: int = 2048) -> datasets.Dataset:
+def load_listops(
+    folder: str | os.PathLike, split: str, max_length: int = 2048, tokenizer: Any = None
+) -> datasets.Dataset:
     """ListOps from its files, see `listops.write_listops`; splits are `"train"`, `"validation"` and `"test"`."""
     rows = read_tsv(Path(folder, FILES[split]))
-    return tokenize(rows, listops_tokenizer(), max_length, "Source", "Target")
+    return tokenize(rows, tokenizer or listops_tokenizer(), max_length, "Source", "Target")
 
 
-def load_imdb(split: str, path: str = "stanfordnlp/imdb", max_length: int = 4096) -> datasets.Dataset:
-    """Reviews as bytes, and whether they are good; `path` is a Hub repository or a folder like it."""
-    return tokenize(load_split(path, split), byte_tokenizer(), max_length, "text", "label")
+def load_imdb(
+    split: str, path: str = "stanfordnlp/imdb", max_length: int = 4096, tokenizer: Any = None
+) -> datasets.Dataset:
+    """Reviews as bytes by default, and whether they are good; `path` is a Hub repository or a folder like it."""
+    return tokenize(load_split(path, split), tokenizer or byte_tokenizer(), max_length, "text", "label")
 
 
-def load_aan(folder: str | os.PathLike, split: str, max_length: int = 4000) -> datasets.Dataset:
+def load_aan(folder: str | os.PathLike, split: str, max_length: int = 4000, tokenizer: Any = None) -> datasets.Dataset:
     """
-    Pairs of papers as bytes, and whether one cites the other, from the files of the Long Range Arena.
+    Pairs of papers as bytes by default, and whether one cites the other, from the files of the Long Range Arena.
 
     These are `new_aan_pairs.{train,eval,test}.tsv`, with label, two numbers and two texts in each line.
     """
     rows = read_tsv(Path(folder, AAN_FILES[split]), column_names=AAN_COLUMNS)
-    return tokenize(rows, byte_tokenizer(), max_length, ["text1", "text2"], "label")
+    return tokenize(rows, tokenizer or byte_tokenizer(), max_length, ["text1", "text2"], "label")
 
 
 class _Pixels:

@@ -1,6 +1,7 @@
 """The data sets of sequence models by name, as recipes call them; see `data.registry`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from ..dataset import DataBundle
@@ -24,6 +25,7 @@ from .pathfinder import write_pathfinder
 
 
 def listops(
+    processor: Any = None,
     *,
     folder: str = "data/listops",
     sizes: dict[str, int] | None = None,
@@ -37,25 +39,30 @@ def listops(
     """ListOps, generated on first use, see `listops.write_listops`."""
     options = {"max_depth": max_depth, "max_args": max_args, "min_length": min_length, "max_length": max_length}
     write_listops(folder, sizes, seed=seed, **options)
-    return listops_files(folder=folder, eval_split=eval_split)
+    return listops_files(processor, folder=folder, eval_split=eval_split)
 
 
-def listops_files(*, folder: str, eval_split: str = "validation") -> DataBundle:
+def listops_files(processor: Any = None, *, folder: str, eval_split: str = "validation") -> DataBundle:
     """ListOps from files that are there, such as those of the Long Range Arena."""
-    train, test = (load_listops(folder, split) for split in ("train", eval_split))
-    return DataBundle(train, test, pad_tokens, [str(digit) for digit in range(10)], listops_tokenizer())
+    tokenizer = listops_tokenizer() if processor is None else processor
+    train, test = (load_listops(folder, split, tokenizer=tokenizer) for split in ("train", eval_split))
+    return DataBundle(train, test, pad_tokens, [str(digit) for digit in range(10)], tokenizer)
 
 
-def imdb(*, path: str = "stanfordnlp/imdb", max_length: int = 4096, eval_split: str = "test") -> DataBundle:
-    """Reviews as bytes, see `long_range_arena.load_imdb`."""
-    train, test = (load_imdb(split, path, max_length) for split in ("train", eval_split))
-    return DataBundle(train, test, pad_tokens, ["neg", "pos"], byte_tokenizer())
+def imdb(
+    processor: Any = None, *, path: str = "stanfordnlp/imdb", max_length: int = 4096, eval_split: str = "test"
+) -> DataBundle:
+    """Reviews as bytes, or as tokens of a tokenizer that is given, see `long_range_arena.load_imdb`."""
+    tokenizer = byte_tokenizer() if processor is None else processor
+    train, test = (load_imdb(split, path, max_length, tokenizer) for split in ("train", eval_split))
+    return DataBundle(train, test, pad_tokens, ["neg", "pos"], tokenizer)
 
 
-def aan(*, folder: str, max_length: int = 4000, eval_split: str = "validation") -> DataBundle:
-    """Pairs of papers as bytes, see `long_range_arena.load_aan`."""
-    train, test = (load_aan(folder, split, max_length) for split in ("train", eval_split))
-    return DataBundle(train, test, pad_tokens, ["unrelated", "cited"], byte_tokenizer())
+def aan(processor: Any = None, *, folder: str, max_length: int = 4000, eval_split: str = "validation") -> DataBundle:
+    """Pairs of papers as bytes, or as tokens of a tokenizer that is given, see `long_range_arena.load_aan`."""
+    tokenizer = byte_tokenizer() if processor is None else processor
+    train, test = (load_aan(folder, split, max_length, tokenizer) for split in ("train", eval_split))
+    return DataBundle(train, test, pad_tokens, ["unrelated", "cited"], tokenizer)
 
 
 def pathfinder(
@@ -157,12 +164,12 @@ def wikitext(
     block_size: int = 8192,
     eval_split: str = "validation",
 ) -> DataBundle:
-    """WikiText in blocks; without a tokenizer beside the recipe, one is made of the words to train with."""
+    """WikiText in blocks; if no tokenizer is given, one is made of the words to train with."""
     train, test = (load_wikitext(split, path, name) for split in ("train", eval_split))
     # of the words to train with alone: those that only evaluation has are unknown
     tokenizer = wikitext_tokenizer(train) if processor is None else processor
     train_blocks, eval_blocks = (TokenBlocks(token_stream(rows, tokenizer), block_size) for rows in (train, test))
-    return DataBundle(train_blocks, eval_blocks, processor=tokenizer)
+    return DataBundle(train_blocks, eval_blocks, processor=tokenizer, is_fitted=processor is None)
 
 
 def arrays(*, folder: str, eval_split: str = "validation") -> DataBundle:
@@ -172,6 +179,7 @@ def arrays(*, folder: str, eval_split: str = "validation") -> DataBundle:
 
 def forecasts(
     config: Any,
+    processor: Any = None,
     *,
     file: str,
     columns: list[str],
@@ -183,7 +191,8 @@ def forecasts(
     """
     Windows of a table, see `forecasting.Forecasts`: the first `num_train` rows to train, the next ones to evaluate.
 
-    With `num_test`, evaluation is on so many rows after those for validation.
+    With `num_test`, evaluation is on so many rows after those for validation. The series are normalized by a given
+    `SeriesFeatureExtractor`, or else by their rows to train with.
     """
     if list(config.time_features) not in (HOURLY, list(CALENDAR.values())):
         raise ValueError(
@@ -193,11 +202,18 @@ def forecasts(
     end = num_train + num_validation
     # windows of evaluation may look back into earlier rows, but forecast only their own
     evaluated = (num_train, end) if num_test is None else (end, end + num_test)
-    train, test = (
-        Forecasts(file, columns, context, config.prediction_length, rows, num_train, len(config.time_features))
-        for rows in ((0, num_train), evaluated)
+    windows = partial(
+        Forecasts,
+        file,
+        columns,
+        context,
+        config.prediction_length,
+        num_train=num_train,
+        num_features=len(config.time_features),
     )
-    return DataBundle(train, test)
+    train = windows(rows=(0, num_train), extractor=processor)
+    test = windows(rows=evaluated, extractor=train.extractor)
+    return DataBundle(train, test, processor=train.extractor, is_fitted=processor is None)
 
 
 SEQUENCES: dict[str, Callable[..., DataBundle]] = {
