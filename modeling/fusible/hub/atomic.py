@@ -91,9 +91,9 @@ def finish_save(folder: str | os.PathLike) -> bool:
         OSError: if there is one and the folder cannot be written.
     """
     target = Path(os.path.realpath(folder))
-    if not (target / DECIDED / PLAN).exists():
-        return False
     try:
+        if not (target / DECIDED / PLAN).exists():
+            return False
         with _alone_in(target):
             _finish(target)
     except OSError as error:
@@ -154,18 +154,23 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        if fcntl is not None:
+            with suppress(OSError):  # closing is not enough if a process was forked meanwhile
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
 def _decide(work: Path, target: Path, is_stale: Callable[[str], bool], last: str) -> None:
     names = sorted(os.listdir(work / NEW), key=lambda name: (name == last, name))
-    # adapters, for instance, leave the weights that they belong to
     for name in names:
         if (target / name).is_dir() and not (work / NEW / name).is_dir():
             raise IsADirectoryError(f"{name} is a folder there")
+    # adapters, for instance, leave the weights that they belong to
     stale = {name for name in os.listdir(target) if is_stale(name)} if any(map(is_stale, names)) else set()
     steps = [(name, name in names) for name in [*names[:-1], *sorted(stale.difference(names)), *names[-1:]]]
     (work / PLAN).write_text(json.dumps(steps), encoding="utf-8")
+    # who may write in the folder may complete this; `mkdtemp` lets nobody else in
+    work.chmod(target.stat().st_mode & 0o7777)
     _sync(work / PLAN, work)
     os.rename(work, target / DECIDED)
     try:
