@@ -1,7 +1,9 @@
 """Processor, data, model and teacher that a recipe names."""
 
+import copy
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import transformers
@@ -16,7 +18,10 @@ from transformers import (
 from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from .._auto import auto_class_of
+from ..core.backbone_configuration import BackboneFusibleConfig
+from ..core.dense import dense_config
 from ..core.modeling import FusiblePreTrainedModel
+from ..core.positions import HEAD, resize_positions_
 from ..data import registry
 from ..data.dataset import DataBundle
 from ..hub.methods import METHODS
@@ -28,22 +33,44 @@ CALIBRATION_BATCHES = 4
 CALIBRATION_BATCH_SIZE = 32
 
 
+def model_config(recipe: Recipe) -> PreTrainedConfig:
+    """
+    The configuration of a recipe's model, but for the labels; the backbone of a plain `base_model` is that one's.
+
+    Raises:
+        ValueError: if `model.backbone_config` changes what the backbone of `base_model` does not have.
+    """
+    config, base = recipe.config, recipe.base_model
+    if not isinstance(config, BackboneFusibleConfig) or base is None or _has_forms(base):
+        return config
+    config = copy.deepcopy(config)
+    config.backbone_config = dense_config(base, recipe.model.get("backbone_config"))
+    return config
+
+
+def _has_forms(base_model: str) -> bool:
+    return AutoConfig.from_pretrained(base_model).model_type in METHODS
+
+
 def load_processor(recipe: Recipe) -> Any:
     """The image processor or tokenizer beside a recipe, for images of the size that the model takes, or `None`."""
     if (recipe.folder / IMAGE_PROCESSOR_NAME).is_file():
         # PIL in training and evaluation alike: torchvision's resizing gives slightly different pixels
         processor = AutoImageProcessor.from_pretrained(recipe.folder, backend="pil")
-        size = getattr(getattr(recipe.config, "backbone_config", None), "image_size", None)
-        old = (processor.crop_size if processor.do_center_crop else processor.size).get("height")
-        if isinstance(size, int) and old not in (None, size):  # the configuration was changed
-            square = {"height": size, "width": size}
+        image_size = getattr(getattr(model_config(recipe), "backbone_config", None), "image_size", None)
+        height, width = image_size if isinstance(image_size, list | tuple) else (image_size, image_size)
+        size, old = (
+            {"height": height, "width": width},
+            processor.crop_size if processor.do_center_crop else processor.size,
+        )
+        if height is not None and old.get("height") is not None and dict(old) != size:  # the configuration was changed
             if processor.do_center_crop:
                 # keeps the share of the picture that the crop shows, such as 224 of 256
-                edge = round(processor.size["shortest_edge"] * size / old)
-                processor.crop_size = square
+                edge = round(processor.size["shortest_edge"] * max(size.values()) / max(old["height"], old["width"]))
                 processor.size = {"shortest_edge": edge}
+                processor.crop_size = size
             else:
-                processor.size = square
+                processor.size = size
         return processor
     if (recipe.folder / "tokenizer_config.json").is_file():
         return AutoTokenizer.from_pretrained(recipe.folder)
@@ -57,7 +84,7 @@ def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = 
     Args:
         recipe: names it.
         processor: image processor or tokenizer.
-        config: of the model that reads the data, by default the recipe's.
+        config: of the model that reads the data, by default `model_config`.
 
     Raises:
         ValueError: as `fusible.data.load_data`.
@@ -65,7 +92,7 @@ def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = 
     return registry.load_data(
         recipe.dataset,
         recipe.data,
-        config=config or recipe.config,
+        config=config or model_config(recipe),
         model_class=recipe.model_class,
         processor=processor,
         augmentation=recipe.augment.changed(),
@@ -78,7 +105,7 @@ def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
     The training form: new, or from the weights of `base_model`, with the classes of the data.
 
     Raises:
-        ValueError: if the model's class cannot start from these weights.
+        ValueError: if the model's class cannot start from these weights, or not with these options.
     """
     config, model_class = recipe.config, recipe.model_class
     labels: dict[str, Any] = {}
@@ -91,11 +118,18 @@ def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
     if recipe.base_model is None:
         return model_class(config)
     # a training form goes on as it is, but for a head of other classes; a dense model is converted below
-    if AutoConfig.from_pretrained(recipe.base_model).model_type in METHODS:
-        return model_class.from_pretrained(recipe.base_model, config=config, ignore_mismatched_sizes=True)
+    if _has_forms(recipe.base_model):
+        loading: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = cast(Any, model_class).from_pretrained(recipe.base_model, config=config, **loading)
+        if missing := sorted(name for name in info["missing_keys"] if not HEAD.search(name)):
+            raise ValueError(f"{recipe.base_model} has no {', '.join(missing[:3])}, which the recipe's model needs.")
+        resize_positions_(model, info["mismatched_keys"], partial(model_class.from_pretrained, recipe.base_model))
+        return model
     # these follow from the dense model; the rest of config.json are options of the method
     given = ("architectures", "backbone_config", "model_type", "transformers_version")
     options = {name: value for name, value in recipe.raw_config.items() if name not in given}
+    if changes := recipe.model.get("backbone_config"):
+        options["backbone_config"] = changes
     if labels:
         # id2label gives the number as well, which may differ from the configuration's
         options.pop("num_labels", None)
