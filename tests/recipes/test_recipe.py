@@ -210,7 +210,7 @@ def test_precision(has_device, has_bf16, wanted, found, monkeypatch):
 
 def test_base_models(tmp_path):
     """Weights to start from: an image model for videos, a plain one for experts or idle channels, or our own."""
-    plain = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    plain = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8}
     plain |= {"image_size": 16, "patch_size": 8}
     vit = AutoModelForImageClassification.from_config(ViTConfig(**plain, num_labels=3, layer_norm_eps=1e-6))
     vit.save_pretrained(tmp_path / "vit")
@@ -240,6 +240,49 @@ def test_base_models(tmp_path):
         "repavit-vit-tiny-0.5", "ours", "model.backbone_config=" + json.dumps({"model_type": "vit", **plain})
     )
     assert torch.equal(again.backbone.get_parameter(name), vit.vit.get_parameter(name))
+    # other sizes of images, as transformers' own interpolation has it
+    pixels = torch.randn(2, 3, 32, 32)
+    size = "model.backbone_config.image_size=32"
+    for model in (idle, experts, video):
+        model.save_pretrained(tmp_path / model.config.model_type)
+    for name, base, dense in (
+        ("repavit-vit-tiny-0.5", "vit", vit.vit),
+        ("repavit-vit-tiny-0.5", "repavit", vit.vit),
+        ("ewa-vit-base-finetune", "vit", vit.vit),
+        ("ewa-vit-base-finetune", "ewa", vit.vit),
+        ("zeroi2v-base-k400-8f", "clip", clip),
+        ("zeroi2v-base-k400-8f", "zeroi2v", clip),
+    ):
+        kind = f"model.backbone_config.model_type={dense.config.model_type}"
+        ours = start(name, base, size, kind)
+        embeddings = next(module for path, module in ours.named_modules() if path.endswith("embeddings"))
+        expected = dense.embeddings(pixels, interpolate_pos_encoding=True)
+        frames = pixels.repeat_interleave(getattr(ours.config, "num_frames", 1), 0)
+        found = embeddings(frames)[:: len(frames) // len(pixels)]
+        torch.testing.assert_close(found, expected)
+    # pictures of the base model's size, where the recipe does not say another
+    vit.config.image_size = 8
+    AutoModelForImageClassification.from_config(vit.config).save_pretrained(tmp_path / "small")
+    folder = HUB_CONFIGS / "ewa-vit-base-finetune"
+    other = {name: value for name, value in plain.items() if name != "image_size"}
+    changes = [f"base_model={tmp_path / 'small'}", f"model.backbone_config={json.dumps(other)}"]
+    recipe = Recipe.load(folder, [*overrides(folder, tmp_path), *changes])
+    data = load_data(recipe, load_processor(recipe))
+    batch = data.collate([data.train[0]])
+    assert build_model(recipe, data)(**batch).logits.shape == (1, 5) and batch["pixel_values"].shape[-1] == 8
+    # what cannot be interpolated
+    kind = "model.backbone_config.model_type=vit"
+    for name, base in (
+        ("repavit-vit-tiny-0.5", "vit"),
+        ("ewa-vit-base-finetune", "vit"),
+        ("ewa-vit-base-finetune", "ewa"),
+    ):
+        with pytest.raises(ValueError, match="of another size than the options say"):
+            start(name, base, "model.backbone_config.intermediate_size=64", kind)
+        with pytest.raises(
+            ValueError, match="is not the dense model that is needed here|which the recipe.s model needs"
+        ):
+            start(name, base, "model.backbone_config.num_hidden_layers=3", kind)
     with pytest.raises(ValueError, match="S4ForImageClassification starts from weights of its own kind only"):
         start("s4-digits", "vit")
 

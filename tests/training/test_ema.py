@@ -1,6 +1,7 @@
 """The average of a model's weights in training: its values, its files, and that it is resumed exactly."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -127,3 +128,19 @@ def test_the_average_is_evaluated(start, tmp_path):
     assert len(losses) == 2 and trainer.state.best_model_checkpoint == str(worst)
     for name, tensor in load_file(worst / "ema.safetensors").items():
         assert torch.equal(exported[name], tensor), name
+
+
+class Delete(TrainerCallback):
+    """Does what Trainer does to a new checkpoint when the clock was set back."""
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        shutil.rmtree(f"{args.output_dir}/checkpoint-{state.global_step}")
+
+
+def test_a_deleted_checkpoint_does_not_end_the_training(start, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("fusible.training.ema.logger.warning", warnings.append)
+    trainer = make_trainer(copy.deepcopy(start), tmp_path, Delete(), EMACallback(0.8))
+    trainer.train()
+    assert trainer.state.global_step == 6 and (tmp_path / "ema").is_dir()
+    assert len(warnings) == 2 and "checkpoint-3 was deleted right after it was written" in warnings[0]

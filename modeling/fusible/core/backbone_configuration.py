@@ -30,13 +30,15 @@ class BackboneFusibleConfig(FusibleConfig):
         Args:
             model: the backbone, a model with a head on it, or a CLIP-like model, whose vision tower is taken; or its
                 folder or Hub repository.
-            **kwargs: options of this class, and those for the download, such as `revision`.
+            **kwargs: options of this class, of which `backbone_config` has those of the backbone that are to differ,
+                such as `{"image_size": 384}`; and those for the download, such as `revision`.
 
         Raises:
             ValueError: if the backbone is not supported, or an option is wrong.
         """
         # options for the download, such as `revision`, are no fields of a configuration
-        dense = dense_config(model, **{name: kwargs.pop(name) for name in DOWNLOAD_ARGUMENTS if name in kwargs})
+        download = {name: kwargs.pop(name) for name in DOWNLOAD_ARGUMENTS if name in kwargs}
+        dense = dense_config(model, kwargs.pop("backbone_config", None), **download)
         if cls.inherits_labels and "num_labels" not in kwargs:
             # a number of the caller's own would contradict these names; names of the caller's own come last and win
             kwargs = {"id2label": dense.id2label, "label2id": dense.label2id, **kwargs}

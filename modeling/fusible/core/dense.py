@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from .backbones import backbone_spec
 from .completeness import check_complete, shared_prefixes
 from .options import DOWNLOAD_ARGUMENTS, check_keys
+from .positions import resize_positions_
 
 
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id")
@@ -42,19 +43,46 @@ def split_options(
     return own, loading
 
 
-def dense_config(model: PreTrainedModel | str | os.PathLike, **download: Any) -> PreTrainedConfig:
+def dense_config(
+    model: PreTrainedModel | str | os.PathLike, changes: Mapping[str, Any] | None = None, **download: Any
+) -> PreTrainedConfig:
     """
     A configuration of one's own of a dense model; of a CLIP-like one that of its vision tower.
 
     Args:
         model: the dense model, or its folder or Hub repository.
+        changes: options with other values, such as `image_size`.
         **download: as for `AutoConfig.from_pretrained`.
+
+    Raises:
+        ValueError: if there are changes of a model at hand, or of what the configuration does not have.
     """
     if isinstance(model, PreTrainedModel):
+        if changes:
+            raise ValueError(
+                f"The dense model is at hand; {', '.join(changes)} can be changed when it is loaded only."
+            )
         config = copy.deepcopy(model.config)
     else:
         config = AutoConfig.from_pretrained(model, **download)
-    return config.vision_config if "vision_config" in config.sub_configs else config
+    return changed(config.vision_config if "vision_config" in config.sub_configs else config, changes)
+
+
+def changed(config: PreTrainedConfig, changes: Mapping[str, Any] | None) -> PreTrainedConfig:
+    """
+    A configuration with other values of some options.
+
+    Raises:
+        ValueError: if it does not have them, or if they change the kind of model.
+    """
+    if not changes:
+        return config
+    values = config.to_dict()
+    check_keys(changes, list(values), f"backbone_config of {config.model_type!r}")
+    if changes.get("model_type", config.model_type) != config.model_type:
+        raise ValueError(f"The dense model is a {config.model_type!r}, not a {changes['model_type']!r}.")
+    parts = {name: {**values[name], **value} for name, value in changes.items() if isinstance(values[name], dict)}
+    return type(config).from_dict({**values, **changes, **parts})
 
 
 def load_dense(auto_class: str, model: PreTrainedModel | str | os.PathLike, **loading: Any) -> PreTrainedModel:
@@ -74,9 +102,11 @@ def load_dense(auto_class: str, model: PreTrainedModel | str | os.PathLike, **lo
     if isinstance(model, PreTrainedModel):
         return _copy_part(model, auto, model.config)
     dense, info = auto.from_pretrained(model, output_loading_info=True, **loading)
+    # heads may be new, blocks may not
     shared = shared_prefixes(dense, backbone_spec(dense.config).blocks(dense))
     same_class = type(dense).__name__ in (dense.config.architectures or ())
     check_complete(dense, str(model), info["missing_keys"], (), shared, same_class)
+    resize_positions_(dense, info["mismatched_keys"], lambda: _as_saved(auto, model, False, loading))
     for part in dense.modules():
         part._is_hf_initialized = True  # not to be initialized again, also where a head is new
     return dense
@@ -96,9 +126,19 @@ def load_backbone(
         return _copy_part(model, transformers.AutoModel, config, **options)
     # transformers draws missing weights at random and only warns
     loading = {**loading, **options, "output_loading_info": True}
-    backbone, info = transformers.AutoModel.from_pretrained(model, config=config, **loading)
+    auto = transformers.AutoModel
+    backbone, info = auto.from_pretrained(model, config=config, ignore_mismatched_sizes=True, **loading)
     _check_complete(str(model), info["missing_keys"])
+    resize_positions_(backbone, info["mismatched_keys"], lambda: _as_saved(auto, model, True, loading))
     return backbone
+
+
+def _as_saved(auto: Any, model: str | os.PathLike, is_backbone: bool, loading: dict[str, Any]) -> PreTrainedModel:
+    """A dense model in the sizes that its weights were saved with."""
+    download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
+    options = {name: value for name, value in loading.items() if name not in ("config", "output_loading_info")}
+    make = dense_config if is_backbone else AutoConfig.from_pretrained
+    return auto.from_pretrained(model, config=make(model, **download), **{**options, "ignore_mismatched_sizes": True})
 
 
 def _copy_part(model: PreTrainedModel, auto: Any, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
@@ -129,4 +169,4 @@ def _check_complete(name: str, missing: Collection[str]) -> None:
         raise ValueError(f"{name} is not the dense model that is needed here: it has no {parts}.")
 
 
-__all__ = ["LABEL_OPTIONS", "dense_config", "load_backbone", "load_dense", "split_options"]
+__all__ = ["LABEL_OPTIONS", "changed", "dense_config", "load_backbone", "load_dense", "split_options"]

@@ -230,7 +230,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
         Saves model, configuration and code, as `PreTrainedModel.save_pretrained` does, but all at once or not at all.
 
         Args:
-            save_directory: its other files stay as they are.
+            save_directory: its other files stay as they are, but an adapter for the weights that are replaced moves
+                to a folder inside.
             is_main_process: `False` on ranks that do not write.
             state_dict: weights to save instead of the model's own, for instance gathered from shards; of the model's
                 own form, also with `fused=True`.

@@ -49,7 +49,8 @@ class Recipe:
         dataset: a name in `data.DATASETS`, or a folder or Hub repository.
         data: options of the data set.
         base_model: weights to start from: a plain model, or one of fusible's.
-        model: changes of `config.json`.
+        model: changes of `config.json`; its `backbone_config` gives way to that of a plain `base_model`, but not
+            these changes.
         training: `Settings` and `TrainingArguments`.
         augmentation: see `Augmentation`.
         distillation: see `Distillation`.

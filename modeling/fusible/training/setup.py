@@ -1,7 +1,9 @@
 """Processor, data, model and teacher that a recipe names."""
 
+import copy
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,7 +13,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from .._auto import auto_class_of
+from ..core.backbone_configuration import BackboneFusibleConfig
+from ..core.dense import dense_config
 from ..core.modeling import FusiblePreTrainedModel
+from ..core.positions import HEAD, resize_positions_
 from ..data import registry
 from ..data.dataset import DataBundle
 from ..hub.methods import METHODS
@@ -23,6 +28,25 @@ from ..saved_models import load_complete
 logger = logging.get_logger(__name__)
 CALIBRATION_BATCHES = 4
 CALIBRATION_BATCH_SIZE = 32
+
+
+def model_config(recipe: Recipe) -> PreTrainedConfig:
+    """
+    The configuration of a recipe's model, but for the labels; the backbone of a plain `base_model` is that one's.
+
+    Raises:
+        ValueError: if `model.backbone_config` changes what the backbone of `base_model` does not have.
+    """
+    config, base = recipe.config, recipe.base_model
+    if not isinstance(config, BackboneFusibleConfig) or base is None or _has_forms(base):
+        return config
+    config = copy.deepcopy(config)
+    config.backbone_config = dense_config(base, recipe.model.get("backbone_config"))
+    return config
+
+
+def _has_forms(base_model: str) -> bool:
+    return AutoConfig.from_pretrained(base_model).model_type in METHODS
 
 
 def load_processor(recipe: Recipe) -> Any:
@@ -46,7 +70,7 @@ def load_processor(recipe: Recipe) -> Any:
         elif base is not None:
             _normalize_alike(processor, base, recipe.base_model)
     if isinstance(processor, BaseImageProcessor):
-        _fit_size(processor, getattr(getattr(recipe.config, "backbone_config", None), "image_size", None))
+        _fit_size(processor, getattr(getattr(model_config(recipe), "backbone_config", None), "image_size", None))
     return processor
 
 
@@ -61,18 +85,19 @@ def _normalize_alike(processor: Any, base: Any, name: str) -> None:
 
 
 def _fit_size(processor: Any, size: Any) -> None:
-    """Lets an image processor make images of another size, if that is one number."""
-    old = (processor.crop_size if processor.do_center_crop else processor.size).get("height")
-    if not isinstance(size, int) or old in (None, size):
+    """Lets an image processor make images of another size: a number, or height and width."""
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    wanted = {"height": height, "width": width}
+    old = processor.crop_size if processor.do_center_crop else processor.size
+    if height is None or old.get("height") is None or dict(old) == wanted:
         return
-    square = {"height": size, "width": size}
     if processor.do_center_crop:
         # keeps the share of the picture that the crop shows, such as 224 of 256
-        edge = round(processor.size["shortest_edge"] * size / old)
-        processor.crop_size = square
+        edge = round(processor.size["shortest_edge"] * max(height, width) / max(old["height"], old["width"]))
         processor.size = {"shortest_edge": edge}
+        processor.crop_size = wanted
     else:
-        processor.size = square
+        processor.size = wanted
 
 
 def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = None) -> DataBundle:
@@ -82,7 +107,7 @@ def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = 
     Args:
         recipe: names it.
         processor: image processor, tokenizer or feature extractor.
-        config: of a saved model that reads the data; by default the recipe's.
+        config: of a saved model that reads the data; by default `model_config`.
 
     Raises:
         ValueError: as `fusible.data.load_data`.
@@ -90,7 +115,7 @@ def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = 
     data = registry.load_data(
         recipe.dataset,
         recipe.data,
-        config=config or recipe.config,
+        config=config or model_config(recipe),
         model_class=recipe.model_class,
         processor=processor,
         augmentation=recipe.augment.changed(),
@@ -109,7 +134,7 @@ def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
     The training form: new, or from the weights of `base_model`, with the classes of the data.
 
     Raises:
-        ValueError: if the model's class cannot start from these weights.
+        ValueError: if the model's class cannot start from these weights, or not with these options.
     """
     config, model_class = recipe.config, recipe.model_class
     labels: dict[str, Any] = {}
@@ -122,11 +147,18 @@ def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
     if recipe.base_model is None:
         return model_class(config)
     # a training form goes on as it is, but for a head of other classes; a dense model is converted below
-    if AutoConfig.from_pretrained(recipe.base_model).model_type in METHODS:
-        return model_class.from_pretrained(recipe.base_model, config=config, ignore_mismatched_sizes=True)
+    if _has_forms(recipe.base_model):
+        loading: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = cast(Any, model_class).from_pretrained(recipe.base_model, config=config, **loading)
+        if missing := sorted(name for name in info["missing_keys"] if not HEAD.search(name)):
+            raise ValueError(f"{recipe.base_model} has no {', '.join(missing[:3])}, which the recipe's model needs.")
+        resize_positions_(model, info["mismatched_keys"], partial(model_class.from_pretrained, recipe.base_model))
+        return model
     # these follow from the dense model; the rest of config.json are options of the method
     given = ("architectures", "backbone_config", "model_type", "transformers_version")
     options = {name: value for name, value in recipe.raw_config.items() if name not in given}
+    if changes := recipe.model.get("backbone_config"):
+        options["backbone_config"] = changes
     if labels:
         # id2label gives the number as well, which may differ from the configuration's
         options.pop("num_labels", None)

@@ -221,3 +221,17 @@ def test_routed_experts_are_weighted_by_their_router(k):
             expected[place] += shares[i] / shares[best].sum() * ffns[i](tokens[place])
     for mode in (True, False):
         assert relative_error(experts.train(mode)(tokens), expected) < 1e-6  # the router's softmax is in float32
+
+
+def test_a_router_of_single_experts_learns_from_the_task():
+    """By the gradient of the chosen experts' log probabilities, times what their outputs do for the loss."""
+    experts = RoutedExperts(Dense().double(), 3, 1).double()
+    perturb_(experts, 1.0)
+    tokens, weights = torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(2, 5, 6).double()
+    outputs = experts(tokens)
+    (outputs * weights).sum().backward()
+    found = experts.router.weight.grad.clone()
+    experts.router.weight.grad = None
+    chances = experts.router(tokens).log_softmax(-1).max(-1).values
+    (chances * (outputs * weights).sum(-1).detach()).sum().backward()
+    assert found.abs().max() > 0.1 and relative_error(found, experts.router.weight.grad) < 1e-6

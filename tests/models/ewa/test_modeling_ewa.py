@@ -216,6 +216,10 @@ def test_dense_start_takes_only_what_it_needs(tmp_path):
     dense = AutoModelForImageClassification.from_config(AutoConfig.for_model(**backbone_of("vit")))
     with pytest.raises(ValueError, match="EWAConfig has no 'nr_experts'. Did you mean num_experts?"):
         EWAForImageClassification.from_dense(dense, nr_experts=3)
+    with pytest.raises(ValueError, match="'independent', which draws new experts in place"):
+        EWAForImageClassification.from_dense(dense, expert_init="independent")
+    with pytest.raises(ValueError, match="image_size can be changed when it is loaded only"):
+        EWAForImageClassification.from_dense(dense, backbone_config={"image_size": 32})
     with pytest.raises(ValueError, match="nothing to load with revision"):
         EWAForImageClassification.from_dense(dense, revision="main")
     with pytest.raises(ValueError, match="has 5 labels, not 7; change its head"):

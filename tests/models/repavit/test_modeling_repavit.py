@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel, Trainer, TrainingArguments
+from transformers import AttentionInterface, AutoModel, Trainer, TrainingArguments
 
 from fusible import BACKBONES, RePaViTConfig, RePaViTForImageClassification, RePaViTModel
 from fusible.hub.form_facts import form_facts, max_difference
@@ -133,8 +133,33 @@ def test_a_classifier_computes_only_the_tokens_it_reads(backbone):
             assert relative_error(outputs.logits, model.classifier(features)) < 1e-12
         reads_one = backbone in ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip_vision_model")
         assert (tokens[0] == 1) == reads_one and tokens[1] > 1 and tokens[2] > 1 and tokens[3] == tokens[0]
+        if backbone in ("vit", "deit", "dinov2", "dinov2_with_registers"):  # which take masks of tokens
+            mask = torch.ones(2, tokens[1])
+            mask[1, 3:] = 0
+            expected = model.classifier(base(pixels, attention_mask=mask).pooler_output)
+            assert relative_error(model(pixels, attention_mask=mask).logits, expected) < 1e-12
+            assert relative_error(expected, model.classifier(features)) > 1e-3
         model.train()(pixels)
         assert tokens[-1] > 1, "BatchNorm needs all tokens"
+
+
+@torch.no_grad()
+def test_a_registered_attention_runs_in_all_blocks():
+    calls = []
+
+    def attention(module, query, key, value, mask, **kwargs):
+        calls.append(module)
+        return value.mean(2, keepdim=True).expand_as(query).transpose(1, 2), None
+
+    AttentionInterface.register("mean_of_values", attention)
+    config = RePaViTConfig(backbone_config={"model_type": "vit", **SIZES}, num_labels=5)
+    model = RePaViTForImageClassification(config).eval()
+    pixels = torch.randn(2, 3, 16, 16)
+    usual = model(pixels).logits
+    model.set_attn_implementation("mean_of_values")
+    alone, beside = model(pixels), model(pixels, output_hidden_states=True)
+    assert len(calls) == 2 * config.backbone_config.num_hidden_layers
+    assert relative_error(alone.logits, beside.logits) < 1e-6 < 1e-4 < relative_error(alone.logits, usual)
 
 
 def test_attention_backends_agree():

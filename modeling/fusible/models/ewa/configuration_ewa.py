@@ -26,7 +26,7 @@ class EWAConfig(BackboneFusibleConfig):
             Which blocks have experts: `"everyK"` (every K-th: 1, 3, 5, ... for 2), `"last_K"`, or their numbers from
             0.
         expert_init (`"same"`, `"independent"` or `"independent_rescaled"`, *optional*, defaults to `"same"`):
-            All experts start as copies of the plain FFN (the only choice for pretrained weights), or each from its own
+            All experts start as copies of the plain FFN (the only choice of `from_dense`), or each from its own
             random numbers. The mean of `n` independent experts has 1/sqrt(n) of their scale, so that the plain model
             starts smaller; `"independent_rescaled"` makes up for that.
         partition (`"tokens"`, `"strided"` or `"samples"`, *optional*, defaults to `"tokens"`):

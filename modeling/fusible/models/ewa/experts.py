@@ -169,8 +169,9 @@ class RoutedExperts(nn.Module):
     """
     Ordinary mixture of experts: a learned router sends each token to its best `num_experts_per_tok` experts.
 
-    No token is dropped. It has no dense form, so it is not fusible. `router_logits` of the last forward pass,
-    `[tokens, num_experts]`, are kept for the load balancing loss.
+    No token is dropped. The probabilities of the chosen experts, divided by their sum, weigh their outputs. It
+    has no dense form, so it is not fusible. `router_logits` of the last forward pass, `[tokens, num_experts]`, are
+    kept for the load balancing loss.
     """
 
     router_logits: torch.Tensor
@@ -191,7 +192,9 @@ class RoutedExperts(nn.Module):
         self.router_logits = self.router(tokens)
         # both [tokens, num_experts_per_tok]; softmax in float32, as in transformers' mixtures of experts
         shares, experts = self.router_logits.float().softmax(-1).topk(self.num_experts_per_tok)
-        shares = (shares / shares.sum(-1, keepdim=True)).to(tokens.dtype)
+        total = shares.sum(-1, keepdim=True)
+        # a single share is 1 whatever the router says; it learns by the probability, as in Switch Transformers
+        shares = (shares / (total if self.num_experts_per_tok > 1 else total.detach())).to(tokens.dtype)
         # sorted by expert, each choice of a token gets a slot: its expert's first one plus its place among the others
         chosen = experts.flatten()
         counts = chosen.bincount(minlength=self.num_experts)

@@ -8,15 +8,16 @@ from typing import Any, Self, cast
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TrainerCallback
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils.generic import can_return_tuple
 
 from ..._auto import auto_class_of
 from ...core.backbones import backbone_spec
-from ...core.dense import LABEL_OPTIONS, load_dense, split_options
+from ...core.dense import LABEL_OPTIONS, changed, load_dense, split_options
 from ...core.losses import share_of_step
 from ...core.modeling import FusiblePreTrainedModel
+from ...core.options import DOWNLOAD_ARGUMENTS
 from .callback import EWACallback
 from .configuration_ewa import EWAConfig
 from .experts import ExpertLinear, Experts, RoutedExperts, average_, expert_spread, stacked_parameters
@@ -99,17 +100,30 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
 
         Args:
             model: a plain model of transformers, which stays as it is, or its folder or Hub repository.
-            **kwargs: options of `EWAConfig`, and arguments for loading the plain model, such as `revision`. With
-                other labels than the plain model's, a head of another size is new.
+            **kwargs: options of `EWAConfig`, of which `backbone_config` has those of the plain model that are to
+                differ, such as `{"image_size": 384}`; and arguments for loading the plain model, such as `revision`.
+                With other labels than the plain model's, a head of another size is new.
 
         Raises:
             ValueError: if the backbone is not supported, an option is wrong, or a model at hand has other labels.
         """
         options, loading = split_options(cls.config_class, model, kwargs)
+        if options.get("expert_init", "same") != "same":
+            raise ValueError(
+                f"expert_init is {options['expert_init']!r}, which draws new experts in place of the plain model's "
+                "FFNs; its weights go with expert_init='same'."
+            )
         labels = {name: options.pop(name) for name in LABEL_OPTIONS if name in options}
+        changes = options.pop("backbone_config", None)
         if not isinstance(model, PreTrainedModel):
+            download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
+            loading["config"] = changed(AutoConfig.from_pretrained(model, **labels, **download), changes)
             # other labels make a head of another size, which transformers loads only if told to
-            loading |= {**labels, "ignore_mismatched_sizes": bool(labels)}
+            loading["ignore_mismatched_sizes"] = bool(labels or changes)
+        elif changes:
+            raise ValueError(
+                f"The plain model is at hand; {', '.join(changes)} can be changed when it is loaded only."
+            )
         dense = load_dense(auto_class_of(cls), model, **loading)
         config = cls.config_class(backbone_config=copy.deepcopy(dense.config), **labels, **options)
         if config.num_labels != dense.config.num_labels:

@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...core.backbones import BackboneSpec
@@ -51,6 +52,11 @@ def attend_from_class_token(attention: nn.Module, output: str, hidden_states: to
     return attention.get_submodule(output)(mixed.transpose(1, 2).flatten(2))
 
 
+def uses_sdpa(attention: nn.Module) -> bool:
+    """Whether a stock attention runs torch's own; others, such as one that is registered, have to run as they are."""
+    return cast(PreTrainedConfig, attention.config)._attn_implementation == "sdpa"
+
+
 class RePaBlock(GradientCheckpointingLayer):
     """Forward of a pre-norm block whose FFN sub-layer contains the shortcut; mixed into the backbone's block class."""
 
@@ -64,7 +70,8 @@ class RePaBlock(GradientCheckpointingLayer):
         normed = self.get_submodule(self.backbone_spec.attention_norm)(hidden_states)
         attention = self.get_submodule(str(self.backbone_spec.attention))
         class_token_only = class_token_only and self.is_last  # tokens of other blocks are read by the next one
-        if class_token_only and self.backbone_spec.plain_attention:
+        is_masked = (args[0] if args else kwargs.get("attention_mask")) is not None
+        if class_token_only and self.backbone_spec.plain_attention and not is_masked and uses_sdpa(attention):
             branch = attend_from_class_token(attention, self.backbone_spec.attention_output, normed)
         else:
             branch = attention(normed, *args, **kwargs)
