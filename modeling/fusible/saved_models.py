@@ -15,7 +15,7 @@ from .hub.model_card import write_card
 from .hub.processors import SavedProcessor
 from .hub.publishing import open_repository
 from .hub.saving import save_model
-from .hub.weight_files import FusibleModel
+from .hub.weight_files import FusibleModel, warn_of_non_finite
 
 
 def load_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -37,7 +37,7 @@ def load_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 def load(source: str, revision: str | None, plain: bool = False) -> Any:
     """
-    A saved model in its own form and class.
+    A saved model in its own form and class, with a warning if its weights are not finite.
 
     Args:
         source: folder or Hub repository.
@@ -65,6 +65,7 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
     )
     # transformers' own classes draw what is missing at random; unexpected tensors are in many old checkpoints of them
     check_complete(model, source, found["missing_keys"], ())
+    warn_of_non_finite(model.state_dict(), source)
     return model
 
 

@@ -63,7 +63,7 @@ def test_errors_of_other_commands(source, recipe, tmp_path, arguments, message):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_not_finite_give_no_result(source, recipe, value):
+def test_weights_that_are_not_finite_give_no_result(source, recipe, value, caplog):
     """Of a loss that is not a number, an accuracy could still be computed, and written into a card."""
     model = RePaViTForImageClassification(RePaViTForImageClassification.from_pretrained(source).config)
     model.classifier = torch.nn.Linear(16, 10)
@@ -72,6 +72,10 @@ def test_weights_that_are_not_finite_give_no_result(source, recipe, value):
     model.save_pretrained(source)
     (source / "README.md").write_text("# Mine\n", encoding="utf-8")
     commands = (["inspect", source, "--check"], ["fuse", source, source / "fused", "--check"])
+    for arguments in (["inspect", source], ["push", source, "alice/none", "--dry-run"]):
+        caplog.clear()
+        assert run(*arguments).exit_code == 0
+        assert f"{source} has NaN or infinite values in classifier.weight" in caplog.text
     for arguments in (*commands, ["evaluate", source, recipe, "--limit", 8, "--save"]):
         result = run(*arguments)
         assert result.exit_code == 1 and "finite" in result.output, result.output
