@@ -37,7 +37,7 @@ def load_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 def load(source: str, revision: str | None, plain: bool = False) -> Any:
     """
-    A saved model in its own form and class, with a warning if its weights are not finite.
+    A saved model in its own form and class, see `load_complete`.
 
     Args:
         source: folder or Hub repository.
@@ -60,10 +60,26 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
         model_class = getattr(transformers, name, None)
         if model_class is None:
             raise ValueError(f"{source} names the class {name}, which is unknown.")
-    model, found = model_class.from_pretrained(
-        source, config=config, revision=revision or "main", output_loading_info=True
-    )
-    # transformers' own classes draw what is missing at random; unexpected tensors are in many old checkpoints of them
+    return load_complete(model_class, source, config=config, revision=revision or "main")
+
+
+def load_complete(model_class: Any, source: str, **kwargs: Any) -> Any:
+    """
+    A model with all of its weights; of plain ones, transformers would draw missing ones at random.
+
+    A warning says if weights are not finite.
+
+    Args:
+        model_class: its class, or an Auto class.
+        source: folder or Hub repository.
+        **kwargs: for `from_pretrained`.
+
+    Raises:
+        ValueError: if weights are missing.
+        OSError: if it is not there.
+    """
+    model, found = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    # unexpected tensors are in many old checkpoints of plain models
     check_complete(model, source, found["missing_keys"], ())
     warn_of_non_finite(model.state_dict(), source)
     return model
@@ -138,4 +154,4 @@ def publish(
     repository.commit(destination, names)
 
 
-__all__ = ["find_dtype", "load", "load_processor", "publish"]
+__all__ = ["find_dtype", "load", "load_complete", "load_processor", "publish"]

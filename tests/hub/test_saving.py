@@ -185,6 +185,23 @@ def test_a_file_in_the_way(tmp_path):
     assert (tmp_path / "model").read_text() == "a file"
 
 
+def test_a_folder_in_the_way(tmp_path):
+    """Of a file's name: it is the user's. A link in the way of a folder is replaced, and not what it leads to."""
+    for name in ("weights", "kernels", "theirs"):
+        (tmp_path / "model" / name).mkdir(parents=True)
+    (tmp_path / "model" / "weights" / "notes").write_text("mine")
+    with pytest.raises(OSError, match="weights is a folder there. What was there is as it was"):
+        with atomic_folder(tmp_path / "model", lambda name: True, last="weights") as stage:
+            write(stage, weights="1")
+    assert (tmp_path / "model" / "weights" / "notes").read_text() == "mine"
+    (tmp_path / "model" / "kernels").rmdir()
+    (tmp_path / "model" / "kernels").symlink_to("theirs")
+    with atomic_folder(tmp_path / "model", lambda name: False, last="kernels") as stage:
+        (stage / "kernels").mkdir()
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"kernels", "theirs", "weights"}
+    assert not (tmp_path / "model" / "kernels").is_symlink()
+
+
 def test_refused_fused_save_leaves_the_folder(tmp_path):
     model = make_model()
     model.save_pretrained(tmp_path)

@@ -1,5 +1,6 @@
 """Where S4's kernels are taken from, in which order, on whose word; and the builder that makes them."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -144,8 +145,11 @@ class Spec:
         self.origin = str(origin)
 
 
-def beside(repository: Path) -> dict[str, str]:
-    return {"model": str(repository.parent), "folder": repository.name}
+def beside(repository: Path) -> dict:
+    """Of a model that was saved with these kernels."""
+    variant = find_variant(repository)
+    digests = {} if variant is None else {variant.name: digest_of(variant)}
+    return {"model": str(repository.parent), "folder": repository.name, "digests": digests}
 
 
 @pytest.mark.usefixtures("not_installed")
@@ -156,15 +160,43 @@ class TestCodeOfOthers:
         assert load_kernels(KernelSource(**beside(repository), trust_remote_code=True)) is not None
 
     def test_must_be_what_was_recorded(self, repository, warnings):
-        variant = find_variant(repository)
-        digests = {variant.name: digest_of(variant)}
-        assert load_kernels(KernelSource(**beside(repository), digests=digests, trust_remote_code=True)) is not None
+        source = KernelSource(**beside(repository), trust_remote_code=True)
+        assert load_kernels(source) is not None
         load_kernels.cache_clear()
+        assert load_kernels(dataclasses.replace(source, digests=None)) is None, "nothing was recorded"
+        load_kernels.cache_clear()
+        variant = find_variant(repository)
         metadata = json.loads((variant / "metadata.json").read_text())
         (variant / "metadata.json").write_text(json.dumps(metadata))  # consistent in itself, and yet another one
         verify(variant)
-        assert load_kernels(KernelSource(**beside(repository), digests=digests, trust_remote_code=True)) is None
-        assert "is not the variant that the model was saved with" in warnings.text
+        assert load_kernels(source) is None
+        assert warnings.text.count("is not the variant that the model was saved with") == 2
+
+    @pytest.mark.parametrize("name", ["_ops", "_impl"])
+    def test_links_to_folders(self, name, repository, tmp_path, warnings):
+        """An import would find a package before the file of its name."""
+        (tmp_path / "evil").mkdir()
+        (tmp_path / "evil" / "__init__.py").write_text("raise SystemExit('was imported')")
+        (find_variant(repository) / name).symlink_to(tmp_path / "evil")
+        assert load_kernels(KernelSource(**beside(repository), trust_remote_code=True)) is None
+        assert f"was changed: {name}" in warnings.text
+
+    def test_what_was_checked_is_imported(self, repository, monkeypatch):
+        def change(*arguments, **keywords):
+            for file in find_variant(repository).glob("*.py"):
+                file.write_text("raise SystemExit('was imported')")
+            return load(*arguments, **keywords)
+
+        load = loading.kernels.get_local_kernel
+        monkeypatch.setattr(loading, "_imported", {})
+        monkeypatch.setattr(loading.kernels, "get_local_kernel", change)
+        assert load_kernels(KernelSource(**beside(repository), trust_remote_code=True)) is not None
+
+    @pytest.mark.parametrize("folder", ["../repository", "{}", "x/../../repository"])
+    def test_must_be_in_the_models_folder(self, folder, repository, warnings):
+        source = beside(repository) | {"model": str(repository), "folder": folder.format(repository)}
+        assert load_kernels(KernelSource(**source, trust_remote_code=True)) is None
+        assert "which is not in it" in warnings.text
 
     def test_on_the_hub_is_pinned(self, repository, monkeypatch, warnings):
         calls = []
@@ -177,7 +209,9 @@ class TestCodeOfOthers:
         assert load_kernels(KernelSource(repo_id="me/s4", revision="abc")) is None
         assert load_kernels(KernelSource(repo_id="me/s4", trust_remote_code=True)) is None
         assert not calls and len(warnings.records) == 2
-        assert load_kernels(KernelSource(repo_id="me/s4", revision="abc", trust_remote_code=True)) is not None
+        digests = beside(repository)["digests"]
+        source = KernelSource(repo_id="me/s4", revision="abc", digests=digests, trust_remote_code=True)
+        assert load_kernels(source) is not None
         assert calls == [("me/s4", "abc", True)]
 
     def test_falls_back_from_hub_to_folder(self, repository, monkeypatch, warnings):

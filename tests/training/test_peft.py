@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageClassification
 
@@ -111,3 +112,30 @@ def test_what_cannot_be_fused_is_refused_before_training(tmp_path):
     trainer = make_trainer(routed, tmp_path / "routed", EMACallback(0.9))
     trainer.train()
     assert {path.name for path in (tmp_path / "routed").iterdir()} == {"checkpoint-3", "checkpoint-6", "ema"}
+
+
+def test_a_merged_model_is_not_adapted_again(hub, tmp_path):
+    """Neither from the folder nor from the repository that had the adapter; in the folder, this is kept aside."""
+    pixels, model_class = torch.randn(2, 3, 16, 16), type(make_model())
+    adapted(make_model(num_labels=3), tmp_path / "model")
+    api = HfApi()
+    api.create_repo("alice/model")
+    for number in (1, 2):
+        base = model_class.from_pretrained(tmp_path / "model")
+        model = get_peft_model(copy.deepcopy(base), LORA)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.normal_()
+        expected = logits(model, pixels)
+        model.save_pretrained(tmp_path / "model")
+        api.upload_folder(repo_id="alice/model", folder_path=tmp_path / "model")
+        # transformers reads a whole model with its adapter from one folder
+        torch.testing.assert_close(logits(model_class.from_pretrained(tmp_path / "model"), pixels), expected)
+        model.merge_and_unload().save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="alice/model")
+        kept = PeftModel.from_pretrained(base, tmp_path / "model" / f"adapter-before-{number}")
+        for form in (
+            model_class.from_pretrained(tmp_path / "model"),
+            model_class.from_pretrained("alice/model"),
+            kept,
+        ):
+            torch.testing.assert_close(logits(form, pixels), expected, rtol=1e-4, atol=1e-5)

@@ -160,6 +160,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _decide(work: Path, target: Path, is_stale: Callable[[str], bool], last: str) -> None:
     names = sorted(os.listdir(work / NEW), key=lambda name: (name == last, name))
     # adapters, for instance, leave the weights that they belong to
+    for name in names:
+        if (target / name).is_dir() and not (work / NEW / name).is_dir():
+            raise IsADirectoryError(f"{name} is a folder there")
     stale = {name for name in os.listdir(target) if is_stale(name)} if any(map(is_stale, names)) else set()
     steps = [(name, name in names) for name in [*names[:-1], *sorted(stale.difference(names)), *names[-1:]]]
     (work / PLAN).write_text(json.dumps(steps), encoding="utf-8")
@@ -190,7 +193,7 @@ def _finish(target: Path) -> None:
         # where there are no locks, another process may have done it meanwhile
         with suppress(FileNotFoundError):
             if is_new and os.path.lexists(new):
-                _set_aside(target / name, old)
+                _set_aside(target / name, old, moves=new.is_dir())
                 os.replace(new, target / name)
             elif not is_new and not os.path.lexists(old):
                 os.replace(target / name, old)
@@ -201,15 +204,18 @@ def _finish(target: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _set_aside(path: Path, kept: Path) -> None:
-    """Keeps an old file under a second name, so that its own is never missing; a folder moves."""
+def _set_aside(path: Path, kept: Path, moves: bool) -> None:
+    """Keeps what is replaced. A file gets a second name, so that its own is never missing; folders have to move."""
     try:
-        os.link(path, kept, follow_symlinks=False)
-    except (FileExistsError, FileNotFoundError):  # done before
+        if not moves:
+            os.link(path, kept, follow_symlinks=False)
+            return
+    except (FileExistsError, FileNotFoundError):  # done before, or there is none
+        return
+    except (OSError, NotImplementedError):  # a file system without links
         pass
-    except (OSError, NotImplementedError):  # a folder, or a file system without links
-        with suppress(FileNotFoundError):
-            os.replace(path, kept)
+    with suppress(FileNotFoundError):
+        os.replace(path, kept)
 
 
 def _undo(work: Path, target: Path) -> None:
@@ -226,10 +232,12 @@ def _hand_on_attributes(old: Path, new: Path) -> None:
     if not old.is_file() or old.is_symlink() or not new.is_file():
         return
     owner, times = old.stat(), new.stat()
+    # as far as this user and the file system can
     for ids in ((owner.st_uid, -1), (-1, owner.st_gid)):
-        with suppress(PermissionError):
+        with suppress(OSError):
             os.chown(new, *ids)
-    shutil.copystat(old, new)
+    with suppress(OSError):
+        shutil.copystat(old, new)
     os.utime(new, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 

@@ -6,7 +6,9 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
-from .weight_files import CARD_NAME, files_in
+from ..kernels.loading import verify
+from .publishing import commit_on_newest
+from .weight_files import CARD_NAME
 
 
 logger = logging.get_logger(__name__)
@@ -34,6 +36,9 @@ def push_kernels(
 
     Returns:
         The commit, or `None` if the account may not make such a repository, which is a warning.
+
+    Raises:
+        KernelError: if files of a variant were changed; nothing is published then.
     """
     api = HfApi(token=token)
     try:
@@ -52,20 +57,28 @@ def push_kernels(
         text = card.read_text(encoding="utf-8").replace("{{ repo_id }}", repo_id).replace("{{version}}", str(version))
         api.upload_file(path_or_fileobj=text.encode(), path_in_repo=CARD_NAME, repo_id=repo_id, repo_type="kernel")
     api.create_branch(repo_id, branch=branch, exist_ok=True, repo_type="kernel")
-    files = {f"build/{variant.name}/{name}": variant / name for variant in variants for name in files_in(variant)}
-    # bytecode is in no variant's digests
-    files = {name: file for name, file in files.items() if "__pycache__" not in file.parts}
+    files = {
+        f"build/{variant.name}/{name}": content for variant in variants for name, content in verify(variant).items()
+    }
     # variants for other systems, which were built elsewhere, stay
     folders = tuple(f"build/{variant.name}/" for variant in variants)
-    old = {name for name in api.list_repo_files(repo_id, revision=branch, repo_type="kernel")}
-    return api.create_commit(
-        repo_id,
-        [CommitOperationAdd(name, file) for name, file in files.items()]
-        + [CommitOperationDelete(name) for name in sorted(old - files.keys()) if name.startswith(folders)],
-        commit_message="Upload kernels",
-        revision=branch,
-        repo_type="kernel",
-    )
+
+    def look() -> str:
+        return str(api.kernel_info(repo_id, revision=branch).sha)
+
+    def attempt(head: str) -> CommitInfo:
+        old = set(api.list_repo_files(repo_id, revision=head, repo_type="kernel")) - files.keys()
+        return api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, content) for name, content in files.items()]
+            + [CommitOperationDelete(name) for name in sorted(old) if name.startswith(folders)],
+            commit_message="Upload kernels",
+            revision=branch,
+            repo_type="kernel",
+            parent_commit=head,
+        )
+
+    return commit_on_newest(attempt, look(), look)
 
 
 __all__ = ["push_kernels"]

@@ -14,7 +14,14 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
 from .processors import keeps_processor, processor_of
-from .weight_files import CARD_NAME, code_files, is_card_of_user, is_superseded_with_weights, is_weight_file
+from .weight_files import (
+    ADAPTER_FILES,
+    CARD_NAME,
+    code_files,
+    is_card_of_user,
+    is_superseded_with_weights,
+    is_weight_file,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -92,7 +99,11 @@ class Repository:
         self, folder: Path, names: list[str], contents: Mapping[str, bytes] | None, variant: str | None
     ) -> list[CommitOperationAdd | CommitOperationDelete]:
         has_weights = any(is_weight_file(name, variant) for name in names)  # unlike a push of adapters alone
-        old = {name for name in self.files if has_weights and is_superseded_with_weights(name, variant)}
+        old = {
+            name
+            for name in self.files
+            if has_weights and (is_superseded_with_weights(name, variant) or name in ADAPTER_FILES)
+        }
         code = {name for name in self.files if name.endswith(".py")}.difference(names)
         if has_weights and code:
             # which of the repository's Python files are a model's code is told by their content and the configuration

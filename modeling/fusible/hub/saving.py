@@ -1,23 +1,30 @@
 """Atomic saving of models, with two forms or plain ones."""
 
 import os
+import shutil
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, logging
 
 from .atomic import atomic_folder
 from .weight_files import (
+    ADAPTER_FILES,
     code_files,
     files_in,
     is_fusible_model,
     is_superseded_with_weights,
+    is_weight_file,
     warn_of_non_finite,
     write_form_metadata,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 def save_model(
@@ -34,7 +41,8 @@ def save_model(
 
     Args:
         model: one with two forms, whose weight files name form and structure in their headers, or a plain one.
-        folder: its other files stay as they are.
+        folder: its other files stay as they are; but an adapter beside weights that are replaced moves to a folder
+            inside, as whoever loads the new weights would get them adapted.
         writes: whether this process writes weights.
         is_main_process: whether it writes the rest.
         state_dict: weights to save instead of the model's own.
@@ -51,8 +59,10 @@ def save_model(
     # code of the model that was there before, which the new one may not have
     variant, code = kwargs.get("variant"), code_files(Path(folder))
 
+    adapter: set[str] = set()
+
     def is_stale(name: str) -> bool:
-        return is_superseded_with_weights(name, variant) or name in code
+        return is_superseded_with_weights(name, variant) or name in code or name in adapter
 
     # ranks that write nothing still take part in gathering shards, and need some folder for it
     with atomic_folder(folder, is_stale, CONFIG_NAME) if writes else TemporaryDirectory() as stage:
@@ -69,7 +79,24 @@ def save_model(
             fusible._save_extra_files(Path(stage))
         if processor is not None and is_main_process:
             processor.save_pretrained(stage)
-        return files_in(Path(stage))
+        names = files_in(Path(stage))
+        if writes and any(is_weight_file(name, variant) for name in names):  # unlike a save of adapters alone
+            adapter |= {name for name in ADAPTER_FILES if (Path(folder) / name).is_file()}
+            _keep_adapter(Path(folder), Path(stage), adapter)
+        return names
+
+
+def _keep_adapter(folder: Path, stage: Path, names: set[str]) -> None:
+    """Copies files of an adapter into a folder beside the new weights, from which only who asks for it loads it."""
+    if not names:
+        return
+    aside = next(name for name in map("adapter-before-{}".format, count(1)) if not (folder / name).exists())
+    (stage / aside).mkdir()
+    for name in names:
+        shutil.copy2(folder / name, stage / aside / name)
+    logger.warning(
+        f"{folder} had an adapter, which loading the new weights would apply to them. It is in {folder / aside} now."
+    )
 
 
 __all__ = ["save_model"]

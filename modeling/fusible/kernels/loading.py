@@ -4,8 +4,8 @@ Search, checks and import of compiled kernels for the operations of `fusible.mod
 There are five places, the first that has a variant for this system wins: a path given by the caller; the folder that
 the environment variable `LOCAL_KERNELS` names for the repository; the installed fusible package; a kernel repository
 on the Hub, at one commit; and files beside a model. The last two are code of others: they need `trust_remote_code`,
-and must be what the model was saved with. Every file is compared with the digests in the variant's metadata.json
-before any is imported.
+and must be what the model was saved with. Every file is compared with the digests in the variant's metadata.json, and
+what was compared is what is imported.
 """
 
 import base64
@@ -13,13 +13,11 @@ import hashlib
 import importlib.util
 import json
 import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory, mkdtemp
 from types import ModuleType
 from typing import Any
 
@@ -116,58 +114,79 @@ def find_variant(repository: Path) -> Path | None:
     return None if best is None else repository / "build" / best.variant_str
 
 
-def verify(variant: Path, digests: Mapping[str, str] | None = None) -> None:
+def verify(variant: Path, digests: Mapping[str, str] | None = None) -> dict[str, bytes]:
     """
-    Compares a variant's files with its metadata, and that with expected digests.
+    Reads a variant's files and compares them with its metadata, and that with expected digests.
+
+    Returns:
+        The contents by name, metadata.json included: the files may be others a moment later.
 
     Raises:
         KernelError: if a file differs, is missing or is not listed.
     """
     try:
-        if digests is not None and digests.get(variant.name) != digest_of(variant):
-            raise KernelError(f"{variant} is not the variant that the model was saved with.")
-        listed = json.loads((variant / "metadata.json").read_text())["digest"]["files"]
-        found = {
-            file.relative_to(variant).as_posix(): hashlib.sha256(file.read_bytes()).digest()
-            for file in variant.rglob("*")
-            # bytecode is not listed, and `_no_bytecode` keeps Python from reading it
-            if file.is_file() and file.name != "metadata.json" and "__pycache__" not in file.parts
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = [path.relative_to(variant) for path in variant.rglob("*")]
+        # bytecode is not listed, and not read by who imports the files returned
+        names = [name for name in names if "__pycache__" not in name.parts]
+        # links to folders, in which no file would be found, are entries of their own, as are pipes and the like
+        others = [name for name in names if not (variant / name).is_file() and not _is_own_folder(variant / name)]
+        files = {name.as_posix(): (variant / name).read_bytes() for name in names if (variant / name).is_file()}
+        metadata = files["metadata.json"]
+        listed = json.loads(metadata)["digest"]["files"]
+        present = {
+            name: base64.b64encode(hashlib.sha256(content).digest()).decode()
+            for name, content in files.items()
+            if name != "metadata.json"
+        } | {name.as_posix(): "" for name in others}
+        # a file too many is wrong as well: an import could find it first
+        wrong = sorted(name for name in listed.keys() | present.keys() if listed.get(name) != present.get(name))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KernelError(f"{variant} has no digests that can be read: {error!r}") from error
-    present = {name: base64.b64encode(digest).decode() for name, digest in found.items()}
-    # a file too many is wrong as well: an import could find it first
-    wrong = sorted(name for name in listed.keys() | present.keys() if listed.get(name) != present.get(name))
-    if wrong or not listed:
+    if digests is not None and digests.get(variant.name) != hashlib.sha256(metadata).hexdigest():
+        raise KernelError(f"{variant} is not the variant that the model was saved with.")
+    if wrong or others or not listed:
         raise KernelError(f"{variant} was changed: {', '.join(wrong) or 'there are no files'}.")
+    return files
 
 
-@contextmanager
-def _no_bytecode() -> Iterator[None]:
-    """Python neither reads nor writes the bytecode beside sources, which no digest covers."""
-    before = sys.pycache_prefix, sys.dont_write_bytecode
-    with tempfile.TemporaryDirectory() as folder:
-        sys.pycache_prefix = folder
-        sys.dont_write_bytecode = True
-        try:
-            yield
-        finally:
-            sys.pycache_prefix, sys.dont_write_bytecode = before
+def _is_own_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def write_variant(files: Mapping[str, bytes], folder: Path) -> None:
+    """Writes what `verify` returned."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@cache
+def _private_folder() -> TemporaryDirectory[str]:
+    # until the process ends: Triton reads its functions' sources when they are first called
+    return TemporaryDirectory(prefix="fusible-kernels-", ignore_cleanup_errors=True)
+
+
+_imported: dict[bytes, ModuleType] = {}  # by the metadata, as one process can load a library once only
 
 
 def import_variant(variant: Path, digests: Mapping[str, str] | None = None) -> Kernels:
     """
-    Verifies and imports a variant.
+    Verifies a variant, and imports what was verified.
 
     Raises:
         KernelError: if it was changed, is of another version, or lacks something.
     """
-    verify(variant, digests)
-    metadata = json.loads((variant / "metadata.json").read_text())
+    files = verify(variant, digests)
+    text = files["metadata.json"]
+    metadata = json.loads(text)
     if metadata["version"] != VERSION:
         raise KernelError(f"{variant} has version {metadata['version']} of the operations; this code uses {VERSION}.")
-    with _no_bytecode():
-        module = kernels.get_local_kernel(variant, backend=metadata["backend"]["type"])
+    if text not in _imported:
+        # a new one each time: a library that an import left loaded must not be written to
+        copy = Path(mkdtemp(dir=_private_folder().name), variant.name)
+        write_variant(files, copy)
+        _imported[text] = kernels.get_local_kernel(copy, backend=metadata["backend"]["type"])
+    module = _imported[text]
     missing = [name for name in CONTENTS if name not in vars(module)]
     if missing:
         raise KernelError(f"{variant} lacks {', '.join(missing)}.")
@@ -221,10 +240,12 @@ def _downloaded(source: KernelSource) -> Path:
 
 def _beside_model(source: KernelSource) -> Path | None:
     _check_trust(source)
-    root = str(source.model)
+    root, folder = str(source.model), PurePosixPath(str(source.folder))
+    if folder.is_absolute() or ".." in folder.parts:
+        raise KernelError(f"{root} says that its kernels are in {folder}, which is not in it.")
     if not os.path.isdir(root):
         root = snapshot_download(root, allow_patterns=f"{source.folder}/*", **source.download)
-    return find_variant(Path(root, str(source.folder)))
+    return find_variant(Path(root, folder))
 
 
 def _check_trust(source: KernelSource) -> None:
@@ -247,7 +268,7 @@ def load_kernels(source: KernelSource | None = None) -> Kernels | None:
             variant = place()
             if variant is not None:
                 # the digests are for files from elsewhere; what the user chose or installed may be another build
-                return import_variant(variant, None if chosen or place is _installed else source.digests)
+                return import_variant(variant, None if chosen or place is _installed else source.digests or {})
         except Exception as error:  # a library of another system, no network, a version of kernels that has changed
             failures.append(str(error))
     if source.required and not failures:
@@ -275,4 +296,6 @@ __all__ = [
     "load_kernels",
     "usable_kernels",
     "variants_in",
+    "verify",
+    "write_variant",
 ]

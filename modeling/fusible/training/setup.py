@@ -17,6 +17,7 @@ from ..data.dataset import DataBundle
 from ..hub.methods import METHODS
 from ..hub.processors import NEEDED, SavedProcessor
 from ..recipes.recipe import Recipe
+from ..saved_models import load_complete
 
 
 logger = logging.get_logger(__name__)
@@ -146,7 +147,7 @@ def _calibration(data: DataBundle) -> Iterator[dict[str, Any]]:
 def load_teacher(name: str, student: PreTrainedModel) -> PreTrainedModel:
     """A classifier for the same task, in its inference form if it has two."""
     auto_class = getattr(transformers, auto_class_of(type(student)))
-    teacher = auto_class.from_pretrained(name)
+    teacher = load_complete(auto_class, name)
     # plain models have no `fused`; those that are fused already have True
     return teacher.fuse(share=True) if getattr(teacher.config, "fused", None) is False else teacher
 

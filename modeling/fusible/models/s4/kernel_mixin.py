@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +22,7 @@ from ...kernels.loading import (
     load_kernels,
     variants_in,
     verify,
+    write_variant,
 )
 from .configuration_s4 import S4Config
 from .recurrence import S4Recurrence
@@ -139,10 +139,7 @@ class S4KernelModel(FusiblePreTrainedModel):
         variants = self._variants() if self.config.fused and self.config.use_kernels is not False else []
         if variants:
             for variant in variants:
-                verify(variant)
-                target = folder / KERNEL_FOLDER / "build" / variant.name
-                # bytecode is not among the files with digests
-                shutil.copytree(variant, target, ignore=shutil.ignore_patterns("__pycache__"))
+                write_variant(verify(variant), folder / KERNEL_FOLDER / "build" / variant.name)
             digests = {variant.name: digest_of(variant) for variant in variants}
             published: dict[str, Any] = self.config.kernels or {}
             # the repository on the Hub has other kernels than those saved here
