@@ -15,7 +15,7 @@ from .hub.model_card import write_card
 from .hub.processors import SavedProcessor
 from .hub.publishing import open_repository
 from .hub.saving import save_model
-from .hub.weight_files import FusibleModel
+from .hub.weight_files import FusibleModel, warn_of_non_finite
 
 
 def load_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -37,7 +37,7 @@ def load_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 def load(source: str, revision: str | None, plain: bool = False) -> Any:
     """
-    A saved model in its own form and class.
+    A saved model in its own form and class, see `load_complete`.
 
     Args:
         source: folder or Hub repository.
@@ -67,6 +67,8 @@ def load_complete(model_class: Any, source: str, **kwargs: Any) -> Any:
     """
     A model with all of its weights; of plain ones, transformers would draw missing ones at random.
 
+    A warning says if weights are not finite.
+
     Args:
         model_class: its class, or an Auto class.
         source: folder or Hub repository.
@@ -79,6 +81,7 @@ def load_complete(model_class: Any, source: str, **kwargs: Any) -> Any:
     model, found = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
     # unexpected tensors are in many old checkpoints of plain models
     check_complete(model, source, found["missing_keys"], ())
+    warn_of_non_finite(model.state_dict(), source)
     return model
 
 

@@ -73,7 +73,7 @@ def push_saved(
     from ..hub.model_card import rename_repository_in_card, replace_card, write_card
     from ..hub.processors import processor_of
     from ..hub.publishing import open_repository
-    from ..hub.weight_files import CARD_NAME, is_fusible_model, warn_of_non_finite
+    from ..hub.weight_files import CARD_NAME, is_fusible_model
     from ..recipes.parsing import RECIPE_NAME, whole_recipe
     from ..saved_models import load, load_processor
 
@@ -86,10 +86,9 @@ def push_saved(
             f"{folder} holds a plain {model.config.model_type!r} model without a {CARD_NAME}, which `fusible fuse` "
             f"writes. To push a model that was not fused, say `hf upload {repo_id} {folder}`."
         )
-    # likewise; and warnings if there is none, or if weights are not finite
+    # likewise; and a warning if there is none
     load_processor(str(folder), None, model.main_input_name)
     processor_of(model)
-    warn_of_non_finite(model.state_dict(), f"What is pushed from {folder}")
     files = files_to_push(folder)
     pushed = {name.partition("/")[0] for name in files}
     others = [path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in pushed]
