@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,7 +84,7 @@ class EMACallback(TrainerCallback):
             check_fusible(model)
         self.evaluation.close()  # of a training that an error ended
         tensors = StateTensors(model)
-        self.averaged_model = AveragedModel(tensors, avg_fn=self._step, use_buffers=True)
+        self.averaged_model = AveragedModel(tensors, multi_avg_fn=self._step, use_buffers=True)
         # the first update copies: from the weights and not from 0, so that nothing is to be corrected
         self.averaged_model.update_parameters(tensors)
         if state.global_step:
@@ -99,9 +99,14 @@ class EMACallback(TrainerCallback):
         if args.eval_on_start:
             self.evaluation.enter_context(self.averaged(model))
 
-    def _step(self, average: torch.Tensor, weights: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
-        # integers are counters, such as BatchNorm's of batches
-        return average.lerp(weights, 1 - self.decay) if average.is_floating_point() else weights
+    @torch.no_grad()
+    def _step(self, averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], count: Any) -> None:
+        # torch's own would average counters as well, and takes no shards beside whole tensors
+        for average, tensor in zip(averages, weights, strict=True):
+            if average.is_floating_point():
+                average.lerp_(tensor, 1 - self.decay)
+            else:
+                average.copy_(tensor)
 
     def _load(self, file: Path) -> None:
         saved, average = load_file(file), self.average
