@@ -72,13 +72,14 @@ def evaluate_saved(
         card: folder into whose model card the results are written.
 
     Raises:
-        ValueError: if the model's classes are not the data's, it has no form to fuse to, or there is no card.
+        ValueError: if the data has classes that the model does not have, it has no form to fuse to, or there is no
+            card.
         OSError: if the model or the data are not there.
     """
     from ..hub.weight_files import is_fusible_model
     from ..recipes.recipe import Recipe
     from ..saved_models import load, load_processor
-    from ..training.evaluate import evaluate_model, task_of, write_results
+    from ..training.evaluate import evaluate_model, task_of, with_classes_of, write_results
     from ..training.setup import load_data
 
     recipe = Recipe.load(recipe_path, overrides)
@@ -88,9 +89,8 @@ def evaluate_saved(
         raise ValueError(f"{source} is a plain {model.config.model_type!r} model, which has one form only.")
     # the model's configuration and not the recipe's: rates, frames and sizes are those it was trained with
     data = load_data(recipe, processor, model.config)
-    # other numbers of classes would give an accuracy without meaning
-    if data.classes is not None and len(data.classes) != model.config.num_labels:
-        raise ValueError(f"{source} has {model.config.num_labels} classes, {recipe.dataset} has {len(data.classes)}.")
+    # by name, as the same classes in another order would give an accuracy without meaning
+    data = with_classes_of(model.config, data, source, recipe.dataset)
     form: Any = model.fuse() if fused else model
     results = evaluate_model(form, data, batch_size=batch_size, limit=limit)
     if card is not None:
