@@ -101,6 +101,7 @@ def compare_outputs(
     from PIL import Image
     from transformers.utils import IMAGE_PROCESSOR_NAME
 
+    from ..data.images.color_modes import to_rgb
     from ..hub.form_facts import max_difference
 
     # random inputs always: images alone may leave parts of a model unused
@@ -108,7 +109,7 @@ def compare_outputs(
     if images:
         if processor is None:
             raise ValueError(f"Images need an image processor, but the model's folder has no {IMAGE_PROCESSOR_NAME}.")
-        pictures = [Image.open(file).convert("RGB") for file in images]
+        pictures = [to_rgb(Image.open(file)) for file in images]
         results.append(max_difference(training_form, fused_form, processor(pictures, return_tensors="pt")))
 
     def relative(result: tuple[float, float]) -> float:

@@ -73,9 +73,9 @@ def evaluate_saved(
         card: folder into whose model card the results are written.
 
     Raises:
-        ValueError: if the model's classes are not the data's, it has no form to fuse to, its loss is not a number,
-            there is no card, or the results are for a card but the model lacks the tokenizer or the statistics that it
-            was trained with.
+        ValueError: if the data has classes that the model does not have, it has no form to fuse to, its loss is not a
+            number, there is no card, or the results are for a card but the model lacks the tokenizer or the statistics
+            that it was trained with.
         OSError: if the model or the data are not there.
     """
     from transformers.utils import logging
@@ -85,7 +85,7 @@ def evaluate_saved(
     from ..hub.weight_files import is_fusible_model
     from ..recipes.recipe import Recipe
     from ..saved_models import load, load_processor
-    from ..training.evaluate import evaluate_model, task_of, write_results
+    from ..training.evaluate import evaluate_model, task_of, with_classes_of, write_results
     from ..training.setup import load_data
 
     recipe = Recipe.load(recipe_path, overrides)
@@ -96,9 +96,8 @@ def evaluate_saved(
     # the model's configuration and not the recipe's: rates, frames and sizes are those it was trained with
     data = load_data(recipe, processor, model.config)
     dataset = name_of_data(recipe.dataset, recipe.data)
-    # other numbers of classes would give an accuracy without meaning
-    if data.classes is not None and len(data.classes) != model.config.num_labels:
-        raise ValueError(f"{source} has {model.config.num_labels} classes, {dataset} has {len(data.classes)}.")
+    # by name, as the same classes in another order would give an accuracy without meaning
+    data = with_classes_of(model.config, data, source, dataset)
     if data.is_fitted:
         message = (
             f"{source} has no {NEEDED[model.main_input_name][0]}, so one was made of the data. The results are right "

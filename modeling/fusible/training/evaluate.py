@@ -1,6 +1,7 @@
 """Evaluation: what is measured for each task, in `Trainer` and after it, and how a model card says so."""
 
 import copy
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Mapping
@@ -12,10 +13,11 @@ from typing import Any, cast
 import torch
 from huggingface_hub import EvalResult, ModelCard
 from torch.nn import functional as F
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from ..benchmark import device_name, median_seconds
+from ..data.classes import class_numbers
 from ..data.dataset import DataBundle
 from ..data.videos.datasets import EvaluationVideos
 from ..hub.model_card import PIPELINE_TAGS
@@ -132,6 +134,42 @@ def all_views(dataset: Any, config: Any) -> Any:
     return dataset
 
 
+def _renumbered(
+    rows: list[dict[str, Any]], collate: Callable[[list[dict[str, Any]]], dict[str, Any]], numbers: torch.Tensor
+) -> dict[str, Any]:
+    batch = collate(rows)
+    # negative labels, which do not count, stay as they are
+    labels = batch["labels"]
+    return {**batch, "labels": torch.where(labels < 0, labels, numbers[labels.clamp(min=0)])}
+
+
+def with_classes_of(
+    config: PreTrainedConfig, data: DataBundle, model: object = "the model", dataset: object = "the data"
+) -> DataBundle:
+    """
+    The data with the model's numbers of its classes, which are found by their names.
+
+    Names such as LABEL_0 say nothing, so that such classes keep their numbers.
+
+    Args:
+        config: of the model.
+        data: as it is returned if it has no classes, or the model numbers them alike.
+        model: for messages.
+        dataset: likewise.
+
+    Raises:
+        ValueError: if the data has a class that the model does not have.
+    """
+    if data.classes is None:
+        return data
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    numbers = class_numbers(data.classes, names, dataset, model)
+    if numbers == list(range(len(names))):
+        return data
+    collate = partial(_renumbered, collate=data.collate, numbers=torch.tensor(numbers))
+    return dataclasses.replace(data, collate=collate, classes=names)
+
+
 def evaluate_model(
     model: PreTrainedModel, data: DataBundle, *, batch_size: int = 32, limit: int | None = None, repeats: int = 10
 ) -> dict[str, Any]:
@@ -140,7 +178,7 @@ def evaluate_model(
 
     Args:
         model: in either form.
-        data: its `eval` and `collate` are used.
+        data: its `eval` and `collate` are used; its classes are found among the model's by their names.
         batch_size: also that of the latency.
         limit: number of rows, the first ones; by default all.
         repeats: of the measurement of the latency.
@@ -149,10 +187,12 @@ def evaluate_model(
         The metrics of `trainer_metrics`, `loss`, `samples`, `latency_ms` of a batch, `batch_size` and `device`.
 
     Raises:
-        ValueError: if there are no rows for evaluation, or a stream is to have a limit.
+        ValueError: if there are no rows for evaluation, the data has a class that the model does not have, or a stream
+            is to have a limit.
     """
     if data.eval is None:
         raise ValueError("The data has no rows for evaluation; name the split that has them.")
+    data = with_classes_of(model.config, data)
     dataset = all_views(data.eval, model.config)
     if limit is not None:
         if not hasattr(dataset, "__len__"):
@@ -238,5 +278,6 @@ __all__ = [
     "model_index",
     "task_of",
     "trainer_metrics",
+    "with_classes_of",
     "write_results",
 ]

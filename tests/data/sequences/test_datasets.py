@@ -305,6 +305,8 @@ def test_forecasts(tmp_path):
     assert rows[0]["time_features"][3].tolist() == [23, 4, 1, 7, 1]  # 23:15 h on Friday, the 1st of July
     with pytest.raises(ValueError, match="no column X; it has date, HUFL, OT"):
         Forecasts(tmp_path / "ETTh1.csv", ["X"], 10, 5, (0, 100), 100)
+    with pytest.raises(ValueError, match="has 200 rows, but 201 are wanted"):
+        Forecasts(tmp_path / "ETTh1.csv", ["OT"], 10, 5, (100, 201), 100)
     with pytest.raises(ValueError, match="no window of 10"):
         Forecasts(tmp_path / "ETTh1.csv", ["OT"], 10, 5, (199, 200), 100)
 

@@ -3,9 +3,11 @@
 import json
 import math
 import pickle
+import struct
 import sys
 import warnings
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from transformers import (
 )
 
 from fusible import ZeroI2VConfig, ZeroI2VForVideoClassification
+from fusible.data import load_data
+from fusible.data.images.transforms import normalize
 from fusible.data.videos.annotations import (
     MissingVideoWarning,
     VideoList,
@@ -32,14 +36,7 @@ from fusible.data.videos.annotations import (
     something_something_v2,
     ucf101,
 )
-from fusible.data.videos.datasets import (
-    EvaluationVideos,
-    TrainingVideos,
-    crops,
-    normalize,
-    random_resized_crop,
-    resize_short_side,
-)
+from fusible.data.videos.datasets import EvaluationVideos, TrainingVideos
 from fusible.data.videos.decoding import (
     CorruptVideoWarning,
     ShortVideoWarning,
@@ -49,6 +46,7 @@ from fusible.data.videos.decoding import (
     write_video,
 )
 from fusible.data.videos.sampling import DenseSampling, UniformSampling, make_sampling
+from fusible.data.videos.transforms import crops, random_resized_crop, resize_short_side
 
 
 av = pytest.importorskip("av")
@@ -152,6 +150,82 @@ def test_other_formats(tmp_path, name, codec, pixels):
     assert count_frames(tmp_path / name) == 12
     read = read_frames(tmp_path / name, lambda total: np.arange(1, total, 3))
     assert read.shape == (4, 24, 32, 3) and np.abs(read - frames[1::3].astype(int)).mean() < 6
+
+
+SMOOTH = np.repeat(np.linspace(20, 230, 64, dtype=np.uint8)[None, :, None], 48, 0).repeat(3, 2)
+
+
+def write_uneven(file, times):
+    """A video of frames at these times, `[48, 64, 3]`, of which number n is darker by 4 n."""
+    with av.open(file, "w") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray((SMOOTH - 4 * min(number, 5)).astype(np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+
+
+def test_intact_videos_are_not_called_corrupt(tmp_path):
+    """An AVI that skips frames, whose header counts them, and an MP4 whose edit list shows frames 20 to 39."""
+    write_uneven(tmp_path / "skip.avi", [0, 1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 19, 20])
+    frames = np.arange(60, dtype=np.uint8)[:, None, None, None] * 4 + np.zeros((48, 64, 3), np.uint8)
+    write(tmp_path / "trimmed.mp4", frames, "libx264", "yuv420p", {"g": "12"})
+    data = bytearray((tmp_path / "trimmed.mp4").read_bytes())
+    place = data.find(b"elst") + 12
+    (start,) = struct.unpack(">i", data[place + 4 : place + 8])
+    # 800 of a movie's 1000 ticks a second, from 20 of the stream's frames of 512 ticks on
+    data[place : place + 8] = struct.pack(">Ii", 800, start + 20 * 512)
+    (tmp_path / "trimmed.mp4").write_bytes(data)
+    assert read_frames(tmp_path / "skip.avi", np.arange).shape == (16, 48, 64, 3)
+    assert count_frames(tmp_path / "trimmed.mp4") == 20
+    shown = read_frames(tmp_path / "trimmed.mp4", np.arange)
+    assert np.abs(shown.mean((1, 2, 3)) - 4 * np.arange(20, 40)).max() < 3
+
+    write_uneven(tmp_path / "cut.avi", range(400))
+    whole = (tmp_path / "cut.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnusableVideoError, match=r"cut\.avi has \d+ of 400 frames"):
+        count_frames(tmp_path / "cut.avi")
+
+
+# display matrices, and what they make of a picture
+ONE = 1 << 16
+SHOWN = {
+    "phone": ((0, ONE, -ONE, 0), lambda picture: np.rot90(picture, -1)),
+    "other way": ((0, -ONE, ONE, 0), lambda picture: np.rot90(picture)),
+    "upside down": ((-ONE, 0, 0, -ONE), lambda picture: np.rot90(picture, 2)),
+}
+
+
+def test_videos_are_upright(tmp_path):
+    frames = pictures(3)
+    write_video(tmp_path / "video.mp4", frames)
+    data = bytearray((tmp_path / "video.mp4").read_bytes())
+    place = data.find(b"tkhd") + 44
+    for (a, b, c, d), turn in SHOWN.values():
+        data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+        (tmp_path / "turned.mp4").write_bytes(data)
+        assert np.array_equal(read_frames(tmp_path / "turned.mp4", np.arange), [turn(frame) for frame in frames])
+    data[place : place + 36] = struct.pack(">9i", ONE, ONE, 0, -ONE, ONE, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(data)
+    with pytest.raises(UnusableVideoError, match=r"turned\.mp4 is to be shown at an angle"):
+        read_frames(tmp_path / "turned.mp4", np.arange)
+
+
+def test_frames_in_the_order_of_their_numbers(tmp_path):
+    """Without leading zeros, as pictures that EXIF turns, and beside macOS's hidden files."""
+    exif = Image.Exif()
+    exif[274] = 6
+    for number in range(1, 13):
+        picture = np.zeros((4, 6, 3), np.uint8)
+        picture[0] = 20 * number  # the upper row, which is shown at the right
+        Image.fromarray(picture).save(tmp_path / f"img_{number}.png", exif=exif)
+        (tmp_path / f"._img_{number}.png").write_bytes(b"of macOS")
+    frames = read_frames(tmp_path, np.arange, frame_files="*.png")
+    assert frames.shape == (12, 6, 4, 3) and not frames[:, :, :3].any()
+    assert frames[:, 0, 3, 0].tolist() == [20 * number for number in range(1, 13)]
 
 
 def test_folder_of_frames(tmp_path):
@@ -491,6 +565,31 @@ def test_augmented_rows(videos):
         assert 0.01 < erased[0].float().mean() < 0.4 and (erased == erased[0]).all()
 
 
+def test_order_of_augmentation(videos, tmp_path):
+    """RandAugment sees whole frames on Kinetics, and crops on Something-Something V2."""
+    index = videos.labels.index(videos.classes.index("stay"))
+    for first, size in ((True, (40, 30)), (False, (24, 24))):
+        data = TrainingVideos(
+            videos, UniformSampling(4), auto_augment="rand-m7-n4", auto_augment_first=first, resize=30, **SMALL
+        )
+        seen = []
+        data.auto_augment = lambda pictures, generator, seen=seen: seen.extend(pictures) or pictures
+        assert data[index]["pixel_values"].shape == (4, 3, 24, 24) and {picture.size for picture in seen} == {size}
+    for split in ("train", "validation"):
+        rows = [{"id": "7", "template": "Holding [something]"}]
+        (tmp_path / f"something-something-v2-{split}.json").write_text(json.dumps(rows))
+    (tmp_path / "something-something-v2-labels.json").write_text(json.dumps({"Holding something": "0"}))
+    touch(tmp_path, "7.webm", "train/a/7.mp4", "test/a/7.mp4")
+    options = {"folder": str(tmp_path), "annotations": str(tmp_path)}
+    config = ZeroI2VConfig(num_frames=4, sampling="uniform")
+    for dataset, given, first in (
+        ("video_folder", {"path": str(tmp_path)}, True),
+        ("something_something_v2", options, False),
+    ):
+        data = load_data(dataset, given, config=config, processor=VideoMAEImageProcessorPil())
+        assert data.train.auto_augment_first == first
+
+
 def test_default_crops_are_random(videos):
     data = TrainingVideos(videos, UniformSampling(4), **SMALL)
     data = pickle.loads(pickle.dumps(data))  # for workers that are spawned
@@ -514,18 +613,27 @@ def with_bad(videos, bad_files, *names):
     )
 
 
+@pytest.mark.filterwarnings("ignore::fusible.data.videos.decoding.ShortVideoWarning")
 @pytest.mark.parametrize("name", BAD)
-def test_unusable_videos_are_replaced(videos, bad_files, name):
-    data = EvaluationVideos(with_bad(videos, bad_files, name, name), UniformSampling(4), num_crops=3, **SMALL)
-    with pytest.warns(CorruptVideoWarning, match=f"{name} .*Another video takes its place"):
+def test_unusable_videos_are_replaced_in_training_only(videos, bad_files, name):
+    mixed = with_bad(videos, bad_files, name, name)
+    # all of a clip of all frames, so that it is known which video a row is of
+    whole = {"resize": 24, "resized_crop_area": (1, 1), "resized_crop_ratio": (1, 1), "horizontal_flip": 0.0, **SMALL}
+    data = TrainingVideos(mixed, DenseSampling(12, 1), **whole)
+    with pytest.warns(CorruptVideoWarning, match=rf"{name} .*Another video takes its place, as of \d of 10 so far"):
         row = data[0]
-    clean = EvaluationVideos(videos, UniformSampling(4), num_crops=3, **SMALL)
+    clean = EvaluationVideos(videos, DenseSampling(12, 1), **SMALL)
     twins = [
         other for other in map(clean.__getitem__, range(8)) if torch.equal(other["pixel_values"], row["pixel_values"])
     ]
     assert [other["labels"] for other in twins] == [row["labels"]]
     with pytest.warns(CorruptVideoWarning):
-        assert torch.equal(data[0]["pixel_values"], row["pixel_values"])  # the same one at every call
+        data[0], data[1]
+    assert data.num_replaced == 2
+    test = EvaluationVideos(mixed, UniformSampling(4), num_crops=3, **SMALL)
+    for index in (0, 1):
+        with pytest.raises(UnusableVideoError, match=f"{name} .*{BAD[name]}"):
+            test[index]
 
 
 def test_corrupt_videos_can_be_used_up_to_the_defect(videos, bad_files):
@@ -541,18 +649,24 @@ def test_corrupt_videos_can_be_used_up_to_the_defect(videos, bad_files):
     ):
         row = data[1]
     assert torch.equal(row["pixel_values"], expected_row(source, [0, 0, 1, 2]))
-    data = EvaluationVideos(with_bad(videos, bad_files, "empty.mp4"), UniformSampling(4), corrupt="loop", **SMALL)
+    mixed = with_bad(videos, bad_files, "empty.mp4")
+    with pytest.raises(UnusableVideoError, match=r"empty\.mp4 "):
+        EvaluationVideos(mixed, UniformSampling(4), corrupt="loop", **SMALL)[0]
     with pytest.warns(CorruptVideoWarning, match=r"empty\.mp4 .*Another video"):
-        assert data[0]["labels"] != 4
+        assert TrainingVideos(mixed, UniformSampling(4), corrupt="loop", **SMALL)[0]["labels"] != 4
 
 
 def test_short_videos(videos):
-    loop, skip = (EvaluationVideos(videos, DenseSampling(4, 5), short=short, **SMALL) for short in ("loop", "skip"))
+    loop, refuse = (EvaluationVideos(videos, DenseSampling(4, 5), short=short, **SMALL) for short in ("loop", "raise"))
+    skip = TrainingVideos(videos, DenseSampling(4, 5), short="skip", **SMALL)
     with pytest.warns(ShortVideoWarning, match="12 frames, a clip needs 16; frames are repeated"):
         row = loop[0]
     assert torch.equal(row["pixel_values"], expected_row(read_frames(videos.paths[0], np.arange), [0, 5, 10, 3]))
     with pytest.warns(ShortVideoWarning, match="Another"), pytest.raises(RuntimeError, match="None of the 8 videos"):
         skip[0]
+    assert skip.num_replaced == 8
+    with pytest.raises(UnusableVideoError, match="has 12 frames, a clip needs 16"):
+        refuse[0]
 
 
 def epochs(data, workers, seed=0, count=2, **kwargs):
@@ -573,11 +687,14 @@ def test_workers_and_epochs_have_random_numbers_of_their_own(videos, bad_files):
         assert torch.equal(first, again[0]) and torch.equal(second, again[1])
     assert not torch.equal(epochs(data, 0, seed=1, count=1)[0], epochs(data, 0, seed=2, count=1)[0])
 
-    test = EvaluationVideos(with_bad(videos, bad_files, "empty.mp4"), UniformSampling(4), **SMALL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CorruptVideoWarning)
-        rows = [epochs(test, workers, seed)[epoch] for workers, seed, epoch in ((0, 0, 0), (2, 1, 0), (2, 1, 1))]
+    test = EvaluationVideos(videos, UniformSampling(4), **SMALL)
+    rows = [epochs(test, workers, seed)[epoch] for workers, seed, epoch in ((0, 0, 0), (2, 1, 0), (2, 1, 1))]
     assert torch.equal(rows[0], rows[1]) and torch.equal(rows[0], rows[2])
+    bad = TrainingVideos(with_bad(videos, bad_files, "empty.mp4", "text.mp4"), UniformSampling(4), **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CorruptVideoWarning)  # of the workers
+        epochs(bad, 2, count=1)
+    assert bad.num_replaced == 2
 
 
 # with transformers

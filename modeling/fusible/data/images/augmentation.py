@@ -16,6 +16,7 @@ from PIL.Image import Resampling
 from torch.nn import functional as F
 from transformers import default_data_collator
 
+from .color_modes import to_rgb
 from .rand_augment import RandAugment
 from .transforms import (
     ErasingMode,
@@ -101,7 +102,7 @@ class TrainingTransform:
         resample = self.resample
         if resample is None:
             resample = Resampling(generator.choice((Resampling.BILINEAR, Resampling.BICUBIC)))
-        picture = random_resized_crop(picture.convert("RGB"), self.size, generator, self.area, self.ratio, resample)
+        picture = random_resized_crop(to_rgb(picture), self.size, generator, self.area, self.ratio, resample)
         if generator.random() < self.horizontal_flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         # as in timm, jitter is left out where RandAugment is, which changes colors, too
@@ -116,7 +117,7 @@ class TrainingTransform:
 
 
 def _evaluate(processor: Any, picture: Image.Image) -> torch.Tensor:
-    return processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    return processor(to_rgb(picture), return_tensors="pt")["pixel_values"][0]
 
 
 def image_transform(processor: Any, training: bool, **options: Any) -> Callable[[Image.Image], torch.Tensor]:

@@ -5,7 +5,7 @@ They are decoded by PIL, in the workers of the data loader.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from ...core.options import check_keys
+from ..classes import class_numbers
 from ..dataset import DataBundle, MappedDataset
 from .augmentation import TrainingTransform, image_transform
 from .digits import digits_dataset
@@ -31,9 +32,15 @@ AUGMENTATION = [name for name in inspect.signature(TrainingTransform).parameters
 
 
 def _image_row(
-    row: Mapping[str, Any], transform: Callable[[Image.Image], torch.Tensor], image: str, label: str
+    row: Mapping[str, Any],
+    transform: Callable[[Image.Image], torch.Tensor],
+    image: str,
+    label: str,
+    numbers: Sequence[int] | None,
 ) -> dict[str, Any]:
-    return {"pixel_values": transform(row[image]), "labels": int(row[label])}
+    number = int(row[label])
+    # a negative label is that of a split without labels
+    return {"pixel_values": transform(row[image]), "labels": numbers[number] if numbers and number >= 0 else number}
 
 
 def find_eval_split(splits: Mapping[str, Any], train_split: str, eval_split: str | None) -> str | None:
@@ -88,8 +95,8 @@ def image_data(
         num_examples: of a stream for training, if it is known.
 
     Raises:
-        ValueError: if there is no image processor, no such split or augmentation, or no telling which columns are
-            meant.
+        ValueError: if there is no image processor, no such split or augmentation, no telling which columns are
+            meant, or the split to evaluate on has a class that the one to train on has not.
     """
     if processor is None:
         raise ValueError("Images need a processor: give one, or put preprocessor_config.json beside the recipe.")
@@ -107,7 +114,11 @@ def image_data(
 
     def prepared(split: Any, training: bool) -> Any:
         transform = image_transform(processor, training, **augmentation)
-        function = partial(_image_row, transform=transform, image=image, label=label)
+        feature = (split.features or {}).get(label)
+        # splits from several sources may number the same classes differently
+        others = names is not None and isinstance(feature, datasets.ClassLabel) and feature.names != names
+        numbers = class_numbers(feature.names, names, eval_split, train_split) if others else None
+        function = partial(_image_row, transform=transform, image=image, label=label, numbers=numbers)
         # maps of streams are lazy, so the transform runs in the workers, as it does in MappedDataset
         if is_stream:
             return split.map(function, remove_columns=list(features))

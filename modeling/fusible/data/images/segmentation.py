@@ -7,23 +7,24 @@ from typing import Any, cast
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from ..dataset import DataBundle, MappedDataset
 from .classification import find_column, find_eval_split
+from .color_modes import class_numbers, to_rgb
 
 
 IGNORED = 255
 
 
 def _row(row: Mapping[str, Any], processor: Any, image: str, label_map: str, flip: float) -> dict[str, torch.Tensor]:
-    picture, classes = row[image].convert("RGB"), row[label_map]
+    picture, classes = to_rgb(row[image]), row[label_map]
     # torch's generator, which data loaders seed for each worker and SeededDataset for each row
     if float(torch.rand(())) < flip:
         picture, classes = ImageOps.mirror(picture), ImageOps.mirror(classes)
     pixels = processor(images=picture, return_tensors="pt")["pixel_values"][0]
     # by ourselves: some processors of transformers mix the numbers of neighboring classes
-    labels = np.array(classes.resize((pixels.shape[2], pixels.shape[1]), Image.Resampling.NEAREST), dtype=np.int64)
+    labels = class_numbers(classes, (pixels.shape[2], pixels.shape[1]))
     if getattr(processor, "do_reduce_labels", False):  # where 0 is no class
         # ignored pixels stay ignored: subtracting 1 from 255 would make them class 254
         labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
@@ -46,8 +47,8 @@ def segmentation(
     Images with maps of classes, by `datasets.load_dataset`.
 
     In a folder of images, `metadata.csv` names the maps in a column such as `map_file_name`. They are images of one
-    channel, whose values are class ids; 255 does not count. They are scaled to what the image processor makes of their
-    images, also for evaluation.
+    channel, of up to 32 bits, whose values are class ids; 255 does not count. They are scaled to what the image
+    processor makes of their images, also for evaluation.
 
     Args:
         processor: the image processor, which must not crop; `do_reduce_labels` makes 0 no class.

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..files import visible_files
 from .synthetic_shapes import SHAPES
 
 
@@ -157,7 +158,7 @@ def load_modelnet40(folder: str | os.PathLike, split: Literal["train", "test"]) 
     Raises:
         FileNotFoundError: if the folder has no files of this split.
     """
-    files = sorted(Path(folder).glob(f"ply_data_{split}*.h5"))
+    files = visible_files(folder, f"ply_data_{split}*.h5")
     if not files:
         raise FileNotFoundError(f"There are no files ply_data_{split}*.h5 in {folder}.")
     return load_point_clouds(*files)

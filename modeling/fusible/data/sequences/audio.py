@@ -1,7 +1,6 @@
 """Recordings as raw waveforms, or as tokens of their samples: Speech Commands as it is published, and any folder."""
 
 import os
-import re
 import wave
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+
+from ..files import number_order, visible_files
 
 
 TEN_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -97,7 +98,7 @@ class SpeechCommands(torch.utils.data.Dataset):
         if split not in ("train", "validation", "test"):
             raise ValueError(f"split is {split!r}; it must be 'train', 'validation' or 'test'.")
         if words is None:
-            words = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))]
+            words = [path.name for path in visible_files(root) if path.is_dir() and not path.name.startswith("_")]
         self.classes = sorted(words)
         self.length = length
         self.step = step
@@ -108,7 +109,7 @@ class SpeechCommands(torch.utils.data.Dataset):
         self.files: list[Path] = []
         self.labels: list[int] = []
         for label, word in enumerate(self.classes):
-            files = sorted((root / word).glob("*.wav"))
+            files = visible_files(root / word, "*.wav")
             if not files:
                 raise FileNotFoundError(f"There are no recordings of {word!r} in {root}.")
             for file in files:
@@ -141,11 +142,10 @@ def split_recordings(folder: str | os.PathLike, split: Split, train_share: float
     Raises:
         FileNotFoundError: if there are none.
     """
-    files = [*Path(folder).glob("*.wav")]
+    # in the order of their numbers, so that the parts are in the recording's order
+    files = sorted(visible_files(folder, "*.wav"), key=number_order)
     if not files:
         raise FileNotFoundError(f"There are no .wav files in {folder}.")
-    # out2 before out10: numbers are compared as numbers, so that the parts are in the recording's order
-    files.sort(key=lambda file: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", file.name)])
     first, second = int(train_share * len(files)), int((1 + train_share) / 2 * len(files))
     return {"train": files[:first], "validation": files[first:second], "test": files[second:]}[split]
 

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import ByT5Tokenizer
 
 from ..dataset import load_split
+from ..images.color_modes import to_rgb
 from ..images.transforms import normalize
 from .listops import FILES, listops_tokenizer
 
@@ -137,7 +138,7 @@ class _Pixels:
         result = dict(batch)
         # datasets also asks for single columns, such as the labels alone
         if "pixel_values" in batch:
-            images = np.stack([np.asarray(image.convert(self.mode)) for image in batch["pixel_values"]])
+            images = np.stack([np.asarray(to_rgb(image).convert(self.mode)) for image in batch["pixel_values"]])
             pixels = torch.from_numpy(images)
             # [batch, channels, height, width]
             pixels = pixels[:, None] if self.mode == "L" else pixels.movedim(-1, 1)
@@ -181,7 +182,7 @@ def load_pixels(
 
 def pixel_tokens(batch: Mapping[str, list[Any]]) -> dict[str, list[torch.Tensor]]:
     """Images as rows of `load_pixel_tokens`."""
-    pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in batch["input_ids"]]))
+    pixels = torch.from_numpy(np.stack([np.asarray(to_rgb(image)) for image in batch["input_ids"]]))
     # [batch, height, width, 3] flattens to red, green, blue of each pixel; pad puts the first 0 in front
     ids = torch.nn.functional.pad(pixels.flatten(1).long(), (1, 0))
     return {"input_ids": list(ids), "labels": list(ids.clone())}

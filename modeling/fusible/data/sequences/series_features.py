@@ -30,8 +30,14 @@ class SeriesFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def fit(cls, columns: Sequence[str], values: np.ndarray) -> Self:
-        """Mean and deviation of `values` `[rows, columns]` (float64: sums over many rows lose digits in float32)."""
-        return cls(columns, values.mean(0).tolist(), values.std(0).tolist())
+        """
+        Mean and deviation of `values` `[rows, columns]` (float64: sums over many rows lose digits in float32).
+
+        A constant column has the deviation 1 in place of 0, as in scikit-learn's `StandardScaler`.
+        """
+        # compared and not by a deviation of 0, which rounding makes a little larger
+        std = np.where((values == values[0]).all(0), 1, values.std(0))
+        return cls(columns, values.mean(0).tolist(), std.tolist())
 
     def __call__(self, values: np.ndarray, columns: Sequence[str]) -> np.ndarray:
         """

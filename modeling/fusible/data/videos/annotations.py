@@ -16,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..classes import class_numbers
+from ..files import visible_files
+
 
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 # as a word of its own or a part of CamelCase, but not inside one, such as in "upright"
@@ -113,19 +116,26 @@ def _lines(file: str | os.PathLike) -> list[str]:
     return [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def folder_of_classes(folder: str | os.PathLike) -> VideoList:
+def folder_of_classes(folder: str | os.PathLike, classes: Sequence[str] | None = None) -> VideoList:
     """
-    `folder/class name/video`; classes are numbered in alphabetical order.
+    `folder/class name/video`, without hidden files and folders.
+
+    Args:
+        classes: names of all classes in the order of their numbers, default: the folders in alphabetical order. Pass
+            those of the training split for the others.
 
     Raises:
         FileNotFoundError: if there are no videos.
+        ValueError: for a folder that is no class.
     """
-    root = Path(folder)
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    folders = [path for path in visible_files(folder) if path.is_dir()]
+    names = [path.name for path in folders]
+    classes = names if classes is None else classes
+    numbers = class_numbers(names, classes, folder, "the split to train with")
     entries = [
-        ([path], label)
-        for label, name in enumerate(classes)
-        for path in sorted((root / name).iterdir())
+        ([path], number)
+        for place, number in zip(folders, numbers, strict=True)
+        for path in visible_files(place)
         if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES
     ]
     return _existing(folder, entries, classes)
@@ -247,7 +257,7 @@ def hmdb51(folder: str | os.PathLike, splits: str | os.PathLike, split: int = 1,
         FileNotFoundError: if there are no such files, or none of the videos.
     """
     ending = f"_test_split{split}.txt"
-    classes = sorted(file.name.removesuffix(ending) for file in Path(splits).glob(f"*{ending}"))
+    classes = sorted(file.name.removesuffix(ending) for file in visible_files(splits, f"*{ending}"))
     entries = [
         ([Path(folder, name, line.split()[0])], label)
         for label, name in enumerate(classes)

@@ -6,12 +6,10 @@ Videos for `Trainer`: random clips for training, and the same views at each test
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -23,66 +21,19 @@ from ..images.transforms import (
     erase,
     make_generator,
     normalize,
-    random_rectangle,
 )
 from .annotations import VideoList, mirrored_labels
 from .decoding import CorruptVideoWarning, ShortVideoWarning, UnusableVideoError, import_av, read_frames
 from .sampling import Sampling
+from .transforms import crops, random_resized_crop, resize_short_side
 
 
-Policy = Literal["skip", "loop"]
-
-
-def resize_short_side(frames: torch.Tensor, size: int, antialias: bool = False) -> torch.Tensor:
-    """`[frames, 3, height, width]` (uint8), bilinear, so that the shorter side is `size` and the ratio is kept."""
-    height, width = frames.shape[-2:]
-    scale = size / min(height, width)
-    # half a pixel is rounded up, as by mmcv; Python's round would take the even number
-    new = (int(height * scale + 0.5), int(width * scale + 0.5))
-    return frames if new == (height, width) else F.interpolate(frames, new, mode="bilinear", antialias=antialias)
-
-
-def crops(frames: torch.Tensor, size: int, num_crops: Literal[1, 3] = 1) -> list[torch.Tensor]:
-    """Squares `[..., size, size]`: the middle, or both ends of the longer side (left or top first) and the middle."""
-    height, width = frames.shape[-2:]
-    row, column = (height - size) // 2, (width - size) // 2
-    places = [(row, column)]
-    if num_crops == 3:
-        # 2 * column is a pixel short of the edge where the margin is odd, as in mmaction2's ThreeCrop
-        places = [(row, 0), (row, 2 * column)] if width >= height else [(0, column), (2 * row, column)]
-        places.append((row, column))
-    return [frames[..., top : top + size, left : left + size] for top, left in places]
-
-
-def random_resized_crop(
-    frames: torch.Tensor,
-    size: int,
-    generator: np.random.Generator,
-    area: Pair = (0.08, 1.0),
-    ratio: Pair = (3 / 4, 4 / 3),
-    antialias: bool = False,
-) -> torch.Tensor:
-    """
-    One random rectangle of all frames, resized to a square `[..., size, size]`.
-
-    Args:
-        area: smallest and largest share of the picture.
-        ratio: smallest and largest width over height, log-uniform. The largest square in the middle is taken if ten
-            random rectangles do not fit.
-    """
-    height, width = frames.shape[-2:]
-    found = random_rectangle(height, width, generator, area, ratio)
-    if found is None:
-        cut = crops(frames, min(height, width))[0]
-    else:
-        top, left, h, w = found
-        cut = frames[..., top : top + h, left : left + w]
-    same = cut.shape[-2:] == (size, size)
-    return cut if same else F.interpolate(cut, (size, size), mode="bilinear", antialias=antialias)
+TrainingPolicy = Literal["skip", "loop"]
+EvaluationPolicy = Literal["raise", "loop"]
 
 
 class _Videos(torch.utils.data.Dataset):
-    """Reads a list of videos; one that cannot be used is replaced by another, so that no video ends an epoch."""
+    """Reads a list of videos."""
 
     def __init__(
         self,
@@ -93,13 +44,14 @@ class _Videos(torch.utils.data.Dataset):
         mean: Sequence[float],
         std: Sequence[float],
         antialias: bool,
-        corrupt: Policy,
-        short: Policy,
+        corrupt: str,
+        short: str,
         frame_files: str,
+        policies: Sequence[str],
     ) -> None:
         for name, policy in {"corrupt": corrupt, "short": short}.items():
-            if policy not in ("skip", "loop"):
-                raise ValueError(f"{name} is {policy!r}; it must be 'skip' or 'loop'.")
+            if policy not in policies:
+                raise ValueError(f"{name} is {policy!r}; it must be {' or '.join(map(repr, policies))}.")
         if not len(videos):
             raise ValueError("There are no videos.")
         if not 1 <= size <= resize:
@@ -118,44 +70,36 @@ class _Videos(torch.utils.data.Dataset):
         self.short = short
         self.frame_files = frame_files
 
-    def _clips(self, path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index}; there are {len(self)} rows.")
+
+    def _clips(self, video: int, choose: Callable[[int], np.ndarray]) -> torch.Tensor:
+        """Clips `[clips, frames, 3, height, width]` (uint8); raises `UnusableVideoError`, as the policies have it."""
+        path = self.videos.paths[video]
+
         def checked(total: int) -> np.ndarray:
             if total < self.sampling.min_frames:
                 message = f"{path} has {total} frames, a clip needs {self.sampling.min_frames}"
-                if self.short == "skip":
+                if self.short != "loop":
                     raise UnusableVideoError(f"{message}.", ShortVideoWarning)
                 warnings.warn(f"{message}; frames are repeated.", ShortVideoWarning, stacklevel=2)
             return choose(total)
 
         try:
-            return read_frames(path, checked, frame_files=self.frame_files)
+            clips = read_frames(path, checked, frame_files=self.frame_files)
         except UnusableVideoError as error:
             # without a readable frame there is nothing to loop over
-            if not error.readable or self.corrupt == "skip":
+            if not error.readable or self.corrupt != "loop":
                 raise
             warnings.warn(f"{error} The first {error.readable} frames are used.", CorruptVideoWarning, stacklevel=2)
             # chosen anew: the indices of the first attempt were for the length that the file claims
-            return read_frames(path, checked, frame_files=self.frame_files, readable=error.readable)
-
-    def _read(
-        self, video: int, choose: Callable[[int], np.ndarray], generator: np.random.Generator
-    ) -> tuple[torch.Tensor, int]:
-        """Clips `[clips, frames, 3, height, width]` (uint8) and label of this video or, if it must be, of another."""
-
-        def candidates() -> Iterator[int]:
-            yield video
-            # drawn only if it is needed: good videos leave the generator, and so their augmentation, as it is
-            yield from generator.permutation(len(self.videos)).tolist()
-
-        for number in candidates():
-            try:
-                clips = self._clips(self.videos.paths[number], choose)
-            except UnusableVideoError as error:
-                warnings.warn(f"{error} Another video takes its place.", error.category, stacklevel=2)
-            else:
-                # [clips, frames, height, width, 3] -> [clips, frames, 3, height, width]
-                return torch.from_numpy(clips).movedim(-1, -3), self.videos.labels[number]
-        raise RuntimeError(f"None of the {len(self.videos)} videos can be used.")
+            clips = read_frames(path, checked, frame_files=self.frame_files, readable=error.readable)
+        # [clips, frames, height, width, 3] -> [clips, frames, 3, height, width]
+        return torch.from_numpy(clips).movedim(-1, -3)
 
     def _row(self, frames: torch.Tensor, label: int) -> dict[str, Any]:
         return {"pixel_values": normalize(frames, self.mean, self.std).contiguous(), "labels": label}
@@ -176,14 +120,16 @@ class TrainingVideos(_Videos):
         resized_crop_ratio: likewise.
         horizontal_flip: its probability. It exchanges left and right in the label, see `mirrored_labels`.
         auto_augment: policy of `RandAugment` for videos.
+        auto_augment_first: before the crop, as ZeroI2V on Kinetics; otherwise after crop and flip, as on
+            Something-Something V2.
         random_erasing: probability, see `augmentation.erase`.
         random_erasing_mode: likewise.
         mean: of each channel, of values between 0 and 1; as for the model's image processor.
         std: likewise.
         antialias: resize as PIL and image processors do, instead of as OpenCV does.
         corrupt: what becomes of a video that cannot be read to its end. "skip": a random video of the list, with its
-            own label, takes its place. "loop": the frames before the defect are the video, if there are any. A
-            `CorruptVideoWarning` names the file.
+            own label, takes its place, so that no video ends an epoch. "loop": the frames before the defect are the
+            video, if there are any. A `CorruptVideoWarning` names the file, and says how many there have been.
         short: what becomes of a video with fewer frames than `sampling.min_frames`. "loop": frames are repeated.
             "skip": as above. A `ShortVideoWarning` names the file.
         frame_files: pattern of the pictures of videos that are folders.
@@ -200,17 +146,19 @@ class TrainingVideos(_Videos):
         resized_crop_ratio: Pair = (3 / 4, 4 / 3),
         horizontal_flip: float = 0.5,
         auto_augment: str | None = None,
+        auto_augment_first: bool = True,
         random_erasing: float = 0.0,
         random_erasing_mode: ErasingMode = "const",
         mean: Sequence[float] = OPENAI_CLIP_MEAN,
         std: Sequence[float] = OPENAI_CLIP_STD,
         antialias: bool = False,
-        corrupt: Policy = "skip",
-        short: Policy = "loop",
+        corrupt: TrainingPolicy = "skip",
+        short: TrainingPolicy = "loop",
         frame_files: str = "img_*.jpg",
     ) -> None:
         resize = size * 8 // 7 if resize is None else resize
-        super().__init__(videos, sampling, size, resize, mean, std, antialias, corrupt, short, frame_files)
+        policies = get_args(TrainingPolicy)
+        super().__init__(videos, sampling, size, resize, mean, std, antialias, corrupt, short, frame_files, policies)
         low, high = resized_crop_area
         if not (0 < low <= high <= 1 and 0 < resized_crop_ratio[0] <= resized_crop_ratio[1]):
             raise ValueError(
@@ -219,32 +167,63 @@ class TrainingVideos(_Videos):
             )
         check_probabilities(horizontal_flip=horizontal_flip, random_erasing=random_erasing)
         self.auto_augment = None if auto_augment is None else RandAugment(auto_augment, video=True)
+        self.auto_augment_first = auto_augment_first
         self.random_erasing = random_erasing
         self.random_erasing_mode = random_erasing_mode
         self.area = resized_crop_area
         self.ratio = resized_crop_ratio
         self.horizontal_flip = horizontal_flip
         self.mirrored = mirrored_labels(videos.classes)
+        # a place for each video, which several workers can mark without losing one
+        self._replaced = torch.zeros(len(videos), dtype=torch.bool).share_memory_()
 
-    def __len__(self) -> int:
-        return len(self.videos)
+    @property
+    def num_replaced(self) -> int:
+        """How many videos others have taken the place of, in this process and its workers."""
+        return int(self._replaced.sum())
+
+    def _read(self, video: int, generator: np.random.Generator) -> tuple[torch.Tensor, int]:
+        """A clip `[frames, 3, height, width]` (uint8) and label of this video or, if it must be, of another."""
+
+        def candidates() -> Iterator[int]:
+            yield video
+            # drawn only if it is needed: good videos leave the generator, and so their augmentation, as it is
+            yield from generator.permutation(len(self.videos)).tolist()
+
+        for number in candidates():
+            try:
+                (clip,) = self._clips(number, lambda total: self.sampling.train(total, generator))
+                return clip, self.videos.labels[number]
+            except UnusableVideoError as error:
+                self._replaced[number] = True
+                warnings.warn(
+                    f"{error} Another video takes its place, as of {self.num_replaced} of {len(self)} so far.",
+                    error.category,
+                    stacklevel=2,
+                )
+        raise RuntimeError(f"None of the {len(self.videos)} videos can be used.")
+
+    def _augment(self, frames: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+        if self.auto_augment is None:
+            return frames
+        pictures = [Image.fromarray(frame) for frame in frames.movedim(-3, -1).contiguous().numpy()]
+        pictures = self.auto_augment(pictures, generator)
+        return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, -3)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index is {index}; there are {len(self)} rows.")
+        self._check_index(index)
         generator = make_generator()
-        clips, label = self._read(index, lambda total: self.sampling.train(total, generator), generator)
-        frames = resize_short_side(clips[0], self.resize, self.antialias)
+        frames, label = self._read(index, generator)
+        frames = resize_short_side(frames, self.resize, self.antialias)
+        if self.auto_augment_first:
+            frames = self._augment(frames, generator)
         frames = random_resized_crop(frames, self.size, generator, self.area, self.ratio, self.antialias)
         # looked up by the label that was read, which is another video's where one was replaced
         mirrored = self.mirrored[label]
         if mirrored is not None and generator.random() < self.horizontal_flip:
             frames, label = frames.flip(-1), mirrored
-        if self.auto_augment is not None:
-            # after crop and flip, in the order of ZeroI2V's pipeline for Something-Something V2
-            pictures = [Image.fromarray(frame) for frame in frames.movedim(-3, -1).contiguous().numpy()]
-            pictures = self.auto_augment(pictures, generator)
-            frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, -3)
+        if not self.auto_augment_first:
+            frames = self._augment(frames, generator)
         row = self._row(frames, label)
         # after normalization, where 0 is the mean color
         row["pixel_values"] = erase(row["pixel_values"], generator, self.random_erasing, self.random_erasing_mode)
@@ -256,13 +235,17 @@ class EvaluationVideos(_Videos):
     Rows for `Trainer`: `pixel_values` and `labels` (int), the same at every call.
 
     `pixel_values` (float32) are `[frames, 3, size, size]` or, for several views, `[views, frames, 3, size, size]`, of
-    which ZeroI2V averages the results: the crops of the first clip, then those of the second one, and so on. A video
-    that takes the place of an unusable one counts twice.
+    which ZeroI2V averages the results: the crops of the first clip, then those of the second one, and so on. No video
+    takes the place of another one: results are of the videos of the list, or there are none.
 
     Args:
         num_clips: see `sampling.test`.
         num_crops: 1 or 3, see `crops`.
         resize: of the shorter side, before the crops; default: `size`.
+        corrupt: what becomes of a video that cannot be read to its end. "raise": reading its row raises
+            `UnusableVideoError`, which names the file. "loop": as for `TrainingVideos`, if there are frames.
+        short: what becomes of a video with fewer frames than `sampling.min_frames`. "loop": frames are repeated, and a
+            `ShortVideoWarning` names the file. "raise": as above.
 
     The other arguments are those of `TrainingVideos`.
     """
@@ -279,12 +262,13 @@ class EvaluationVideos(_Videos):
         mean: Sequence[float] = OPENAI_CLIP_MEAN,
         std: Sequence[float] = OPENAI_CLIP_STD,
         antialias: bool = False,
-        corrupt: Policy = "skip",
-        short: Policy = "loop",
+        corrupt: EvaluationPolicy = "raise",
+        short: EvaluationPolicy = "loop",
         frame_files: str = "img_*.jpg",
     ) -> None:
         resize = size if resize is None else resize
-        super().__init__(videos, sampling, size, resize, mean, std, antialias, corrupt, short, frame_files)
+        policies = get_args(EvaluationPolicy)
+        super().__init__(videos, sampling, size, resize, mean, std, antialias, corrupt, short, frame_files, policies)
         if num_clips < 1 or num_crops not in (1, 3):
             raise ValueError(
                 f"num_clips is {num_clips}, num_crops {num_crops}; give at least 1 clip, and 1 or 3 crops."
@@ -292,26 +276,13 @@ class EvaluationVideos(_Videos):
         self.num_clips = num_clips
         self.num_crops = num_crops
 
-    def __len__(self) -> int:
-        return len(self.videos)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index is {index}; there are {len(self)} rows.")
-        generator = np.random.default_rng(index)  # for a replacement
-        clips, label = self._read(index, lambda total: self.sampling.test(total, self.num_clips), generator)
+        self._check_index(index)
+        clips = self._clips(index, lambda total: self.sampling.test(total, self.num_clips))
         frames = resize_short_side(clips.flatten(0, 1), self.resize, self.antialias).unflatten(0, clips.shape[:2])
         # each crop is [clips, frames, 3, size, size]: stacked to [clips, crops, ...], then [clips * crops, ...]
         views = torch.stack(crops(frames, self.size, self.num_crops), dim=1).flatten(0, 1)
-        return self._row(views if len(views) > 1 else views[0], label)
+        return self._row(views if len(views) > 1 else views[0], self.videos.labels[index])
 
 
-__all__ = [
-    "EvaluationVideos",
-    "Policy",
-    "TrainingVideos",
-    "crops",
-    "normalize",
-    "random_resized_crop",
-    "resize_short_side",
-]
+__all__ = ["EvaluationPolicy", "EvaluationVideos", "TrainingPolicy", "TrainingVideos"]

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..files import number_order, visible_files
+from ..images.color_modes import to_rgb
+
 
 class CorruptVideoWarning(UserWarning):
     """A video cannot be read, or not to its end."""
@@ -55,27 +58,41 @@ def count_frames(file: str | os.PathLike) -> int:
     Number of frames in a video file, counted without decoding.
 
     Raises:
-        UnusableVideoError: if there are none, or fewer than the file's header says.
+        UnusableVideoError: if there are none, or fewer than the file has in its index.
     """
     av, file = import_av(), Path(file)
     packets = shown = 0
+    cut = False
     try:
         # titles that are not UTF-8 are no reason to drop a video
         with av.open(file, metadata_errors="ignore") as container:
             stream = _first_stream(container, file)
+            # Not the header's number, which counts also what AVI skips and what edit lists of MP4 leave out. WebM and
+            # files that lost their index have entries for a part of the frames, so that there may be more.
+            expected = len(stream.index_entries)
             for packet in container.demux(stream):
+                cut |= packet.is_corrupt
                 # demuxing ends with an empty packet, which only flushes decoders
                 if packet.size and not packet.is_corrupt:
                     packets += 1
-                    # an edit list can hide frames at the start; decoders do not return them
+                    # edit lists hide frames; decoders do not return them
                     shown += not packet.is_discard
-            # 0 where the header does not say it, as in WebM
-            expected = stream.frames
+            claimed = max(expected, stream.frames)
     except av.FFmpegError as error:
         raise UnusableVideoError(f"{file} cannot be read: {error.strerror}.", readable=shown) from error
-    if packets < expected or not shown:
-        raise UnusableVideoError(f"{file} has {packets} of {expected or 'at least 1'} frames.", readable=shown)
+    if cut or packets < expected or not shown:
+        raise UnusableVideoError(f"{file} has {packets} of {claimed or 'at least 1'} frames.", readable=shown)
     return shown
+
+
+def _upright(file: Path, picture: np.ndarray, degrees: int) -> np.ndarray:
+    """A frame `[height, width, 3]`, turned counterclockwise."""
+    turns, rest = divmod(degrees, 90)
+    if rest:
+        raise UnusableVideoError(
+            f"{file} is to be shown at an angle of {degrees} degrees, which is no multiple of 90."
+        )
+    return np.ascontiguousarray(np.rot90(picture, turns))
 
 
 def _decode(file: Path, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
@@ -89,7 +106,8 @@ def _decode(file: Path, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
                 if number in wanted:
                     # a stream can change its size on the way; frames of a clip must be stacked
                     size = size or {"width": frame.width, "height": frame.height}
-                    frames[number] = frame.reformat(**size, format="rgb24").to_ndarray()
+                    picture = frame.reformat(**size, format="rgb24").to_ndarray()
+                    frames[number] = _upright(file, picture, frame.rotation)
                 number += 1
                 if number > max(wanted):
                     break
@@ -105,9 +123,10 @@ def _read_pictures(files: list[Path], wanted: set[int]) -> dict[int, np.ndarray]
     for number in sorted(wanted):
         try:
             with Image.open(files[number]) as picture:
-                # frames of a clip must be stacked, so the first one gives the size
-                size = size or picture.size
-                frames[number] = np.asarray(picture.convert("RGB").resize(size))
+                frame = to_rgb(picture)
+            # frames of a clip must be stacked, so the first one gives the size
+            size = size or frame.size
+            frames[number] = np.asarray(frame.resize(size))
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say that a file is broken
             raise UnusableVideoError(f"{files[number]} cannot be read: {error}", readable=number) from error
     return frames
@@ -125,11 +144,11 @@ def read_frames(
 
     Args:
         choose: from the number of frames to indices `[...]` of those to read.
-        frame_files: pattern of a folder's files, which are taken in the order of their names.
+        frame_files: pattern of a folder's files, which are taken in the order of the numbers in their names.
         readable: use so many frames instead of counting them.
 
     Returns:
-        RGB `[..., height, width, 3]` (uint8).
+        RGB `[..., height, width, 3]` (uint8), upright.
 
     Raises:
         ImportError: for a file, if PyAV is not installed.
@@ -137,7 +156,7 @@ def read_frames(
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(path.glob(frame_files))
+        files = sorted(visible_files(path, frame_files), key=number_order)
         if not files:
             raise UnusableVideoError(f"{path} has no files {frame_files}.")
         indices = choose(len(files) if readable is None else readable)

@@ -29,6 +29,8 @@ def video_data(
     train: VideoList,
     test: VideoList,
     frame_files: str = "img_*.jpg",
+    *,
+    auto_augment_first: bool = True,
 ) -> DataBundle:
     """
     Lists of videos as data for video classifiers, with one view of each for evaluation.
@@ -40,6 +42,7 @@ def video_data(
         train: videos to train with.
         test: videos to evaluate on.
         frame_files: pattern of the pictures of videos that are folders.
+        auto_augment_first: see `TrainingVideos`.
 
     Raises:
         ValueError: if there is no image processor, or an option is out of range.
@@ -58,7 +61,7 @@ def video_data(
         "std": processor.image_std,
         "frame_files": frame_files,
     }
-    training = TrainingVideos(train, sampling, **common, **augmentation)
+    training = TrainingVideos(train, sampling, auto_augment_first=auto_augment_first, **common, **augmentation)
     return DataBundle(training, EvaluationVideos(test, sampling, **common), classes=train.classes)
 
 
@@ -71,8 +74,9 @@ def video_folder(
     eval_split: str = "test",
     frame_files: str = "img_*.jpg",
 ) -> DataBundle:
-    """Folders `train` and `eval_split` in `path`, with a folder for each class."""
-    train, test = (video_lists.folder_of_classes(Path(path, split)) for split in ("train", eval_split))
+    """Folders `train` and `eval_split` in `path`, with a folder for each class; those in `train` are all classes."""
+    train = video_lists.folder_of_classes(Path(path, "train"))
+    test = video_lists.folder_of_classes(Path(path, eval_split), train.classes)
     return video_data(config, processor, augmentation, train, test, frame_files)
 
 
@@ -109,7 +113,7 @@ def something_something_v2(
         video_lists.something_something_v2(file.format(split), file.format("labels"), folder)
         for split in ("train", "validation")
     )
-    return video_data(config, processor, augmentation, train, test, frame_files)
+    return video_data(config, processor, augmentation, train, test, frame_files, auto_augment_first=False)
 
 
 def ucf101(
