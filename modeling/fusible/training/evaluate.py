@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import EvalResult, ModelCard
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from ..benchmark import device_name, median_seconds
@@ -144,7 +144,7 @@ def _renumbered(
 
 
 def with_classes_of(
-    config: PreTrainedConfig, data: DataBundle, model: object = "the model", dataset: object = "the data"
+    config: Any, data: DataBundle, model: object = "the model", dataset: object = "the data"
 ) -> DataBundle:
     """
     The data with the model's numbers of its classes, which are found by their names.

@@ -32,6 +32,7 @@ from fusible.data.sequences.audio import (
 )
 from fusible.data.sequences.forecasting import CALENDAR, Forecasts
 from fusible.data.sequences.long_range_arena import (
+    AAN_FILES,
     byte_tokenizer,
     load_aan,
     load_imdb,
@@ -128,6 +129,22 @@ def test_pairs_of_documents(tmp_path):
     assert batch["attention_mask"].sum(-1).tolist() == [[7, 10], [10, 10]] and batch["input_ids"][0, 0, 7:].sum() == 0
     with pytest.raises(FileNotFoundError, match=r"no file .*new_aan_pairs.test.tsv"):
         load_aan(tmp_path / "elsewhere", "test")
+
+
+def test_tables_hold_texts(tmp_path):
+    """Every line is a row, and no cell is anything but its text."""
+    texts = ["NA", "null", "007", "", 'an "open quote', '"open at the start', "a\u2028b", "1e3", "None"]
+    file = tmp_path / AAN_FILES["validation"]
+    file.write_text("".join(f"{i % 2}.0\tA\tB\t{text}\t{text} too\n" for i, text in enumerate(texts)))
+    rows = load_aan(tmp_path, "validation")
+    read = [bytes(token - 3 for token in row["input_ids"][0][:-1]).decode() for row in rows]
+    assert read == texts and rows["labels"][:] == [i % 2 for i in range(9)]
+    file.write_text("1\tA\tB\tone\ttwo\n")  # datasets' cache must not answer for the file of before
+    assert len(load_aan(tmp_path, "validation")) == 1
+    for line, message in (("1\tA\tB\tone\n", "Line 2 of .* has 4 cells"), ("0.5\tA\tB\tx\ty\n", "'0.5' is no whole")):
+        file.write_text("1\tA\tB\tone\ttwo\n" + line)
+        with pytest.raises(ValueError, match=message):
+            load_aan(tmp_path, "validation")
 
 
 @pytest.mark.parametrize("gray", [True, False])

@@ -360,6 +360,10 @@ def test_kinetics(tmp_path):
     assert kinetics(tmp_path / "train.csv", tmp_path, ["yoga", "air drumming"]).labels == [0, 1, 1]
     with pytest.raises(ValueError, match="'yoga', which is none of the 1 classes"):
         kinetics(tmp_path / "train.csv", tmp_path, ["air drumming"])
+    for wrong in ('"yoga,x1,5,15,train\n', '"yoga,x1,5,15,train\nyoga",x1,5,15,train\n', "yoga,x1\n"):
+        (tmp_path / "train.csv").write_text(rows + wrong + rows.split("\n", 1)[1])
+        with pytest.raises(ValueError, match=r"train\.csv cannot be read after line 3"):
+            kinetics(tmp_path / "train.csv", tmp_path)
     (tmp_path / "train.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="label, time_end, time_start, youtube_id"):
         kinetics(tmp_path / "train.csv", tmp_path)

@@ -133,6 +133,8 @@ def load_point_clouds(*files: str | os.PathLike) -> tuple[torch.Tensor, torch.Te
                 f"The points of {file} are {points.dtype} of shape {list(points.shape)}; they must be floating-point "
                 "[clouds, points, channels] with at least 3 channels."
             )
+        if not np.isfinite(points).all():
+            raise ValueError(f"The points of {file} are not all finite numbers; leave out these clouds.")
         if labels.shape not in ((len(points),), (len(points), 1)) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
                 f"The labels of {file} are {labels.dtype} of shape {list(labels.shape)}; they must be integers, one "

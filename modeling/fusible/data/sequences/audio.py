@@ -1,7 +1,6 @@
 """Recordings as raw waveforms, or as tokens of their samples: Speech Commands as it is published, and any folder."""
 
 import os
-import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,29 +9,16 @@ import numpy as np
 import torch
 
 from ..files import number_order, visible_files
+from .wave_files import measure_wave, read_wave
 
 
 TEN_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LEVELS, MU = 256, 255  # tokens of samples, and what G.711 calls mu
+SPEECH_RATE = 16_000  # samples per second of Speech Commands
 SILENCE = LEVELS // 2  # the token of zero, in front of each row
 Split = Literal["train", "validation", "test"]
 Quantization = Literal["mu-law", "linear"]
-
-
-def read_wave(file: str | os.PathLike, start: int = 0, length: int | None = None) -> np.ndarray:
-    """
-    Samples `[length]` (float32, from -1 to 1) of a mono file with 16 bits per sample, by default all of them.
-
-    Raises:
-        ValueError: for another format.
-    """
-    with wave.open(str(file), "rb") as audio:
-        if audio.getnchannels() != 1 or audio.getsampwidth() != 2:
-            raise ValueError(f"{file} must have one channel and 16 bits per sample.")
-        audio.setpos(start)
-        samples = np.frombuffer(audio.readframes(audio.getnframes() if length is None else length), dtype="<i2")
-    return samples.astype(np.float32) / 2**15
 
 
 def encode_samples(samples: np.ndarray, quantization: Quantization = "mu-law") -> np.ndarray:
@@ -80,6 +66,7 @@ class SpeechCommands(torch.utils.data.Dataset):
             `TEN_WORDS` are the ten commands.
         length: of each row, in samples of the files; shorter recordings get zeros at the end.
         step: take every so many-th sample only, 2 for half the sampling rate; the model's `config.rate` then is 2.
+        sampling_rate: of all files, in samples per second; reading a row of another one raises `ValueError`.
 
     Raises:
         FileNotFoundError: if there are no recordings of a word.
@@ -93,6 +80,7 @@ class SpeechCommands(torch.utils.data.Dataset):
         words: Sequence[str] | None = None,
         length: int = 16_000,
         step: int = 1,
+        sampling_rate: int = SPEECH_RATE,
     ) -> None:
         root = Path(folder)
         if split not in ("train", "validation", "test"):
@@ -102,6 +90,7 @@ class SpeechCommands(torch.utils.data.Dataset):
         self.classes = sorted(words)
         self.length = length
         self.step = step
+        self.sampling_rate = sampling_rate
         lists = {
             name: set((root / file).read_text(encoding="utf-8").split())
             for name, file in {"validation": "validation_list.txt", "test": "testing_list.txt"}.items()
@@ -124,7 +113,7 @@ class SpeechCommands(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        samples = read_wave(self.files[index])[: self.length]
+        samples = read_wave(self.files[index], sampling_rate=self.sampling_rate)[: self.length]
         padded = np.pad(samples, (0, self.length - len(samples)))[:: self.step]
         # the copy drops the samples that a step leaves out, and makes the slice contiguous
         return {"input_values": torch.from_numpy(padded.copy()), "labels": torch.tensor(self.labels[index])}
@@ -160,21 +149,28 @@ class AudioTokens(torch.utils.data.Dataset):
         quantization: see `encode_samples`; each window is stretched for itself.
         drop_last: leave out the end of a recording if it fills no window; otherwise, silence follows, which is not
             to be learned.
+        sampling_rate: of all files, in samples per second; default: that of the first one.
 
     Raises:
-        ValueError: if no recording is long enough.
+        ValueError: if no recording is long enough, or one cannot be read or has another rate.
     """
 
     def __init__(
-        self, files: Sequence[Path], length: int, quantization: Quantization = "mu-law", drop_last: bool = True
+        self,
+        files: Sequence[Path],
+        length: int,
+        quantization: Quantization = "mu-law",
+        drop_last: bool = True,
+        sampling_rate: int | None = None,
     ) -> None:
         self.length = length
         self.quantization = quantization
+        self.sampling_rate = sampling_rate
         self.windows: list[tuple[Path, int]] = []
         for file in files:
-            with wave.open(str(file), "rb") as audio:
-                # a window that starts before `end` is whole, or at least not empty
-                end = audio.getnframes() - (length - 1 if drop_last else 0)
+            num_samples, self.sampling_rate = measure_wave(file, self.sampling_rate)
+            # a window that starts before `end` is whole, or at least not empty
+            end = num_samples - (length - 1 if drop_last else 0)
             self.windows += [(file, start) for start in range(0, end, length)]
         if not self.windows:
             raise ValueError(f"Of {len(files)} recordings, none has {length if drop_last else 1} samples.")
@@ -199,6 +195,5 @@ __all__ = [
     "SpeechCommands",
     "decode_samples",
     "encode_samples",
-    "read_wave",
     "split_recordings",
 ]

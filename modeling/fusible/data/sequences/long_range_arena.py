@@ -19,6 +19,7 @@ from transformers import ByT5Tokenizer
 from ..dataset import load_split
 from ..images.color_modes import to_rgb
 from ..images.transforms import normalize
+from ..text.tables import read_tsv, whole_number
 from .listops import FILES, listops_tokenizer
 
 
@@ -35,18 +36,6 @@ def byte_tokenizer() -> ByT5Tokenizer:
     return ByT5Tokenizer(extra_ids=0)
 
 
-def read_tsv(file: Path, **options: Any) -> datasets.Dataset:
-    """
-    A file of columns that are separated by tabs.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}.")
-    return datasets.load_dataset("csv", data_files=str(file), split="train", delimiter="\t", **options)
-
-
 def tokenize(
     rows: datasets.Dataset, tokenizer: Any, max_length: int, texts: str | Sequence[str], label: str
 ) -> datasets.Dataset:
@@ -59,21 +48,22 @@ def tokenize(
         max_length: texts are cut off there.
         texts: the column, or the two columns of pairs.
         label: the column of labels, whole numbers of any type.
+
+    Raises:
+        ValueError: for a label that is no whole number.
     """
 
     def convert(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         # pad_tokens makes the mask of a batch; stored masks would only double the cache
         options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
         ids = [
-            # the CSV reader turns texts of digits into numbers
-            tokenizer([str(text) for text in batch[column]], **options)["input_ids"]
+            tokenizer(list(batch[column]), **options)["input_ids"]
             for column in ([texts] if isinstance(texts, str) else texts)
         ]
         return {
             # two lists of texts become a list of pairs
             "input_ids": ids[0] if isinstance(texts, str) else [list(pair) for pair in zip(*ids, strict=True)],
-            # by float, as whole numbers can be written as 1.0
-            "labels": [int(float(value)) for value in batch[label]],
+            "labels": [whole_number(value) for value in batch[label]],
         }
 
     return rows.map(convert, batched=True, remove_columns=rows.column_names)
@@ -121,7 +111,7 @@ def load_aan(folder: str | os.PathLike, split: str, max_length: int = 4000, toke
 
     These are `new_aan_pairs.{train,eval,test}.tsv`, with label, two numbers and two texts in each line.
     """
-    rows = read_tsv(Path(folder, AAN_FILES[split]), column_names=AAN_COLUMNS)
+    rows = read_tsv(Path(folder, AAN_FILES[split]), AAN_COLUMNS)
     return tokenize(rows, tokenizer or byte_tokenizer(), max_length, ["text1", "text2"], "label")
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from ..dataset import DataBundle
 from ..images.digits import digit_pixels
 from ..text.language_modeling import TokenBlocks, load_wikitext, token_stream, wikitext_tokenizer
-from .audio import DIGITS, TEN_WORDS, AudioTokens, SpeechCommands, split_recordings
+from .audio import DIGITS, SPEECH_RATE, TEN_WORDS, AudioTokens, SpeechCommands, split_recordings
 from .forecasting import CALENDAR, HOURLY, Forecasts, load_arrays
 from .listops import listops_tokenizer, write_listops
 from .long_range_arena import (
@@ -138,7 +138,7 @@ def spoken_digits(*, folder: str, length: int = 16_000, eval_split: str = "valid
     # only the split's files are wanted: generation has no labels
     splits = (SpeechCommands(folder, cast(Any, split), DIGITS).files for split in ("train", eval_split))
     # recordings are at most a second long; drop_last would leave out all shorter ones
-    train, test = (AudioTokens(files, length, drop_last=False) for files in splits)
+    train, test = (AudioTokens(files, length, drop_last=False, sampling_rate=SPEECH_RATE) for files in splits)
     return DataBundle(train, test)
 
 
@@ -148,11 +148,14 @@ def recordings(
     length: int,
     quantization: str = "mu-law",
     train_share: float = 0.88,
+    sampling_rate: int | None = None,
     eval_split: str = "validation",
 ) -> DataBundle:
     """Windows of a folder of `.wav` files, sample by sample, see `audio.split_recordings` and `AudioTokens`."""
-    splits = (split_recordings(folder, cast(Any, split), train_share) for split in ("train", eval_split))
-    train, test = (AudioTokens(files, length, cast(Any, quantization)) for files in splits)
+    files, eval_files = (split_recordings(folder, cast(Any, split), train_share) for split in ("train", eval_split))
+    train = AudioTokens(files, length, cast(Any, quantization), sampling_rate=sampling_rate)
+    # recordings to evaluate on must have the rate of those to train with
+    test = AudioTokens(eval_files, length, cast(Any, quantization), sampling_rate=train.sampling_rate)
     return DataBundle(train, test)
 
 

@@ -181,10 +181,21 @@ def kinetics(file: str | os.PathLike, folder: str | os.PathLike, classes: Sequen
 
     Raises:
         FileNotFoundError: if there is none of the videos.
-        ValueError: for a file without these columns, or a label that is no class.
+        ValueError: for a file without these columns, a line that cannot be read, or a label that is no class.
     """
+    rows: list[dict[str, str]] = []
+    line = 0
     with open(file, newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            for row in reader:
+                # a quote that is not closed takes the following lines into its cell
+                if None in row or any(cell is None or "\n" in cell for cell in row.values()):
+                    raise csv.Error("a quote is not closed, or there are too many or too few cells")
+                rows.append(row)
+                line = reader.line_num
+        except csv.Error as error:
+            raise ValueError(f"{file} cannot be read after line {line}: {error}.") from error
     columns = {"label", "youtube_id", "time_start", "time_end"}
     if not rows or not columns <= set(rows[0]):
         raise ValueError(f"{file} must have rows with the columns {', '.join(sorted(columns))}.")

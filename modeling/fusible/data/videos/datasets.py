@@ -278,7 +278,11 @@ class EvaluationVideos(_Videos):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         self._check_index(index)
-        clips = self._clips(index, lambda total: self.sampling.test(total, self.num_clips))
+        try:
+            clips = self._clips(index, lambda total: self.sampling.test(total, self.num_clips))
+        except UnusableVideoError as error:
+            message = f"{error} Another one would change the results: repair it, or leave it out of the list."
+            raise UnusableVideoError(message, error.category, error.readable) from error
         frames = resize_short_side(clips.flatten(0, 1), self.resize, self.antialias).unflatten(0, clips.shape[:2])
         # each crop is [clips, frames, 3, size, size]: stacked to [clips, crops, ...], then [clips * crops, ...]
         views = torch.stack(crops(frames, self.size, self.num_crops), dim=1).flatten(0, 1)
