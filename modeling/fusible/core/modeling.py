@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, cast
@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 from ..hub.publishing import push_model
 from ..hub.saving import save_model
 from ..hub.weight_files import check_form_metadata, fused_is_final_message
+from .arguments import COMMON_ARGUMENTS, check_arguments, forward_arguments
 from .configuration import FusibleConfig
 from .fusion import Fusible, fuse_tree
 from .options import DOWNLOAD_ARGUMENTS
@@ -72,15 +73,22 @@ class FusiblePreTrainedModel(PreTrainedModel):
 
     config: FusibleConfig
     config_class: type[FusibleConfig]
+    _common_arguments: ClassVar[frozenset[str]] = COMMON_ARGUMENTS  # of the forward pass, beside those it names
+    _forward_arguments: frozenset[str]
 
     def post_init(self) -> None:
         super().post_init()
         # some backbones also name blocks of another tower, such as CLIP's text model, at which FSDP stops
         present = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = present.intersection(self._no_split_modules or ())
+        self._forward_arguments = forward_arguments(self) | self._common_arguments
         if self.config.fused:
             fuse_tree(self)  # parts that are models themselves may be fused already
             _mark_fused(self)
+
+    def _check_arguments(self, given: Mapping[str, Any]) -> None:
+        """Raises `ValueError` for keyword arguments that neither this model nor the one inside takes."""
+        check_arguments(self, given, self._forward_arguments)
 
     def fuse(self) -> Self:
         """

@@ -199,6 +199,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
 
     def _forward_backbone(self, **inputs: Any) -> Any:
         """The plain model's outputs; in training the router's loss is in the loss."""
+        self._check_arguments(inputs)
         # plain models do not all take all of these: `points` only those of point clouds
         outputs = self.model(**{name: value for name, value in inputs.items() if value is not None})
         # in training only: evaluation reports the loss of the labels alone

@@ -120,6 +120,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
                 depend on it.
             **kwargs: for the backbone.
         """
+        self._check_arguments(kwargs)
         if class_token_only and self.backbone_spec.pools_class_token:
             kwargs["class_token_only"] = True
         # this model's configuration decides, not the one of the backbone inside
@@ -244,6 +245,7 @@ class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
         Args:
             pixel_values: `[batch, channels, height, width]`, of any size that the backbone takes.
         """
+        self._check_arguments(kwargs)
         outputs, maps = self.hidden_maps(pixel_values, **kwargs)
         feature_maps = tuple(
             self.feature_norms[stage](hidden).movedim(-1, 1).contiguous()
