@@ -50,7 +50,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         # output channels of the first linear or 1x1 convolution; Swin's differ from stage to stage
         widths = [len(self.backbone_spec.ffn_parts(block)[0].get_parameter("weight")) for block in blocks]
         # on the CPU, as a model that is built on the meta device has no values to list
-        rates = torch.linspace(0, config.drop_path_rate, len(blocks), device="cpu").tolist()
+        rates = torch.linspace(0, config.drop_path_rate, len(blocks), dtype=torch.float32, device="cpu").tolist()
         for block, active_channels, rate in zip(blocks, config.active_channels_of(widths), rates, strict=True):
             # the same module in all blocks, also where the rate is 0, so that they compile to one graph
             drop_path = DropPath(rate) if config.drop_path_rate > 0 else nn.Identity()
