@@ -313,6 +313,8 @@ class S4ForTimeSeriesPrediction(S4PreTrainedModel):
         if (time_features is None) != (len(self.time_embeddings) == 0):
             raise ValueError("Give time_features exactly if config.time_features names some.")
         if time_features is not None:
+            counts = {"batch": len(past_values), "length + config.prediction_length": total}
+            check_shape("time_features", time_features, {**counts, "features": len(self.time_embeddings)})
             for embedding, feature in zip(self.time_embeddings, time_features.unbind(-1), strict=True):
                 embedded = embedded + embedding(feature)
         outputs = self._forward_backbone(inputs_embeds=embedded, attention_mask=attention_mask, **cast(Any, kwargs))
