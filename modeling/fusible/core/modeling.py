@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, cast
@@ -24,6 +24,7 @@ from ..hub.weight_files import (
     read_form_metadata,
     warn_of_non_finite,
 )
+from .arguments import COMMON_ARGUMENTS, check_arguments, forward_arguments
 from .completeness import check_complete, check_dtypes, shared_prefixes
 from .configuration import FusibleConfig
 from .copies import alias, copy_modules, own_configs_, own_tensors_, to_meta
@@ -108,18 +109,25 @@ class FusiblePreTrainedModel(PreTrainedModel):
     config: FusibleConfig
     config_class: type[FusibleConfig]
     _saved_class: str | None = None  # name of the class whose weights were loaded, if it is known
+    _common_arguments: ClassVar[frozenset[str]] = COMMON_ARGUMENTS  # of the forward pass, beside those it names
+    _forward_arguments: frozenset[str]
 
     def post_init(self) -> None:
         super().post_init()
         # some backbones also name blocks of another tower, such as CLIP's text model, at which FSDP stops
         present = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = present.intersection(self._no_split_modules or ())
+        self._forward_arguments = forward_arguments(self) | self._common_arguments
         if self.config.fused:
             fuse_tree(self)  # parts that are models themselves may be fused already
             if all(config.fused for config in _fusible_configs(self)):
                 self._record_structure()
             else:
                 _mark_fused(self)
+
+    def _check_arguments(self, given: Mapping[str, Any]) -> None:
+        """Raises `ValueError` for keyword arguments that neither this model nor the one inside takes."""
+        check_arguments(self, given, self._forward_arguments)
 
     def fuse(self, *, share: bool = False) -> Self:
         """

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from torch.autograd import forward_ad
 from transformers.utils import logging
 
 
@@ -280,11 +281,20 @@ def load_kernels(source: KernelSource | None = None) -> Kernels | None:
     return None
 
 
+def is_transformed() -> bool:
+    """Whether forward-mode derivatives or transforms of `torch.func` are taken, which custom operations lose."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def usable_kernels(kernels: Kernels | None, tensor: torch.Tensor) -> Kernels | None:
-    """Kernels, if there are any for the device of a tensor; not for exported programs, which other systems run."""
+    """
+    Kernels, if there are any for the device of a tensor.
+
+    Not for exported programs, which other systems run; and not under transforms, in which tangents would be lost.
+    """
     if kernels is None or tensor.device.type not in kernels.devices or torch.compiler.is_exporting():
         return None
-    return kernels
+    return None if is_transformed() else kernels
 
 
 __all__ = [
@@ -293,6 +303,7 @@ __all__ = [
     "Kernels",
     "digest_of",
     "installed_repository",
+    "is_transformed",
     "load_kernels",
     "usable_kernels",
     "variants_in",

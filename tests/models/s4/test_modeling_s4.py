@@ -368,6 +368,7 @@ def test_scalar_norm():
         ({"channels": 2, "mixer_output": "none"}, "channels is 2; without a linear layer"),
         ({"vocab_size": 9, "cutoffs": [5, 3]}, "cutoffs are .* they must grow"),
         ({"vocab_size": 9, "cutoffs": [3, 5], "hidden_size": 6}, "div_val is 4"),
+        ({"vocab_size": 9, "cutoffs": [3, 5], "div_val": 0}, "div_val is 0; it must be positive"),
         ({"vocab_size": 9, "cutoffs": [3], "tie_word_embeddings": True}, "tie_word_embeddings is True; with cutoffs"),
         ({"hidden_act": "nope"}, "hidden_act is 'nope'; known are gelu"),
     ],
@@ -436,6 +437,15 @@ IDS, NUMBERS = torch.zeros(2, 6, dtype=torch.int64), torch.zeros(2, 6, 3)
             {"prediction_length": 2},
             {"past_values": NUMBERS[..., :1], "future_values": torch.zeros(2, 2)},
             "future_values .* [batch = 2, config.prediction_length = 2, config.input_size = 1]",
+        ),
+        *(
+            (
+                S4ForTimeSeriesPrediction,
+                {"prediction_length": 2, "time_features": [3]},
+                {"past_values": NUMBERS[..., :1], "time_features": IDS.new_zeros(shape)},
+                "time_features has the shape .* [batch = 2, length . config.prediction_length = 8, features = 1]",
+            )
+            for shape in ((2, 6, 1), (1, 8, 1), (2, 1, 1), (2, 8, 2))
         ),
     ],
 )

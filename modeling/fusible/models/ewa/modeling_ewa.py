@@ -224,6 +224,7 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         **inputs: Any,
     ) -> Any:
         """The plain model's outputs; in training the router's loss is in the loss."""
+        self._check_arguments(inputs)
         # plain models do not all take all of these: `points` only those of point clouds
         given = {name: value for name, value in (inputs | {"labels": labels}).items() if value is not None}
         outputs = self.model(**given, return_dict=True)

@@ -13,6 +13,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ...core.arguments import COMMON_ARGUMENTS, check_arguments
 from ...core.batch_norm import RecomputeSafeBatchNorm1d
 from ...core.losses import classification_loss
 from .configuration_point_vit import PointViTConfig
@@ -71,6 +72,7 @@ class PointViTModel(PointViTPreTrainedModel):
         Args:
             points: `[batch, points, channels]`, coordinates first, scaled to about the unit sphere.
         """
+        check_arguments(self, kwargs, COMMON_ARGUMENTS)
         hidden_states = self.embeddings(points)
         for layer in self.layers:
             # no mask: all clouds of a batch have as many groups

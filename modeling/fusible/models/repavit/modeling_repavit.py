@@ -51,7 +51,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         # output channels of the first linear or 1x1 convolution; Swin's differ from stage to stage
         widths = [len(self.backbone_spec.ffn_parts(block)[0].get_parameter("weight")) for block in blocks]
         # on the CPU, as a model that is built on the meta device has no values to list
-        rates = torch.linspace(0, config.drop_path_rate, len(blocks), device="cpu").tolist()
+        rates = torch.linspace(0, config.drop_path_rate, len(blocks), dtype=torch.float32, device="cpu").tolist()
         for block, active_channels, rate in zip(blocks, config.active_channels_of(widths), rates, strict=True):
             # the same module in all blocks, also where the rate is 0, so that they compile to one graph
             drop_path = DropPath(rate) if config.drop_path_rate > 0 else nn.Identity()
@@ -124,6 +124,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
                 depend on it.
             **kwargs: for the backbone.
         """
+        self._check_arguments(kwargs)
         if class_token_only and self.backbone_spec.pools_class_token:
             kwargs["class_token_only"] = True
         # this model's configuration decides, not the one of the backbone inside
@@ -251,6 +252,7 @@ class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
         Args:
             pixel_values: `[batch, channels, height, width]`, of any size that the backbone takes.
         """
+        self._check_arguments(kwargs)
         outputs, maps = self.hidden_maps(pixel_values, **kwargs)
         feature_maps = tuple(
             self.feature_norms[stage](hidden).movedim(-1, 1).contiguous()

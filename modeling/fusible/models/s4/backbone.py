@@ -8,14 +8,17 @@ from torch import nn
 from transformers import Cache, DynamicCache, initialization as init
 from transformers.cache_utils import LinearAttentionLayer
 
+from ...core.arguments import LOSS_ARGUMENTS
 from .adaptive_softmax import AdaptiveEmbedding, AdaptiveSoftmax
 from .configuration_s4 import S4Config
 from .kernel_mixin import S4KernelModel
 from .layers import S4FeedForward, S4Layer, ScalarNorm, make_norm
 from .outputs import S4Output
-from .pooling import S4DownPool, S4UpPool, check_padding, make_layers, skip_connections
+from .pooling import S4DownPool, S4UpPool, make_layers, skip_connections
 from .recurrence import S4Recurrence
+from .rows import Rows, check_mask, document_starts, one_document_each, without_padding
 from .state_space import S4StateSpace
+from .states import States, groups_of, join_rows, join_states, read_states, write_states
 
 
 def check_shape(name: str, tensor: torch.Tensor, accepted: dict[str, int | None]) -> None:
@@ -24,6 +27,21 @@ def check_shape(name: str, tensor: torch.Tensor, accepted: dict[str, int | None]
     if tensor.ndim != len(accepted) or list(tensor.shape) != sizes:
         wanted = ", ".join(key if size is None else f"{key} = {size}" for key, size in accepted.items())
         raise ValueError(f"{name} has the shape {list(tensor.shape)}; this model takes [{wanted}].")
+
+
+# of models that give an output for each position: states, and where the documents of packed rows start
+SEQUENCE_ARGUMENTS = frozenset(
+    {
+        "cache_params",
+        "cu_seq_lens_k",
+        "cu_seq_lens_q",
+        "max_length_k",
+        "max_length_q",
+        "past_key_values",
+        "position_ids",
+        "seq_idx",
+    }
+)
 
 
 class S4PreTrainedModel(S4KernelModel):
@@ -41,6 +59,8 @@ class S4PreTrainedModel(S4KernelModel):
     _can_compile_fullgraph = True
     _is_stateful = True
     _input_embed_layer = "embeddings"
+    # not all that transformers gives to models: what says something of positions would be lost
+    _common_arguments = LOSS_ARGUMENTS | {"output_attentions", "output_hidden_states", "return_dict"}
 
     def __init__(self, config: S4Config) -> None:
         super().__init__(config)
@@ -143,15 +163,62 @@ class S4PreTrainedModel(S4KernelModel):
         output_hidden_states: bool | None = None,
         cache_params: Cache | None = None,
         past_key_values: Any = None,
+        output_attentions: bool | None = None,
+        seq_idx: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        cu_seq_lens_k: torch.Tensor | None = None,
         **_: Any,
     ) -> S4Output:
-        """The stack's outputs; for the arguments see `S4Model`. Raises `ValueError` for those that do not fit."""
+        """
+        The stack's outputs; for the arguments see `S4Model`. Raises `ValueError` for those that do not fit.
+
+        Others must have been checked: losses take them, or they say again what `cu_seq_lens_q` says.
+        """
         if past_key_values is not None:
             raise ValueError("States go in as cache, also those that generate() returns as past_key_values.")
+        if output_attentions:
+            raise ValueError("S4 has no attention, so output_attentions cannot be True.")
         if cache_params is not None:
             if cache is not None and cache is not cache_params:
                 raise ValueError("cache and cache_params are two names of one argument; give cache alone.")
             cache = cache_params
+        hidden_states = self._embed(input_ids, input_values, inputs_embeds)
+        shape = hidden_states.shape[:2]
+        mask = None
+        if attention_mask is not None:
+            batch_size, length = shape
+            if cache is not None:  # that of the whole sequence may be given
+                length = max(length, attention_mask.shape[-1])
+            check_shape("attention_mask", attention_mask, {"batch": batch_size, "length": length})
+            # of the positions that are new
+            mask = check_mask(attention_mask[:, length - shape[1] :]).to(hidden_states.device)
+        starts = document_starts(shape, seq_idx, position_ids, cu_seq_lens_q, cu_seq_lens_k, mask)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        slots = {} if cache is None else self._slots(cache, shape[0])
+        rows = None
+        if starts is not None:
+            if cache is not None:
+                raise ValueError("Rows of several documents have no states to go on with; leave out the cache.")
+            rows = one_document_each(starts.to(hidden_states.device), mask)
+        elif mask is not None:
+            # pools count positions from the first one; states must not go through padding
+            goes_on = any(slot.has_previous_state[0] for slot in slots.values())
+            rows = without_padding(mask, at_end=not (goes_on or self.config.pool_sizes))
+        if rows is not None:
+            hidden_states = rows.take(hidden_states)
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        kept = self._run(hidden_states, rows, slots, bool(keep))
+        if rows is not None:
+            # the coarser stages of pools have fewer positions, and stay as they are
+            kept = [rows.put_back(part) if part.shape[1] == rows.source.shape[1] else part for part in kept]
+        return S4Output(last_hidden_state=kept[-1], cache=cache, hidden_states=tuple(kept) if keep else None)
+
+    def _embed(
+        self, input_ids: torch.Tensor | None, input_values: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`[batch, length, hidden_size]` of the one argument that is given."""
         if sum(x is not None for x in (input_ids, input_values, inputs_embeds)) != 1:
             raise ValueError("Give exactly one of input_ids, input_values and inputs_embeds.")
         if (input_ids is not None and self.config.vocab_size is None) or (
@@ -161,38 +228,50 @@ class S4PreTrainedModel(S4KernelModel):
         sizes: dict[str, int | None] = {"batch": None, "length": None}
         if inputs_embeds is not None:
             check_shape("inputs_embeds", inputs_embeds, {**sizes, "config.hidden_size": self.config.hidden_size})
-            hidden_states = inputs_embeds
-        elif input_values is not None:
+            return inputs_embeds
+        if input_values is not None:
             check_shape("input_values", input_values, {**sizes, "config.input_size": self.config.input_size})
-            hidden_states = self.embeddings(input_values.to(self.dtype))
-        else:
-            check_shape("input_ids", cast(torch.Tensor, input_ids), sizes)
-            hidden_states = self.embeddings(input_ids)
-        mask = None
-        if attention_mask is not None:
-            batch_size, length = hidden_states.shape[:2]
-            if cache is not None:  # that of the whole sequence may be given
-                length = max(length, attention_mask.shape[-1])
-            check_shape("attention_mask", attention_mask, {"batch": batch_size, "length": length})
-            if self.config.pool_sizes:
-                check_padding(attention_mask)  # what comes behind is not seen by what is in front
-            else:
-                # [batch, length, 1], of the positions that are new
-                mask = attention_mask[:, -hidden_states.shape[1] :, None].to(hidden_states.dtype)
-        if use_cache and cache is None:
-            cache = DynamicCache(config=self.config)
-        slots = {} if cache is None else self._slots(cache, hidden_states.shape[0])
+            return self.embeddings(input_values.to(self.dtype))
+        check_shape("input_ids", cast(torch.Tensor, input_ids), sizes)
+        return self.embeddings(input_ids)
+
+    def _run(
+        self, hidden_states: torch.Tensor, rows: Rows | None, slots: dict[int, Any], keep: bool
+    ) -> list[torch.Tensor]:
+        """The last hidden states, behind the inputs of all layers if these are wanted; replaces the slots' states."""
+        length = hidden_states.shape[1]
+        # a state that is zero stays so through padding in front
+        padding = None if rows is None or rows.at_end else rows.mask
+        groups = groups_of(slots, padding, length) if slots else []
+        if not groups:
+            # pools go with one direction only, which does not see what is behind
+            mask = None if rows is None or self.config.pool_sizes else rows.mask[..., None].to(hidden_states.dtype)
+            kept, states = self._run_layers(hidden_states, mask, read_states(slots), bool(slots), keep)
+            write_states(slots, states, {})
+            return kept
+        if self.training and self.config.norm == "batch":
+            raise ValueError("BatchNorm cannot be trained on padded rows that go on from states; leave padding out.")
+        runs = []
+        for group in groups:
+            part = hidden_states.index_select(0, group.rows)[:, : group.length]
+            runs.append(self._run_layers(part, None, read_states(slots, group), True, keep))
+        write_states(slots, *join_states([states for _, states in runs], groups))
+        return [join_rows(list(parts), groups, length) for parts in zip(*(kept for kept, _ in runs), strict=True)]
+
+    def _run_layers(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None, states: States, with_state: bool, keep: bool
+    ) -> tuple[list[torch.Tensor], States]:
+        """The last hidden states, behind the inputs of all layers if these are wanted; and the next states."""
         # not where a layer runs again for its gradient: what it was given must be as it was
-        with_state, overwrite = cache is not None, not torch.is_grad_enabled()
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        kept, inputs = [], {}
+        overwrite = not torch.is_grad_enabled()
+        kept, inputs, after = [], {}, {}
         for number, layer in enumerate(self.layers):
-            kept.append(hidden_states if keep else None)
+            if keep:
+                kept.append(hidden_states)
             if number in self.sources:
                 inputs[number] = hidden_states
             skip = inputs.pop(self.skips[number]) if number in self.skips else None
-            slot = slots.get(number)
-            before = slot.recurrent_states[0] if slot is not None and slot.has_previous_state[0] else None
+            before = states.get(number)
             if isinstance(layer, S4DownPool):
                 hidden_states, state = layer(hidden_states, before)
             elif isinstance(layer, S4UpPool):
@@ -200,19 +279,11 @@ class S4PreTrainedModel(S4KernelModel):
                 hidden_states, state = layer(hidden_states, cast(torch.Tensor, skip).shape[1], before)
             else:
                 hidden_states, state = layer(hidden_states, mask, before, with_state, overwrite)
+            if number in states:
+                after[number] = state
             if skip is not None:
                 hidden_states = hidden_states + skip.to(hidden_states.device)  # layers may be on several
-            # the same tensor where it was written over, or where a pool gave out nothing
-            if slot is not None and state is not before:
-                # update_recurrent_state() copies in place; states of pools change shape, and a graph may need the old
-                slot.recurrent_states[0] = state
-                # which reorder_cache() and prefetch() read
-                slot.dtype = state.dtype
-                slot.device = state.device
-                slot.is_recurrent_states_initialized[0] = slot.has_previous_state[0] = True
-        hidden_states = self.final_norm(hidden_states)
-        all_states = (*cast(list[torch.Tensor], kept), hidden_states) if keep else None
-        return S4Output(last_hidden_state=hidden_states, cache=cache, hidden_states=all_states)
+        return [*kept, self.final_norm(hidden_states)], after
 
 
-__all__ = ["S4PreTrainedModel", "check_shape"]
+__all__ = ["SEQUENCE_ARGUMENTS", "S4PreTrainedModel", "check_shape"]

@@ -14,6 +14,9 @@ from .outputs import S4ClassifierOutput
 class S4PreTrainedClassifier(S4PreTrainedModel):
     """A linear layer on the mean, sum, first or last of the positions that are not padding."""
 
+    # of all inputs, for a better message than that one is unknown
+    _common_arguments = S4PreTrainedModel._common_arguments | {"input_ids", "input_values", "inputs_embeds"}
+
     def __init__(self, config: S4Config) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels or 0
@@ -49,6 +52,7 @@ class S4PreTrainedClassifier(S4PreTrainedModel):
         self, labels: torch.Tensor | None, attention_mask: torch.Tensor | None = None, **inputs: Any
     ) -> S4ClassifierOutput:
         """Logits of sequences, and the loss that `config.problem_type` names."""
+        self._check_arguments(inputs)
         pairs = self.config.document_pairs
         if pairs:  # both documents of all pairs as one batch
             sizes = {"batch": None, "documents": 2, "length": None}

@@ -232,6 +232,8 @@ class S4Config(FusibleConfig):
         if self.cutoffs is not None and self.tie_word_embeddings:
             raise ValueError("tie_word_embeddings is True; with cutoffs, embedding and softmax share what they can.")
         if self.cutoffs is not None:
+            if self.div_val < 1:
+                raise ValueError(f"div_val is {self.div_val}; it must be positive.")
             bounds = [0, *self.cutoffs, self.vocab_size or 0]
             if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
                 raise ValueError(f"cutoffs are {self.cutoffs}; they must grow, between 0 and vocab_size.")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ...kernels.loading import Kernels, usable_kernels
+from ...kernels.loading import Kernels, is_transformed, usable_kernels
 
 
 def _powers(base: torch.Tensor, count: int) -> torch.Tensor:
@@ -42,6 +42,15 @@ def _power_sums(weights: torch.Tensor, fine: torch.Tensor, coarse: torch.Tensor)
     return (inner.unflatten(1, (-1, blocks)).mT * coarse[:, None]).sum(-1)
 
 
+def _vandermonde_sums(coefficients: torch.Tensor, base: torch.Tensor, length: int) -> torch.Tensor:
+    fine, coarse = _two_levels(base, length)
+    left = (coefficients[..., None] * coarse[:, None]).mT
+    # 2 Re(x y) = 2 Re x Re y - 2 Im x Im y: one real product over [heads, rows * blocks, 2 * state]
+    left = torch.cat([2 * left.real, -2 * left.imag], dim=-1).flatten(1, 2)
+    sums = left @ torch.cat([fine.real, fine.imag], dim=1)
+    return sums.unflatten(1, (-1, coarse.shape[-1])).flatten(2)[..., :length]
+
+
 class _Vandermonde(torch.autograd.Function):
     """Saves its arguments only, and makes the powers anew for the gradient."""
 
@@ -49,12 +58,7 @@ class _Vandermonde(torch.autograd.Function):
     def forward(ctx: Any, coefficients: torch.Tensor, base: torch.Tensor, length: int) -> torch.Tensor:
         ctx.save_for_backward(coefficients, base)
         ctx.length = length
-        fine, coarse = _two_levels(base, length)
-        left = (coefficients[..., None] * coarse[:, None]).mT
-        # 2 Re(x y) = 2 Re x Re y - 2 Im x Im y: one real product over [heads, rows * blocks, 2 * state]
-        left = torch.cat([2 * left.real, -2 * left.imag], dim=-1).flatten(1, 2)
-        sums = left @ torch.cat([fine.real, fine.imag], dim=1)
-        return sums.unflatten(1, (-1, coarse.shape[-1])).flatten(2)[..., :length]
+        return _vandermonde_sums(coefficients, base, length)
 
     @staticmethod
     @once_differentiable
@@ -97,7 +101,9 @@ def vandermonde(
     compiled = usable_kernels(kernels, base)
     if compiled is not None and base.dtype == torch.complex128:
         return compiled.vandermonde(coefficients, base, length, dtype)
-    return _Vandermonde.apply(coefficients, base, length).to(dtype)
+    # transforms take the sums apart, at the cost of their memory
+    sums = _vandermonde_sums if is_transformed() else _Vandermonde.apply
+    return sums(coefficients, base, length).to(dtype)
 
 
 class _RealFFT(torch.autograd.Function):
@@ -120,7 +126,7 @@ class _RealFFT(torch.autograd.Function):
 
 def real_fft(signal: torch.Tensor, length: int) -> torch.Tensor:
     """Half the spectrum `[..., length // 2 + 1]` of a real signal `[..., <= length]`, which zeros are added to."""
-    return _RealFFT.apply(signal, length)
+    return torch.fft.rfft(signal, n=length) if is_transformed() else _RealFFT.apply(signal, length)
 
 
 def roots_of_unity(length: int, like: torch.Tensor) -> torch.Tensor:

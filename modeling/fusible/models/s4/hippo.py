@@ -61,7 +61,7 @@ def hippo(measure: str, state_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         b[0] = 1
         # coordinates 2j and 2j + 1 rotate into each other at pi j
         speeds = torch.zeros(state_size - 1, dtype=torch.float64)
-        speeds[0::2] = math.pi * torch.arange(state_size // 2)
+        speeds[0::2] = math.pi * index[: state_size // 2]
         return torch.diag(speeds, -1) - torch.diag(speeds, 1) - torch.outer(b, b), b
     raise ValueError(f"Unknown measure {measure!r}; known are {', '.join(MEASURES)}.")
 
@@ -122,7 +122,7 @@ def diagonalize(measure: str, state_size: int, rank: int = 1, b_clip: float | No
         # FouT has zero twice: the two real eigenvectors of it make one conjugate pair
         vectors = vectors.clone()
         vectors[:, -1] = 0
-        vectors[:2, -1] = torch.tensor([1, 1j]).to(vectors) * math.sqrt(0.5)
+        vectors[:2, -1] = torch.tensor([1, 1j], dtype=vectors.dtype) * math.sqrt(0.5)
         frequencies = frequencies.clone()
         frequencies[-1] = 0
     largest = vectors.abs().max(0).values
@@ -202,7 +202,8 @@ def initial_state_space(
             # each drawn anew, as P is random
             parts += [diagonal(kind, state_size, rank) for _ in range(share)]
     a, b = (torch.stack([part[i] for part in parts]) for i in range(2))
-    return StateSpace(a, b, torch.stack([part.p for part in parts], dim=1))
+    # those of measures may be more than a diagonal model asks for
+    return StateSpace(a, b, torch.stack([part.p[:rank] for part in parts], dim=1))
 
 
 __all__ = [

@@ -4,20 +4,23 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import Cache, GenerationMixin
+from transformers import Cache, GenerationMixin, StoppingCriteriaList
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .adaptive_softmax import AdaptiveEmbedding, AdaptiveSoftmax
-from .backbone import S4PreTrainedModel, check_shape
+from .backbone import SEQUENCE_ARGUMENTS, S4PreTrainedModel, check_shape
 from .classifier import S4PreTrainedClassifier
 from .configuration_s4 import S4Config
+from .generation import RecordingCriteria
 from .outputs import S4CausalLMOutput, S4ClassifierOutput, S4Output, S4TimeSeriesOutput
 
 
 class S4Model(S4PreTrainedModel):
     """The stack without a head."""
+
+    _common_arguments = S4PreTrainedModel._common_arguments | SEQUENCE_ARGUMENTS
 
     def __init__(self, config: S4Config) -> None:
         super().__init__(config)
@@ -37,13 +40,21 @@ class S4Model(S4PreTrainedModel):
         """
         Args:
             input_ids: `[batch, length]` (int64), for models with `config.vocab_size`.
-            attention_mask: `[batch, length]`, 0 for padding, which state spaces then do not see.
+            attention_mask: `[batch, length]`, 0 for padding, which may be anywhere: states stand still there. With
+                `cache` also that of all positions so far.
             inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
             input_values: `[batch, length, config.input_size]`, for models without.
             cache: states after the positions before, which are replaced: what a call returned, or transformers'
                 `DynamicCache(config=model.config)`. Its `layers[i].recurrent_states[0]` may be written over in place.
             use_cache: also return the states after the last position.
+            **kwargs: `output_hidden_states`; and, where a row has several documents, what packing collators give:
+                `seq_idx` `[batch, length]`, `position_ids` `[batch, length]` that restart, or `cu_seq_lens_q`
+                `[documents + 1]` for one row. State spaces start anew with each document.
+
+        Raises:
+            ValueError: for arguments that are unknown or do not go together, or have wrong shapes.
         """
+        self._check_arguments(kwargs)
         return self._forward_backbone(
             input_ids, input_values, inputs_embeds, attention_mask, cache, use_cache, **cast(Any, kwargs)
         )
@@ -53,6 +64,7 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
     """S4 that predicts the next token; `generate()` costs the same for every token in the inference form."""
 
     accepts_loss_kwargs = True
+    _common_arguments = S4PreTrainedModel._common_arguments | SEQUENCE_ARGUMENTS
     _tied_weights_keys: dict[str, str] = {"lm_head.weight": "embeddings.weight"}
 
     def __init__(self, config: S4Config) -> None:
@@ -75,21 +87,36 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
             kwargs["cache"] = cache_params
         return cast(Any, super()).generate(*args, **kwargs)
 
+    def _sample(self, *args: Any, stopping_criteria: StoppingCriteriaList, **kwargs: Any) -> Any:  # type: ignore[override]
+        # prepare_inputs_for_generation() is not told which rows are complete
+        criteria = RecordingCriteria(stopping_criteria)
+        return cast(Any, super())._sample(*args, stopping_criteria=criteria, criteria=criteria, **kwargs)
+
     def prepare_inputs_for_generation(  # type: ignore[override]  # positions differ between versions
-        self, input_ids: torch.LongTensor, is_first_iteration: bool | None = False, **kwargs: Any
+        self,
+        input_ids: torch.LongTensor,
+        is_first_iteration: bool | None = False,
+        attention_mask: torch.Tensor | None = None,
+        criteria: RecordingCriteria | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """As for all models. With `cache`, `input_ids` are those that the states have not seen yet."""
-        cache = kwargs.get("cache")
+        cache, use_cache = kwargs.get("cache"), kwargs.get("use_cache")
         if is_first_iteration and cache is not None:
-            if not kwargs.get("use_cache"):
+            if not use_cache:
                 raise ValueError("cache goes with use_cache=True only.")
             cache._is_user_defined = True  # otherwise generate() may run one token ahead
-        inputs = cast(Any, super()).prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        takes_last = use_cache and not is_first_iteration
+        added = None if criteria is None else criteria.mask_of_added(1 if takes_last else None)
+        if takes_last:
+            # the padding in front is in the states already
+            attention_mask = None if added is None or bool(added.all()) else added
+        elif added is not None:
+            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            attention_mask = torch.cat([attention_mask[:, : -added.shape[1]], added.to(attention_mask)], dim=1)
+        return cast(Any, super()).prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, attention_mask=attention_mask, **kwargs
         )
-        if kwargs.get("use_cache") and not is_first_iteration:
-            inputs["attention_mask"] = None  # the padding is in front of what the states have seen
-        return inputs
 
     @can_return_tuple
     def forward(
@@ -106,15 +133,22 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
         """
         Args:
             input_ids: `[batch, length]` (int64).
-            attention_mask: `[batch, length]`, 0 for padding, which may be on either side; at the end only, if
-                `config.pool_sizes` names pools.
+            attention_mask: `[batch, length]`, 0 for padding, which may be anywhere: states stand still there. With
+                `cache` also that of all positions so far.
             inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
             labels: `[batch, length]`, the same tokens, which are shifted here; -100 for those that do not count.
             cache: states after the positions before, which are replaced: what a call returned, or transformers'
                 `DynamicCache(config=model.config)`. Its `layers[i].recurrent_states[0]` may be written over in place.
             use_cache: also return the states after the last position.
             logits_to_keep: for how many positions at the end, or for which ones, logits are wanted; 0 for all.
+            **kwargs: `output_hidden_states`; and, where a row has several documents, what packing collators give:
+                `seq_idx` `[batch, length]`, `position_ids` `[batch, length]` that restart, or `cu_seq_lens_q`
+                `[documents + 1]` for one row. State spaces start anew with each document.
+
+        Raises:
+            ValueError: for arguments that are unknown or do not go together, or have wrong shapes.
         """
+        self._check_arguments(kwargs)
         outputs = self._forward_backbone(
             input_ids, None, inputs_embeds, attention_mask, cache, use_cache, **cast(Any, kwargs)
         )
@@ -255,15 +289,18 @@ class S4ForTimeSeriesPrediction(S4PreTrainedModel):
         past_values: torch.Tensor,
         time_features: torch.Tensor | None = None,
         future_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> S4TimeSeriesOutput:
         """
         Args:
             past_values: `[batch, length, config.input_size]`.
+            attention_mask: `[batch, length + config.prediction_length]`, 0 for padding; the future is none.
             time_features: `[batch, length + config.prediction_length, features]` (int64), such as hour and weekday,
                 each below its number in `config.time_features`.
             future_values: `[batch, config.prediction_length, config.input_size]`, to learn from.
         """
+        self._check_arguments(kwargs)
         future, width = self.config.prediction_length, {"config.input_size": self.config.input_size}
         check_shape("past_values", past_values, {"batch": None, "length": None, **width})
         if future_values is not None:
@@ -277,9 +314,11 @@ class S4ForTimeSeriesPrediction(S4PreTrainedModel):
         if (time_features is None) != (len(self.time_embeddings) == 0):
             raise ValueError("Give time_features exactly if config.time_features names some.")
         if time_features is not None:
+            counts = {"batch": len(past_values), "length + config.prediction_length": total}
+            check_shape("time_features", time_features, {**counts, "features": len(self.time_embeddings)})
             for embedding, feature in zip(self.time_embeddings, time_features.unbind(-1), strict=True):
                 embedded = embedded + embedding(feature)
-        outputs = self._forward_backbone(inputs_embeds=embedded, **cast(Any, kwargs))
+        outputs = self._forward_backbone(inputs_embeds=embedded, attention_mask=attention_mask, **cast(Any, kwargs))
         predictions = self.head(cast(torch.Tensor, outputs.last_hidden_state)[:, length:])
         loss = None if future_values is None else nn.functional.mse_loss(predictions, future_values)
         return S4TimeSeriesOutput(loss=loss, predictions=predictions, hidden_states=outputs.hidden_states)

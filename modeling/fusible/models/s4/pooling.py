@@ -99,16 +99,4 @@ def skip_connections(config: S4Config) -> dict[int, int]:
     return skips
 
 
-def check_padding(attention_mask: torch.Tensor) -> None:
-    """Raises `ValueError` unless all padding is at the end: blocks of pools are counted from the first position."""
-    # the check reads values, which a traced graph and the meta device do not have
-    if torch.compiler.is_compiling() or attention_mask.is_meta:
-        return
-    if bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
-        raise ValueError(
-            "A model with config.pool_sizes counts from the first position, so that padding must be at the end, and "
-            "attention_mask has some in front. Pad on the right; to generate, give prompts of equal length."
-        )
-
-
-__all__ = ["S4DownPool", "S4UpPool", "check_padding", "make_layers", "skip_connections"]
+__all__ = ["S4DownPool", "S4UpPool", "make_layers", "skip_connections"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.utils.generic import maybe_autocast
 
-from ...kernels.loading import Kernels
+from ...kernels.loading import Kernels, is_transformed
 from .diagonalization import Coefficients, kernel_errors, sampled_kernel, to_modal_form
 from .scan import ssm_scan, ssm_step, ssm_step_
 
@@ -216,8 +216,8 @@ class S4Recurrence(nn.Module):
             state: what a call on the positions before returned.
             return_state: whether a state is wanted.
             overwrite: whether the new state may be written over `state`, which nobody else needs then. That is done
-                for single positions, and never where gradients are enabled, in compiled programs, or over a state
-                that is not contiguous.
+                for single positions, and never where gradients are enabled, in compiled programs, under transforms, or
+                over a state that is not contiguous.
             gelu: whether to return the GELU of the outputs, which costs least here: it is made with them where it can.
 
         Returns:
@@ -232,7 +232,7 @@ class S4Recurrence(nn.Module):
         with maybe_autocast(inputs.device.type, enabled=False):
             dtype = torch.promote_types(inputs.dtype, torch.float32)
             if state is not None and inputs.shape[1] == 1 and dtype == state.dtype == self.D.dtype:
-                if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed()):
                     y, state = self._step(inputs.to(dtype), state, overwrite)
                     y = nn.functional.gelu(y) if gelu else y
                     return y.to(inputs.dtype), state if return_state else None

@@ -192,7 +192,7 @@ def _moved(
     b: torch.Tensor,
     state: torch.Tensor,
 ) -> torch.Tensor:
-    """`A x + b u`, rounded once where the device has float64: sums would round the tail away, in all steps alike."""
+    """`A x + b u`, rounded once where the device has float64: sums would lose the residual, in all steps alike."""
     dtype = state.dtype
     if rounding_residual is not None and state.device.type != "mps":
         inputs, increment, rounding_residual, b, state = (

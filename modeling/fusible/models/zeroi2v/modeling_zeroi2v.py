@@ -223,8 +223,9 @@ class ZeroI2VPreTrainedModel(FusiblePreTrainedModel):
         whose batch axis holds the frames.
 
         Raises:
-            ValueError: if the videos have another shape.
+            ValueError: if the videos have another shape, or an argument is unknown.
         """
+        self._check_arguments(kwargs)
         frames, channels = self.config.num_frames, self.backbone.config.num_channels
         if pixel_values.ndim != 5 or pixel_values.shape[1] != frames or pixel_values.shape[2] != channels:
             raise ValueError(
