@@ -14,6 +14,7 @@ from fusible import RePaViTForImageClassification, RePaViTModel
 from fusible.hub.atomic import atomic_folder
 from support.processes import run_script
 from support.small_models import make_model
+from support.versions import allow_installed_peft
 
 
 def test_killed_while_saving(tmp_path):
@@ -85,6 +86,7 @@ def test_adapters_leave_the_weights(exchanges, tmp_path, monkeypatch):
     """A model with PEFT adapters saves these alone; the base weights in the same folder are not superseded."""
     from peft import LoraConfig
 
+    allow_installed_peft(monkeypatch)
     if not exchanges:
         monkeypatch.chdir(tmp_path)
     model = make_model()
