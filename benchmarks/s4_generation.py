@@ -93,7 +93,7 @@ def gpt2_writer(model: PreTrainedModel, context: int, static: bool, batch_size: 
     def write() -> None:
         ids = token
         for _ in range(TOKENS):
-            ids = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+            ids = model(ids, cache, use_cache=True).logits[:, -1:].argmax(-1)
         if static:
             for layer in cache.layers:
                 layer.cumulative_length.fill_(past)

@@ -9,9 +9,12 @@ pytest.register_assert_rewrite("support")  # so that its assertions say what the
 
 # before the others: libraries read the hub's address when they are imported
 from support.hub_fixture import hub, naps  # noqa: E402, F401
+from support.paths import STARTUP  # noqa: E402
+from support.startup import sitecustomize  # noqa: E402, F401
 
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # for tests marked gpu, name one
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
 
 import torch  # noqa: E402
 from transformers.utils import logging  # noqa: E402

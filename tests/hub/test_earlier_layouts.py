@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from support.paths import GOLDEN
-from support.processes import run_script
+from support.processes import launch, run_script
+from support.versions import OUTPUTS_TAKE_CACHE_PARAMS
 
 
 NAMES = ("repavit-fused", "repavit-training", "s4-training", "s4d-fused", "s4d-training")
@@ -40,4 +41,9 @@ def test_the_package_loads_them(name, saved):
 
 
 def test_their_own_code_loads_them(saved):
-    assert run_script("earlier_layout.py", saved) == [*NAMES]
+    """It cannot be mended any more, so it may use what transformers deprecates; but not what that has removed."""
+    names = [name for name in NAMES if OUTPUTS_TAKE_CACHE_PARAMS or name.startswith("repavit")]
+    assert run_script("earlier_layout.py", *(saved / name for name in names), PYTHONPATH="") == names
+    if not OUTPUTS_TAKE_CACHE_PARAMS:
+        result = launch("earlier_layout.py", saved / "s4-training", PYTHONPATH="")
+        assert "TypeError" in result.stderr and "'cache'" in result.stderr

@@ -15,6 +15,7 @@ from fusible import RePaViTForImageClassification, RePaViTModel
 from fusible.hub.atomic import atomic_folder
 from support.processes import run_script
 from support.small_models import make_model
+from support.versions import allow_installed_peft
 
 
 @pytest.mark.parametrize("mode", ["links", "no-links"])
@@ -78,10 +79,11 @@ def test_other_files_stay(tmp_path):
     assert (after.st_ino, after.st_mode, after.st_uid) == (folder.st_ino, folder.st_mode, folder.st_uid)
 
 
-def test_adapters_leave_the_weights(tmp_path):
+def test_adapters_leave_the_weights(tmp_path, monkeypatch):
     """A model with PEFT adapters saves these alone; the base weights in the same folder are not superseded."""
     from peft import LoraConfig
 
+    allow_installed_peft(monkeypatch)
     model = make_model()
     model.save_pretrained(tmp_path)
     weights = (tmp_path / "model.safetensors").read_bytes()

@@ -90,6 +90,6 @@ def test_variants(folder):
 
 @folders
 def test_image_processor(folder):
-    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     pixels = processor(Image.new("RGB", (300, 260), (255, 0, 0)), return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 224, 224)

@@ -8,3 +8,4 @@ HUB_CONFIGS = ROOT / "hub_configs"
 TESTS = ROOT / "tests"
 GOLDEN = TESTS / "golden"  # outputs of the authors' own code
 SCRIPTS = TESTS / "support" / "scripts"
+STARTUP = TESTS / "support" / "startup"  # first in every program that the tests run

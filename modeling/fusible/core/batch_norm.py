@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed._functional_collectives import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -69,18 +69,19 @@ class RecomputeSafeSyncBatchNorm(RecomputeSafe, nn.SyncBatchNorm):
         if input.device.type != "cpu" or not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().normalize(input)
         # torch's own does not run on CPUs
+        world = cast(dist.ProcessGroup, dist.group.WORLD)
         buffers = self.num_batches_tracked, self.running_mean, self.running_var
         num_batches, running_mean, running_var = (cast(torch.Tensor, buffer) for buffer in buffers)
         # [tokens, channels]; under autocast they may come in half precision, whose sums are too coarse
         tokens = input.to(self.weight.dtype)
-        # [channels + 1]: sums and number of tokens in one call; `all_reduce` of torch.distributed.nn has a gradient
-        sums = all_reduce(torch.cat([tokens.sum(0), tokens.new_tensor([len(tokens)])]))
+        # [channels + 1]: sums and number of tokens in one call; this `all_reduce` has a gradient
+        sums = all_reduce(torch.cat([tokens.sum(0), tokens.new_tensor([len(tokens)])]), "sum", world)
         # the call gives its whole result a gradient
         count = sums[-1].detach()
         mean = sums[:-1] / count
         # in two passes: the difference of mean square and squared mean would lose digits
         centered = tokens - mean
-        var = all_reduce(centered.square().sum(0)) / count
+        var = all_reduce(centered.square().sum(0), "sum", world) / count
         with torch.no_grad():
             num_batches += 1
             running_mean.lerp_(mean, cast(float, self.momentum))

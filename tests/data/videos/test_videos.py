@@ -742,6 +742,8 @@ def test_trainer_takes_them(videos, tmp_path):
     assert result.predictions.shape == (8, 4) and result.label_ids.tolist() == videos.labels
 
 
+# video processors, which take the place of image processors, need torchvision
+@pytest.mark.filterwarnings("ignore:Using `image_processor` for video classification is deprecated:FutureWarning")
 def test_pipeline_on_a_file(videos, tmp_path):
     """transformers' processor gives the same pixels, without torchvision; the pipeline takes the first frames."""
     model = tiny_model()

@@ -318,6 +318,7 @@ def test_cache_params_is_another_name_of_cache():
     tokens = torch.arange(6)[None] % 8
     first = model(tokens[:, :4], use_cache=True)
     assert first.cache_params is first.cache is first["cache_params"] and "cache_params" in first
+    assert first.get("cache_params") is first.cache
     copies = [copy.deepcopy(first.cache) for _ in range(3)]
     expected = model(tokens[:, 4:], cache=copies[0]).logits
     assert torch.equal(model(tokens[:, 4:], cache_params=copies[1]).logits, expected)

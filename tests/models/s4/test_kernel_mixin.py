@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from fusible.models.s4.scan import ssm_scan, ssm_step
 from fusible.models.s4.state_space import S4StateSpace
 from support.model_tests.base import perturb_, relative_error
 from support.model_tests.storage import assert_same_tensors
+from support.paths import STARTUP
 
 
 pytest_plugins = ["support.kernel_fixture"]
@@ -267,7 +269,7 @@ def load_elsewhere(hub, home: Path, trust: bool, with_package: bool, repo: str =
         "print(json.dumps({'logits': logits.tolist(), 'kernels': model.use_kernels, 'imported': imported}))",
     ]
     environment = hub.environment(home) | {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    environment |= {"PYTHONPATH": str(package)} if with_package else {}
+    environment["PYTHONPATH"] = os.pathsep.join([str(STARTUP)] + [str(package)] * with_package)
     result = subprocess.run(
         [sys.executable, "-c", "\n".join(code)], env=environment, cwd=home, capture_output=True, text=True
     )

@@ -26,6 +26,7 @@ from fusible.models.s4.recurrence import S4Recurrence
 from fusible.models.s4.state_space import S4StateSpace
 from support.model_tests import FusibleTesterMixin
 from support.model_tests.base import perturb_, relative_error
+from support.versions import cache_of
 
 
 pytest_plugins = ["support.kernel_fixture"]
@@ -157,7 +158,7 @@ class TestGeneration:
         ids, settings = torch.randint(13, (2, 5)), {"do_sample": False, "return_dict_in_generate": True}
         expected = model.generate(ids, max_new_tokens=9, do_sample=False)
         first = model.generate(ids, max_new_tokens=4, **settings)
-        cache, asked = first.past_key_values, []
+        cache, asked = cache_of(first), []
         assert torch.equal(first.sequences, expected[:, :9]) and type(cache) is DynamicCache
         is_supported = DeferredStopCheck.is_supported
         monkeypatch.setattr(

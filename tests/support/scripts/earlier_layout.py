@@ -1,7 +1,7 @@
 """
 Compares saved models with the outputs that lie beside them, in a process where fusible cannot be imported.
 
-Usage: earlier_layout.py FOLDER, which has the models in folders. Prints the name of each that gave its output.
+Usage: earlier_layout.py FOLDER [FOLDER ...]. Prints the name of each whose model gave its output.
 """
 
 import sys
@@ -16,8 +16,8 @@ import transformers  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 
-def main(root: Path) -> None:
-    for folder in sorted(root.iterdir()):
+def main(folders: list[Path]) -> None:
+    for folder in folders:
         example = load_file(folder / "example.safetensors")
         expected = example.pop("expected")
         auto_class = transformers.AutoModelForImageClassification
@@ -31,4 +31,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([*map(Path, sys.argv[1:])])

@@ -23,6 +23,9 @@ class CacheOutput(ModelOutput):
     def __contains__(self, key: object) -> bool:
         return super().__contains__("cache" if key == "cache_params" else key)
 
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get("cache" if key == "cache_params" else key, default)
+
 
 @dataclass
 class S4Output(CacheOutput):
