@@ -162,7 +162,9 @@ def with_classes_of(
     """
     if data.classes is None:
         return data
-    names = [config.id2label[number] for number in range(config.num_labels)]
+    # with numbers as keys once a configuration is made
+    labels = cast(dict[int, str], config.id2label)
+    names = [labels[number] for number in range(len(labels))]
     numbers = class_numbers(data.classes, names, dataset, model)
     if numbers == list(range(len(names))):
         return data

@@ -115,9 +115,10 @@ def image_data(
     def prepared(split: Any, training: bool) -> Any:
         transform = image_transform(processor, training, **augmentation)
         feature = (split.features or {}).get(label)
+        numbers = None
         # splits from several sources may number the same classes differently
-        others = names is not None and isinstance(feature, datasets.ClassLabel) and feature.names != names
-        numbers = class_numbers(feature.names, names, eval_split, train_split) if others else None
+        if names is not None and isinstance(feature, datasets.ClassLabel) and feature.names != names:
+            numbers = class_numbers(feature.names, names, eval_split, train_split)
         function = partial(_image_row, transform=transform, image=image, label=label, numbers=numbers)
         # maps of streams are lazy, so the transform runs in the workers, as it does in MappedDataset
         if is_stream:
