@@ -9,11 +9,11 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
-from fusible import S4Config, S4ForCausalLM, S4ForTimeSeriesPrediction
+from fusible import RePaViTForImageClassification, S4Config, S4ForCausalLM, S4ForTimeSeriesPrediction
 from fusible.data.sequences import SeriesFeatureExtractor
 from fusible.data.text import word_tokenizer
 from fusible.recipes.recipe import Recipe
-from fusible.training.setup import load_data, load_processor
+from fusible.training.setup import build_model, load_data, load_processor
 from support.commands import output_of, run
 from support.paths import HUB_CONFIGS
 from support.small_models import make_model
@@ -111,3 +111,21 @@ def test_cards_name_what_was_read(tmp_path, language_model):
     assert (row.dataset_type, row.dataset_name) == ("text", "text")
     assert row.metric_value == pytest.approx(measured["perplexity"], abs=1e-5)
     assert str(tmp_path) not in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_classes_have_the_models_numbers(tmp_path):
+    """Its head is kept, which knows them by these numbers."""
+    recipe = Recipe.load(HUB_CONFIGS / "repavit-digits")
+    names = [str(digit) for digit in reversed(range(10))]
+    recipe.config.id2label = dict(enumerate(names))
+    base = RePaViTForImageClassification(recipe.config)
+    base.save_pretrained(tmp_path)
+    plain = load_data(recipe, load_processor(recipe))
+    recipe = Recipe.load(HUB_CONFIGS / "repavit-digits", [f"base_model={tmp_path}"])
+    data = load_data(recipe, load_processor(recipe))
+    for rows in ("train", "eval"):
+        labels = [bundle.collate([getattr(bundle, rows)[i] for i in range(9)])["labels"] for bundle in (plain, data)]
+        assert (9 - labels[0]).tolist() == labels[1].tolist()
+    model = build_model(recipe, data)
+    assert list(model.config.id2label.values()) == names
+    assert torch.equal(model.classifier.weight, base.classifier.weight)

@@ -23,6 +23,7 @@ from ..hub.methods import METHODS
 from ..hub.processors import NEEDED, SavedProcessor
 from ..recipes.recipe import Recipe
 from ..saved_models import load_complete
+from .evaluate import with_classes_of
 
 
 logger = logging.get_logger(__name__)
@@ -126,6 +127,11 @@ def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = 
             f"{recipe.base_model} has no {NEEDED[recipe.model_class.main_input_name][0]}: one was made of the data; "
             "the weights fit to it only if they were trained on the same data."
         )
+    if config is None and recipe.base_model is not None and data.classes is not None:
+        base = AutoConfig.from_pretrained(recipe.base_model)
+        # a head for the same classes is kept, and so are its numbers of them
+        if set(base.id2label.values()) == set(data.classes):
+            data = with_classes_of(base, data, recipe.base_model, recipe.dataset)
     return data
 
 
