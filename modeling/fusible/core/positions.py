@@ -66,4 +66,4 @@ def _grid(model: PreTrainedModel) -> tuple[int, int]:
     return image[0] // patch[0], image[1] // patch[1]
 
 
-__all__ = ["HEAD", "interpolate_positions", "resize_positions_"]
+__all__ = ["interpolate_positions", "resize_positions_"]

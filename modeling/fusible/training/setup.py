@@ -16,7 +16,7 @@ from .._auto import auto_class_of
 from ..core.backbone_configuration import BackboneFusibleConfig
 from ..core.dense import dense_config
 from ..core.modeling import FusiblePreTrainedModel
-from ..core.positions import HEAD, resize_positions_
+from ..core.positions import resize_positions_
 from ..data import registry
 from ..data.dataset import DataBundle
 from ..hub.methods import METHODS
@@ -156,8 +156,6 @@ def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
     if _has_forms(recipe.base_model):
         loading: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": True}
         model, info = cast(Any, model_class).from_pretrained(recipe.base_model, config=config, **loading)
-        if missing := sorted(name for name in info["missing_keys"] if not HEAD.search(name)):
-            raise ValueError(f"{recipe.base_model} has no {', '.join(missing[:3])}, which the recipe's model needs.")
         resize_positions_(model, info["mismatched_keys"], partial(model_class.from_pretrained, recipe.base_model))
         return model
     # these follow from the dense model; the rest of config.json are options of the method
