@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,29 @@ def test_bytecode_beside_sources_is_neither_read_nor_written(repository):
     bytecode.write_bytes(b"nonsense")
     assert import_variant(variant).ssm_scan is not None
     assert bytecode.read_bytes() == b"nonsense" and len(list(cache.iterdir())) == 1
+
+
+def test_threads_restore_settings_of_bytecode():
+    """The second one begins inside the first one and ends after it, unless it waits."""
+    before, inside, left = (sys.pycache_prefix, sys.dont_write_bytecode), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with loading._no_bytecode():
+            inside.set()
+            left.wait(0.3)
+
+    def second() -> None:
+        inside.wait()
+        with loading._no_bytecode():
+            one.join()
+        left.set()
+
+    one, two = threading.Thread(target=first), threading.Thread(target=second)
+    one.start()
+    two.start()
+    one.join()
+    two.join()
+    assert (sys.pycache_prefix, sys.dont_write_bytecode) == before
 
 
 def test_path_comes_first(repository, monkeypatch):

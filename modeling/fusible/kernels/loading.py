@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ logger = logging.get_logger(__name__)
 
 VERSION = 1  # of what the operations take and give
 CONTENTS = ("cauchy", "devices", "ssm_scan", "ssm_step", "ssm_step_", "vandermonde")
+_BYTECODE_LOCK = threading.Lock()
 
 
 class KernelError(Exception):
@@ -146,8 +148,9 @@ def verify(variant: Path, digests: Mapping[str, str] | None = None) -> None:
 @contextmanager
 def _no_bytecode() -> Iterator[None]:
     """Python neither reads nor writes the bytecode beside sources, which no digest covers."""
-    before = sys.pycache_prefix, sys.dont_write_bytecode
-    with tempfile.TemporaryDirectory() as folder:
+    # one thread at a time: another would take this one's settings for those to restore
+    with _BYTECODE_LOCK, tempfile.TemporaryDirectory() as folder:
+        before = sys.pycache_prefix, sys.dont_write_bytecode
         sys.pycache_prefix = folder
         sys.dont_write_bytecode = True
         try:
