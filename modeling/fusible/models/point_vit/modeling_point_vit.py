@@ -72,7 +72,8 @@ class PointViTModel(PointViTPreTrainedModel):
         Args:
             points: `[batch, points, channels]`, coordinates first, scaled to about the unit sphere.
         """
-        check_arguments(self, kwargs, COMMON_ARGUMENTS)
+        # use_cache is what merge_with_config_defaults adds in training
+        check_arguments(self, kwargs, COMMON_ARGUMENTS | {"use_cache"})
         hidden_states = self.embeddings(points)
         for layer in self.layers:
             # no mask: all clouds of a batch have as many groups
