@@ -74,7 +74,7 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
             kwargs["cache"] = cache_params
         return cast(Any, super()).generate(*args, **kwargs)
 
-    def prepare_inputs_for_generation(  # type: ignore[override]  # positions differ between versions
+    def prepare_inputs_for_generation(  # type: ignore[override, unused-ignore]  # positions differ between versions
         self, input_ids: torch.LongTensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """As for all models. With `cache`, `input_ids` are those that the states have not seen yet."""
