@@ -3,7 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CODE := modeling tests benchmarks conversion_scripts examples notebooks
 
-.PHONY: demo test style quality bench notebooks kernels test-kernels test-gpu wheel test-wheel clean
+# for other versions of libraries: saving, loading, remote code, PEFT, export, commands, recipes, training, S4's cache
+TESTS ?= tests/hub tests/cli tests/recipes tests/core $(wildcard tests/test_*.py) tests/models/s4/test_cache.py \
+         tests/models/s4/test_modeling_s4.py tests/models/s4/test_kernel_mixin.py tests/training/test_optim.py \
+         tests/training/test_evaluate.py tests/models/repavit/test_modeling_repavit.py
+# the newest torch may be a large build for GPUs: TORCH=torch takes it
+TORCH ?= $(shell grep ^torch== constraints.txt)
+
+.PHONY: demo test test-versions style quality bench notebooks kernels test-kernels test-gpu wheel test-wheel clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -15,6 +22,21 @@ demo: .venv/.installed
 
 test: kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 10
+
+# the oldest versions that pyproject.toml allows, and the newest ones; TESTS=tests runs all tests
+test-versions: .venv-versions/oldest/.installed .venv-versions/newest/.installed
+	$(word 1,$(^D))/bin/python modeling/fusible/kernels/build.py
+	for versions in $(^D); do \
+	    OMP_NUM_THREADS=1 $$versions/bin/python -m pytest --numprocesses 2 --dist worksteal $(TESTS) || failed=1; \
+	done; test -z "$$failed"
+
+.venv-versions/oldest/.installed: CONSTRAINTS = $(PYTHON) .ci/oldest_versions.py
+.venv-versions/newest/.installed: CONSTRAINTS = echo $(TORCH)
+.venv-versions/%/.installed: pyproject.toml constraints.txt .ci/oldest_versions.py
+	$(PYTHON) -m venv --clear $(@D)
+	$(CONSTRAINTS) > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(@D)/constraints.txt --editable '.[dev,plots]'
+	touch $@
 
 style: .venv/.installed
 	$(BIN)/ruff check --fix $(CODE)
@@ -57,4 +79,4 @@ test-wheel: wheel
 	cd dist/installed && PATH= PYTHONPATH=. $(CURDIR)/$(BIN)/python ../../.ci/check_wheel.py
 
 clean:
-	rm -rf .venv out modeling/fusible/kernels/*/build
+	rm -rf .venv .venv-versions out modeling/fusible/kernels/*/build

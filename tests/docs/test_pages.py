@@ -6,6 +6,7 @@ import importlib.util
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import transformers
 import typer
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from packaging.version import Version
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTForImageClassification
@@ -171,8 +173,8 @@ def check_command(words: list[str]) -> None:
         words = words[1:]
     name, arguments = words[0].rpartition("/")[2], words[1:]
     if name == "make":
-        rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert set(arguments) <= set(rules)
+        known = re.findall(r"^([\w-]+)(?::| \?=)", (ROOT / "Makefile").read_text(), re.MULTILINE)  # rules, variables
+        assert {argument.partition("=")[0] for argument in arguments} <= set(known)
     elif name == "fusible":
         check_fusible(arguments)
     elif name == "python" and arguments[0] == "-m":
@@ -304,11 +306,26 @@ def test_citation_names_the_version_and_the_papers():
 )
 def test_workflows_make_what_there_is(workflow):
     jobs = yaml.safe_load(workflow.read_text())["jobs"]
-    lines = [line for job in jobs.values() for step in job["steps"] for line in step.get("run", "").splitlines()]
+    lines = [
+        line for job in jobs.values() for step in job.get("steps", ()) for line in step.get("run", "").splitlines()
+    ]
     made = [line.partition("#")[0] for line in lines if line.startswith("make ")]
     assert made
     for line in made:
         check_command(shlex.split(line))
+
+
+def test_tested_versions_are_the_bounds_and_the_pins():
+    bounds = subprocess.run([sys.executable, ".ci/oldest_versions.py"], cwd=ROOT, capture_output=True, check=True)
+    pins = {"oldest": bounds.stdout.decode(), "newest": (ROOT / "constraints.txt").read_text()}
+    page = (ROOT / "docs" / "versions.md").read_text()
+    table = [row.split(" | ") for row in re.findall(r"^\| (.*) \|$", page, re.MULTILINE)]
+    rows = {row[0]: dict(zip(table[0][4:], row[4:], strict=True)) for row in table}
+    for name, text in pins.items():
+        pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)", text.replace("_", "-"), re.MULTILINE))
+        assert {library: Version(version) for library, version in rows[name].items()} == {
+            library: Version(pinned[library]) for library in rows[name]
+        }
 
 
 def test_options_in_tables_are_those_of_the_configurations():

@@ -92,7 +92,7 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
         criteria = RecordingCriteria(stopping_criteria)
         return cast(Any, super())._sample(*args, stopping_criteria=criteria, criteria=criteria, **kwargs)
 
-    def prepare_inputs_for_generation(  # type: ignore[override]  # positions differ between versions
+    def prepare_inputs_for_generation(  # type: ignore[override, unused-ignore]  # positions differ between versions
         self,
         input_ids: torch.LongTensor,
         is_first_iteration: bool | None = False,
