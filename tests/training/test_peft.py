@@ -13,6 +13,7 @@ from fusible.training.callbacks import FusedExportCallback
 from fusible.training.ema import EMACallback
 from support.model_tests.base import perturb_
 from support.small_models import SIZES, make_model, make_trainer
+from support.versions import allow_installed_peft
 
 
 LORA = LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
@@ -90,7 +91,8 @@ def test_exported_forms_have_the_adapters(decay, tmp_path):
     assert torch.equal(logits(model, pixels), own) and isinstance(trainer.model, PeftModel)
 
 
-def test_what_cannot_be_fused_is_refused_before_training(tmp_path):
+def test_what_cannot_be_fused_is_refused_before_training(tmp_path, monkeypatch):
+    allow_installed_peft(monkeypatch)
     routed = EWAForImageClassification(
         EWAConfig(backbone_config={"model_type": "vit", **SIZES}, num_labels=3, router="top_k", num_experts_per_tok=2)
     )

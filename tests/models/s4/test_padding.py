@@ -6,6 +6,7 @@ from transformers import DataCollatorWithFlattening
 
 from fusible import S4Config, S4ForCausalLM, S4ForSequenceClassification, S4ForTimeSeriesPrediction, S4Model
 from support.model_tests.base import perturb_, relative_error
+from support.versions import cache_of
 
 
 pytest_plugins = ["support.kernel_fixture"]
@@ -114,7 +115,7 @@ class TestPadding:
                 assert kept.min() == 0
                 piece = torch.cat([made[:, -1:], news], dim=1)
                 piece_mask = torch.cat([kept[:, -1:], torch.ones_like(news)], dim=1)
-                logits = form(piece, attention_mask=piece_mask, cache=outputs.past_key_values).logits[:, -1]
+                logits = form(piece, attention_mask=piece_mask, cache=cache_of(outputs)).logits[:, -1]
                 for row in range(4):
                     whole = torch.cat([prompts[row][0], made[row, kept[row] == 1], news[row]])
                     assert relative_error(logits[row], form(whole[None]).logits[0, -1]) < 1e-9
