@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed._functional_collectives import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -22,6 +21,23 @@ def copy_in_forward(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tens
     if torch._C._current_graph_task_id() == -1:  # the id of the running backward pass; -1 outside of one
         for tensor, value in zip(tensors, values, strict=True):
             tensor.copy_(value)
+
+
+class SumOfProcesses(torch.autograd.Function):
+    """Sum of a tensor over all processes; torch's own with a gradient are deprecated or private."""
+
+    @staticmethod
+    def forward(ctx, tensor):  # type: ignore[no-untyped-def]
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        # each process's loss depends on the sum, so its gradient is the sum of theirs
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class RecomputeSafe(_BatchNorm):
@@ -69,19 +85,18 @@ class RecomputeSafeSyncBatchNorm(RecomputeSafe, nn.SyncBatchNorm):
         if input.device.type != "cpu" or not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().normalize(input)
         # torch's own does not run on CPUs
-        world = cast(dist.ProcessGroup, dist.group.WORLD)
         buffers = self.num_batches_tracked, self.running_mean, self.running_var
         num_batches, running_mean, running_var = (cast(torch.Tensor, buffer) for buffer in buffers)
         # [tokens, channels]; under autocast they may come in half precision, whose sums are too coarse
         tokens = input.to(self.weight.dtype)
-        # [channels + 1]: sums and number of tokens in one call; this `all_reduce` has a gradient
-        sums = all_reduce(torch.cat([tokens.sum(0), tokens.new_tensor([len(tokens)])]), "sum", world)
+        # [channels + 1]: sums and number of tokens in one call; `SumOfProcesses` has a gradient
+        sums = SumOfProcesses.apply(torch.cat([tokens.sum(0), tokens.new_tensor([len(tokens)])]))
         # the call gives its whole result a gradient
         count = sums[-1].detach()
         mean = sums[:-1] / count
         # in two passes: the difference of mean square and squared mean would lose digits
         centered = tokens - mean
-        var = all_reduce(centered.square().sum(0), "sum", world) / count
+        var = SumOfProcesses.apply(centered.square().sum(0)) / count
         with torch.no_grad():
             num_batches += 1
             running_mean.lerp_(mean, cast(float, self.momentum))
