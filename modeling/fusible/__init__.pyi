@@ -3,7 +3,8 @@
 from .core.backbones import BACKBONES as BACKBONES
 from .core.configuration import FusibleConfig as FusibleConfig
 from .core.fusion import Fusible as Fusible
-from .core.modeling import FusiblePreTrainedModel as FusiblePreTrainedModel, fuse_ as fuse_
+from .core.modeling import FusiblePreTrainedModel as FusiblePreTrainedModel
+from .core.two_forms import fuse_ as fuse_
 from .models.ewa.configuration_ewa import EWAConfig as EWAConfig
 from .models.ewa.experts import Experts as Experts
 from .models.ewa.modeling_ewa import (

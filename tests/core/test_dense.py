@@ -75,7 +75,9 @@ def test_models_of_another_kind():
         RePaViTModel.from_dense(make_dense("vit"), idle_ration=0.5)
     with pytest.raises(ValueError, match="nothing to load with token"):
         ZeroI2VForVideoClassification.from_dense(make_dense("vit"), num_frames=2, token="secret")
-    with pytest.raises(ValueError, match="ViTForImageClassification is not the dense model .* no pooler.dense.bias"):
+    with pytest.raises(
+        ValueError, match="The ViTForImageClassification at hand does not fit .* lacks pooler.dense.bias"
+    ):
         EWAModel.from_dense(make_dense("vit"))
 
 

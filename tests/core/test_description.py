@@ -2,14 +2,17 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrize
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import ViTForImageClassification
 
 from fusible import (
     EWAConfig,
     EWAForImageClassification,
+    RePaViTForImageClassification,
     ZeroI2VConfig,
     ZeroI2VForVideoClassification,
     fuse_,
@@ -178,9 +181,12 @@ def test_equal_functions_are_one(tmp_path):
     model = make()
     for ffn in ffns(model):
         ffn.activation = nn.GELU()
-        ffn.drop[0] = nn.Dropout(0.3)
+        ffn.drop[0] = nn.Dropout(0.3).eval()
     model.save_pretrained(tmp_path)
-    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
+    # GELU is an activation of its own class in what is loaded, and the function is the same
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert {type(ffn.activation).__name__ for ffn in ffns(loaded)} == {"GELUActivation"}
+    assert relative_error(output(loaded), output(model)) < 1e-9
 
 
 def test_not_a_number_is_said(tmp_path, caplog):
@@ -188,9 +194,12 @@ def test_not_a_number_is_said(tmp_path, caplog):
     ffns(model)[0].fc1.weight.data[0, 0] = float("nan")
     model.fuse()
     assert "The inference form of this RePaViTForImageClassification has NaN or infinite values in" in caplog.text
-    caplog.clear()
-    model.save_pretrained(tmp_path)
-    assert "NaN or infinite values in backbone.layers.0.feed_forward.fc1.weight" in caplog.text
+    for fused in (False, True):
+        caplog.clear()
+        model.save_pretrained(tmp_path, fused=fused)
+        # said once, as of what is saved
+        assert caplog.text.count(f"What is saved in {tmp_path} has NaN or infinite values in backbone.layers.0.") == 1
+        assert caplog.text.count("NaN or infinite") == 1
 
 
 def test_a_module_under_two_names_is_fused_once():
@@ -198,3 +207,21 @@ def test_a_module_under_two_names_is_fused_once():
     model = nn.ModuleList([nn.Sequential(shared), shared])
     fuse_(model)
     assert model[0][0] is model[1] and type(model[1]).__name__ != "ChannelIdleFeedForward"
+
+
+def test_shards_are_not_fused():
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        model = make_model()
+        whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        expected = model.fuse().state_dict()
+        fully_shard(model)
+        with pytest.raises(ValueError, match="This RePaViTForImageClassification is sharded"):
+            model.fuse()
+        # the class that it was before, of whole tensors
+        fused = model._fused_from(whole)
+        assert type(fused) is RePaViTForImageClassification
+        for name, tensor in fused.state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+    finally:
+        dist.destroy_process_group()

@@ -56,8 +56,8 @@ def check_complete(
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(
-                f"{where} is no complete checkpoint of this {type(model).__name__}: it {kind} {', '.join(names[:3])}"
-                f"{more}. Save or download it again."
+                f"{where} does not fit this {type(model).__name__}: it {kind} {', '.join(names[:3])}{more}. Save or "
+                "download it again, or take another model."
             )
 
 

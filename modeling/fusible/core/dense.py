@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ def load_backbone(
     loading = {**loading, **options, "output_loading_info": True}
     auto = transformers.AutoModel
     backbone, info = auto.from_pretrained(model, config=config, ignore_mismatched_sizes=True, **loading)
-    _check_complete(str(model), info["missing_keys"])
+    check_complete(backbone, str(model), info["missing_keys"], ())
     resize_positions_(backbone, info["mismatched_keys"], lambda: _as_saved(auto, model, True, loading))
     return backbone
 
@@ -157,16 +157,10 @@ def _copy_part(model: PreTrainedModel, auto: Any, config: PreTrainedConfig, **op
     for name, _ in list(dense.named_children()):
         if getattr(wanted, name, dense) is None:  # such as a pooler
             setattr(dense, name, None)
-    _check_complete(type(model).__name__, wanted.state_dict().keys() - dense.state_dict().keys())
+    check_complete(dense, f"The {type(model).__name__} at hand", wanted.state_dict().keys() - dense.state_dict(), ())
     for part in (*dense.modules(), *dense.parameters()):
         part._is_hf_initialized = True  # not to be initialized again
     return dense
-
-
-def _check_complete(name: str, missing: Collection[str]) -> None:
-    if missing:
-        parts = ", ".join(sorted(missing)[:3])
-        raise ValueError(f"{name} is not the dense model that is needed here: it has no {parts}.")
 
 
 __all__ = ["LABEL_OPTIONS", "changed", "dense_config", "load_backbone", "load_dense", "split_options"]

@@ -1,16 +1,20 @@
 """What a configuration says of a model, beside the modules that are there: users replace heads and activations."""
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .copies import own_configs_
 from .drop_path import DropPath
 
 
+Model = TypeVar("Model", bound=PreTrainedModel)
 # in eval mode they change nothing, whatever they are replaced by among themselves
 INACTIVE = (nn.Identity, nn.modules.dropout._DropoutNd, DropPath)
 
@@ -22,14 +26,17 @@ def plain_class(model: PreTrainedModel) -> type[Any]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a model's tensors, or some of its modules, are parts of what several processes hold."""
-    wrapped = any(type(module).__name__.startswith(("FSDP", "FullyShardedDataParallel")) for module in model.modules())
-    # DTensors have placements, and DeepSpeed's ZeRO-3 numbers its parameters
-    return wrapped or any(hasattr(tensor, "placements") or hasattr(tensor, "ds_id") for tensor in model.parameters())
+    return (
+        is_deepspeed_zero3_enabled()
+        or any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules())
+        or any(isinstance(tensor, DTensor) for tensor in model.parameters())
+    )
 
 
-def described(model: PreTrainedModel) -> PreTrainedModel:
+def described(model: Model) -> Model:
     """What the class of a model makes from its configuration, on the meta device."""
     config = copy.deepcopy(model.config)
+    # it is whole: with this entry, saving it would wait for the shards of other processes
     config.__dict__.pop("distributed_config", None)
     with torch.device("meta"):
         return plain_class(model)(config)
@@ -112,4 +119,4 @@ def _same_function(module: nn.Module, usual: nn.Module) -> bool:
         return False
 
 
-__all__ = ["describe_", "is_sharded", "plain_class"]
+__all__ = ["describe_", "described", "is_sharded", "plain_class"]

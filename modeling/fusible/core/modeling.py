@@ -1,8 +1,7 @@
 """Base class of the models with a training form and an inference form."""
 
-import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, cast
@@ -22,206 +21,28 @@ from ..hub.weight_files import (
     check_form_metadata,
     fused_is_final_message,
     read_form_metadata,
-    warn_of_non_finite,
 )
-from .arguments import COMMON_ARGUMENTS, check_arguments, forward_arguments
 from .completeness import check_complete, check_dtypes, shared_prefixes
 from .configuration import FusibleConfig
-from .copies import alias, copy_modules, own_configs_, own_tensors_, to_meta
-from .description import describe_, is_sharded, plain_class
-from .fusion import Fusible, fuse_tree
-from .options import DOWNLOAD_ARGUMENTS, check_keys
+from .description import describe_, plain_class
+from .options import DOWNLOAD_ARGUMENTS, HUB_ARGUMENTS, SAVE_ARGUMENTS, check_keys
+from .two_forms import TwoFormsModel
 
 
-HUB_ARGUMENTS = (
-    "repo_id",
-    "card_data",
-    "commit_message",
-    "commit_description",
-    "private",
-    "token",
-    "revision",
-    "create_pr",
-    "tags",
-)
+class FusiblePreTrainedModel(TwoFormsModel):
+    """A transformers model with a training form and an inference form, of which either is saved, loaded and pushed."""
 
-
-# and those of `PreTrainedModel.save_pretrained` alone
-SAVE_ARGUMENTS = (
-    *HUB_ARGUMENTS,
-    "max_shard_size",
-    "variant",
-    "save_peft_format",
-    "save_original_format",
-    "distributed_checkpoint",
-)
-
-
-def fuse_(module: nn.Module) -> nn.Module:
-    """
-    Fuses every `Fusible` inside a module, in place. Models inside get configurations of their own, which say so.
-
-    Returns:
-        The module; its inference form if it is a `Fusible` itself.
-
-    Raises:
-        ValueError: if there is nothing to fuse, for instance because the module is fused already.
-        TypeError: if parts were replaced by modules that the algebra does not cover.
-    """
-    if not any(isinstance(child, Fusible) for child in module.modules()):
-        raise ValueError(f"{type(module).__name__} has no training form left to fuse; it is fused already.")
-    if not all(parameter.is_meta for parameter in module.parameters()):
-        # all or nothing: what cannot be fused is found before anything is replaced
-        fuse_tree(copy_modules(module, to_meta))
-    fused = fuse_tree(module)
-    _mark_fused(module)
-    return fused
-
-
-def _mark_fused(module: nn.Module) -> None:
-    """
-    Says in the configurations of all models inside that they are fused, also in a detector's of its backbone.
-
-    The configurations become copies: other models may have been built from the same objects.
-    """
-    own_configs_(module)
-    for model in module.modules():
-        if isinstance(model, PreTrainedModel):
-            for config in _fusible_configs(model):
-                config.fused = True
-        if isinstance(model, FusiblePreTrainedModel):
-            model._record_structure()
-
-
-def _fusible_configs(model: PreTrainedModel) -> list[FusibleConfig]:
-    # a model's own configuration need not be the object that the model around it holds
-    inner = (vars(model.config).get(name) for name in model.config.sub_configs)
-    return [config for config in (model.config, *inner) if isinstance(config, FusibleConfig)]
-
-
-class FusiblePreTrainedModel(PreTrainedModel):
-    """
-    A transformers model with a training form and an inference form, told apart by `config.fused`.
-
-    A fused model is built as the training form and then fused, which costs nothing on the meta device.
-    """
-
-    config: FusibleConfig
     config_class: type[FusibleConfig]
     _saved_class: str | None = None  # name of the class whose weights were loaded, if it is known
-    _common_arguments: ClassVar[frozenset[str]] = COMMON_ARGUMENTS  # of the forward pass, beside those it names
-    _forward_arguments: frozenset[str]
-
-    def post_init(self) -> None:
-        super().post_init()
-        # some backbones also name blocks of another tower, such as CLIP's text model, at which FSDP stops
-        present = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = present.intersection(self._no_split_modules or ())
-        self._forward_arguments = forward_arguments(self) | self._common_arguments
-        if self.config.fused:
-            fuse_tree(self)  # parts that are models themselves may be fused already
-            if all(config.fused for config in _fusible_configs(self)):
-                self._record_structure()
-            else:
-                _mark_fused(self)
-
-    def _check_arguments(self, given: Mapping[str, Any]) -> None:
-        """Raises `ValueError` for keyword arguments that neither this model nor the one inside takes."""
-        check_arguments(self, given, self._forward_arguments)
-
-    def fuse(self, *, share: bool = False) -> Self:
-        """
-        The inference form: a new model in eval mode, of the modules that are there, also where they were replaced.
-
-        Args:
-            share: whether it shares the tensors that fusing does not change, which takes less memory. It then changes
-                when this model trains on.
-
-        Raises:
-            ValueError: if the model is fused, quantized or carries PEFT adapters.
-            TypeError: if parts were replaced by modules that the algebra does not cover.
-        """
-        twin = self._fused_from(None)
-        if not share:
-            own_tensors_(twin, self)
-        return twin
-
-    def _fused_from(self, state_dict: dict[str, torch.Tensor] | None) -> Self:
-        """The inference form, which shares tensors with this model, or with the state dict if there is one."""
-        self._check_fusible()
-        twin = self._whole_twin(self.state_dict() if state_dict is None else state_dict) if is_sharded(self) else None
-        if twin is None:
-            twin = copy_modules(self, alias)
-            if state_dict is not None:
-                twin.load_state_dict(state_dict, assign=True)
-                twin.tie_weights()  # which were assigned one by one
-        fused = twin._fuse_self()
-        warn_of_non_finite(fused.state_dict(), f"The inference form of this {type(self).__name__}")
-        return fused
-
-    def _whole_twin(self, state_dict: dict[str, torch.Tensor]) -> Self:
-        """A model of this one's configuration and of whole tensors: modules that are sharded cannot be copied."""
-        describe_(self)
-        config = copy.deepcopy(self.config)
-        # the twin is whole: with this entry, saving it would wait for the shards of other ranks
-        config.__dict__.pop("distributed_config", None)
-        with torch.device("meta"):
-            twin = plain_class(self)(config)
-        twin.load_state_dict(state_dict, assign=True)
-        twin.tie_weights()
-        for name, buffer in self.named_buffers():
-            # no checkpoint has them, so in the twin they are still on meta
-            if name not in state_dict:  # non-persistent
-                path, _, leaf = name.rpartition(".")
-                twin.get_submodule(path)._buffers[leaf] = buffer
-        # these belong to the object and not to its configuration
-        twin.model_tags = self.model_tags
-        twin.name_or_path = self.name_or_path
-        if self.can_generate():
-            twin.generation_config = copy.deepcopy(self.generation_config)
-        return twin
-
-    def _fuse_self(self) -> Self:
-        fuse_(self)
-        return self.eval()
-
-    @property
-    def has_fused_form(self) -> bool:
-        """Whether the options of the configuration leave an inference form."""
-        return True
-
-    def _record_structure(self) -> None:
-        """Records in the configuration the parts of the fused structure that depend on the weights."""
 
     def _save_extra_files(self, folder: Path) -> None:
         """Writes the files that some kinds of models have besides weights, configuration and code."""
 
-    def check_fusible(self) -> None:
-        """
-        Raises what `fuse()` and `save_pretrained(fused=True)` would, without their work: for the start of a training.
-        """
-        self._check_fusible()
-        describe_(self if is_sharded(self) else copy_modules(self, to_meta)._fuse_self())
-
-    def _is_quantized(self) -> bool:
-        return "quantization_config" in self.config.to_dict()
-
-    def _has_adapters(self) -> bool:
-        # by the package's name, as peft need not be installed
-        return any(type(module).__module__.partition(".")[0] == "peft" for module in self.modules())
-
-    def _check_fusible(self) -> None:
-        name = type(self).__name__
-        if not self.has_fused_form:
-            raise ValueError(f"This {name} has no inference form with its options; save it with fused=False.")
-        if self.config.fused:
-            raise ValueError(f"This {name} is fused already.")
-        if self._is_quantized():
-            raise ValueError(f"This {name} is quantized. Fuse and save the full-precision model, then quantize that.")
-        if self._has_adapters():
-            raise ValueError(
-                f"This {name} carries PEFT adapters. Call merge_and_unload() on the PEFT model, then fuse."
-            )
+    def _describe_(self, model: PreTrainedModel) -> None:
+        """As `describe_`, for what is saved: this model, or a form of it."""
+        # quantized layers and adapters have configurations of their own
+        if not (self._is_quantized() or self._has_adapters()):
+            describe_(model)
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -282,8 +103,7 @@ class FusiblePreTrainedModel(PreTrainedModel):
             # it is in the twin, in another form
             state_dict = None
             model = self._fused_from(gathered) if writes else self
-        if not (self._is_quantized() or self._has_adapters()):
-            describe_(model)
+        self._describe_(model)
         # a plain save gathers shards and needs all ranks; a twin is whole, and only the writing rank has one
         if writes or not makes_twin:
             names = save_model(model, save_directory, writes, is_main_process, state_dict, processor, **kwargs)
@@ -320,9 +140,8 @@ class FusiblePreTrainedModel(PreTrainedModel):
             OSError: if the push did not complete. The branch then holds the previous version or the new one, whole.
         """
         check_keys(kwargs, ("fused", *HUB_ARGUMENTS), "push_to_hub")
-        model = self.fuse(share=True) if fused and not self.config.fused else self
-        if not (self._is_quantized() or self._has_adapters()):
-            describe_(model)
+        model = self._fused_from(None) if fused and not self.config.fused else self
+        self._describe_(model)
         with TemporaryDirectory() as folder:
             names = save_model(model, folder, processor=processor, max_shard_size=max_shard_size)
             takes = fused and processor is None
@@ -463,4 +282,4 @@ class FusiblePreTrainedModel(PreTrainedModel):
         return None
 
 
-__all__ = ["FusiblePreTrainedModel", "fuse_"]
+__all__ = ["FusiblePreTrainedModel"]

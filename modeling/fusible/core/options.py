@@ -7,6 +7,27 @@ from typing import Any
 
 # of `from_pretrained`: where files come from
 DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# of `push_to_hub`
+HUB_ARGUMENTS = (
+    "repo_id",
+    "card_data",
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "create_pr",
+    "tags",
+)
+# and those of `PreTrainedModel.save_pretrained` alone
+SAVE_ARGUMENTS = (
+    *HUB_ARGUMENTS,
+    "max_shard_size",
+    "variant",
+    "save_peft_format",
+    "save_original_format",
+    "distributed_checkpoint",
+)
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
@@ -41,4 +62,4 @@ def canonical(value: Any) -> Any:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-__all__ = ["DOWNLOAD_ARGUMENTS", "canonical", "check_keys", "nearest", "similar"]
+__all__ = ["DOWNLOAD_ARGUMENTS", "HUB_ARGUMENTS", "SAVE_ARGUMENTS", "canonical", "check_keys", "nearest", "similar"]
