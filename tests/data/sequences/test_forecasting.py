@@ -41,7 +41,7 @@ def test_constant_columns(tmp_path):
     [
         (lambda text: text.replace(",1.5\n", ",1,5\n"), "Expected 2 fields in line 4, saw 3"),
         (lambda text: text.replace("date,OT", "date,OT,OT").replace("\n2", ",0\n2"), "more than one column OT"),
-        (lambda text: text.replace(",1.5\n", ",1e300\n"), "Numbers of OT are too large"),
+        (lambda text: text.replace(",1.5\n", ",1e300\n"), r"Numbers of .*x\.csv are too large"),
     ],
     ids=["decimal comma", "column twice", "huge"],
 )

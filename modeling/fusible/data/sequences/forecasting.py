@@ -146,7 +146,8 @@ class Forecasts(torch.utils.data.Dataset):
         dates, values = read_table(file, columns, max(num_train, rows[1]))
         self.extractor = SeriesFeatureExtractor.fit(columns, values[:num_train]) if extractor is None else extractor
         self.values = torch.from_numpy(self.extractor(values, columns))
-        if not self.values.isfinite().all():
+        # an infinite deviation makes everything 0
+        if not self.values.isfinite().all() or not np.isfinite(self.extractor.std).all():
             raise ValueError(f"Numbers of {file} are too large for float32, also normalized.")
         # as they are, without a shift: days and months start at 1, hence their 32 and 13 in CALENDAR
         times = [dates.hour, dates.day_of_week, dates.day, dates.month, dates.minute // 15][:num_features]

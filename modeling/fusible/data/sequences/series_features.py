@@ -35,15 +35,12 @@ class SeriesFeatureExtractor(FeatureExtractionMixin):
 
         A constant column has the deviation 1 in place of 0, as in scikit-learn's `StandardScaler`.
 
-        Raises:
-            ValueError: if numbers are too large for it.
+        Of numbers that are too large for float64 when squared, it is infinite.
         """
-        with np.errstate(over="ignore"):  # an infinite deviation would make everything 0
+        with np.errstate(over="ignore"):
             # compared and not by a deviation of 0, which rounding makes a little larger
             std = np.where((values == values[0]).all(0), 1, values.std(0))
             mean = values.mean(0)
-        if not np.isfinite([mean, std]).all():
-            raise ValueError(f"Numbers of {', '.join(columns)} are too large for a mean and a deviation in float64.")
         return cls(columns, mean.tolist(), std.tolist())
 
     def __call__(self, values: np.ndarray, columns: Sequence[str]) -> np.ndarray:
