@@ -8,14 +8,15 @@ from transformers import PreTrainedModel
 
 
 def check_dtypes(model: PreTrainedModel, files: Iterable[str]) -> None:
-    """Raises `ValueError` if a weight file has integers where a model has floating-point numbers, or the reverse."""
+    """Raises `ValueError` if a weight file has integers where a model has floating-point numbers, and the like."""
     expected = model.state_dict()
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in expected.keys() & set(opened.keys()):
                 dtype = opened.get_slice(name).get_dtype()
-                # F32, BF16, F8_E4M3 and the like; I64, U8 and BOOL are not
-                if dtype.lstrip("B").startswith("F") != expected[name].is_floating_point():
+                # F32, BF16, F8_E4M3 and the like, or C64; I64, U8 and BOOL are neither
+                kind = (dtype.lstrip("B").startswith("F"), dtype.startswith("C"))
+                if kind != (expected[name].is_floating_point(), expected[name].is_complex()):
                     raise ValueError(
                         f"{file} has {name} as {dtype}, and the model has it as {expected[name].dtype}. Save or "
                         "download the weights again."

@@ -345,6 +345,23 @@ def test_bad_files_are_named(bad_files, name):
     assert caught.value.readable == {"half.mp4": 4, "damaged.mp4": 3}.get(name, 0)
 
 
+def test_frames_that_a_decoder_filled_in_are_damaged(tmp_path):
+    """H.264 hides what is missing; from that frame on, pictures are others than those that were written."""
+    frames = pictures(12)
+    write_video(tmp_path / "video.mp4", frames)
+    with av.open(tmp_path / "video.mp4") as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][5]
+    data = bytearray((tmp_path / "video.mp4").read_bytes())
+    middle = packet.pos + packet.size // 2
+    data[middle : middle + 8] = bytes(range(100, 108))
+    (tmp_path / "video.mp4").write_bytes(data)
+    with pytest.raises(UnusableVideoError, match=r"video\.mp4 is damaged in frame") as caught:
+        read_frames(tmp_path / "video.mp4", np.arange)
+    assert caught.value.readable == 5
+    first = read_frames(tmp_path / "video.mp4", np.arange, readable=5)
+    np.testing.assert_array_equal(first, frames[:5])
+
+
 def test_random_damage_never_ends_an_epoch(bad_files, tmp_path):
     generator, data = np.random.default_rng(0), (bad_files / "good.mp4").read_bytes()
     outcomes = Counter()
@@ -357,7 +374,7 @@ def test_random_damage_never_ends_an_epoch(bad_files, tmp_path):
             outcomes[len(read_frames(tmp_path / "video.mp4", np.arange)) > 0] += 1
         except UnusableVideoError:
             outcomes["unusable"] += 1
-    assert outcomes[True] > 10 and outcomes["unusable"] > 10
+    assert outcomes["unusable"] > 70
 
 
 def test_without_pyav(monkeypatch, tmp_path):

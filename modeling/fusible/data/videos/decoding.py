@@ -130,6 +130,9 @@ def _decode(file: Path, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
     try:
         with av.open(file, metadata_errors="ignore") as container:
             for frame in container.decode(_first_stream(container, file)):
+                # decoders fill in what is damaged, and go on from there; FFmpeg says so in this flag only
+                if frame.is_corrupt:
+                    raise UnusableVideoError(f"{file} is damaged in frame {number}.", readable=number)
                 if number in wanted:
                     # a stream can change its size on the way; frames of a clip must be stacked
                     size = size or {"width": frame.width, "height": frame.height}

@@ -99,6 +99,11 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
             raise ValueError(f"idle_ratio is {self.idle_ratio}; it is a share and must be in [0, 1].")
         if self.idle_schedule == "linear" and (self.idle_ratio is None or self.idle_ratio < 0.5):
             raise ValueError(f"idle_schedule='linear' needs an idle_ratio in [0.5, 1], not {self.idle_ratio}.")
+        if not 0 <= self.batch_norm_momentum <= 1:
+            raise ValueError(f"batch_norm_momentum is {self.batch_norm_momentum}; it must be in [0, 1].")
+        for name in ("batch_norm_eps", "block_norm_eps"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate is {self.drop_path_rate}; it must be in [0, 1).")
 
