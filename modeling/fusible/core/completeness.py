@@ -63,9 +63,11 @@ def check_complete(
 
 
 def shared_prefixes(model: PreTrainedModel, parts: Iterable[nn.Module]) -> tuple[str, ...]:
-    """Beginnings of the names of tensors in parts of a model."""
+    """Beginnings of the names of tensors in parts of a model, as models with a head and without have them."""
     wanted = set(parts)
-    return tuple(f"{name}." if name else "" for name, module in model.named_modules() if module in wanted)
+    names = [f"{name}." if name else "" for name, module in model.named_modules() if module in wanted]
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+    return tuple(dict.fromkeys(other for name in names for other in (name, prefix + name, name.removeprefix(prefix))))
 
 
 __all__ = ["check_complete", "check_dtypes", "shared_prefixes"]
