@@ -30,7 +30,7 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
             Number of active channels of each block, instead of `idle_ratio`; the first ones of the hidden width.
         ffn_norm (`"batch"` or `"layer"`, *optional*, defaults to `"batch"`):
             BatchNorm before both linears of the FFN (the paper's), or LayerNorm before the first one only (the
-            paper's baseline; it fuses as exactly, but norm and shortcut remain).
+            paper's baseline; it fuses as exactly, but the norm remains).
         batch_norm_eps (`float`, *optional*, defaults to 1e-5): epsilon of the BatchNorms.
         batch_norm_momentum (`float`, *optional*, defaults to 0.1): momentum of their running statistics.
         sync_batch_norm (`bool`, *optional*, defaults to `False`):

@@ -22,6 +22,7 @@ from ...core.options import DOWNLOAD_ARGUMENTS
 from .blocks import RePaBlock, convert_block_
 from .calibration import calibrate_, collect_statistics
 from .configuration_repavit import RePaViTConfig
+from .earlier_format import load_earlier_format
 from .feed_forward import ChannelIdleFeedForward
 
 
@@ -100,6 +101,9 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         for ffn, found in zip(ffns, statistics or [], strict=statistics is not None):
             calibrate_(ffn, found)
         return repavit
+
+    def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
+        return load_earlier_format(files)
 
     def _shared_parts(self) -> list[nn.Module]:
         return [self.backbone, self.final_norm]
