@@ -192,5 +192,5 @@ def test_headers_name_the_save(tmp_path):
         with safe_open(file, "pt") as opened:
             headers.append(opened.metadata())
     assert all(header == headers[0] for header in headers) and len(headers) > 1
-    assert headers[0]["fusible_format"] == "2" and headers[0]["fusible_class"] == "RePaViTForImageClassification"
+    assert headers[0]["fusible_format"] == "3" and headers[0]["fusible_class"] == "RePaViTForImageClassification"
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [headers[0]["fusible_class"]]

@@ -281,6 +281,7 @@ def check_form_metadata(config: FormConfig, *files: str | os.PathLike) -> dict[s
 __all__ = [
     "ADAPTER_FILES",
     "CLASS_KEY",
+    "FORMAT_KEY",
     "KERNEL_FOLDER",
     "SAVE_KEY",
     "FormConfig",

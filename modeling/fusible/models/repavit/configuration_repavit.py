@@ -22,7 +22,7 @@ class RePaViTConfig(BackboneConfigMixin, IdleChannelsConfig):
         idle_ratio, idle_schedule, active_channels: see `IdleChannelsConfig`.
         ffn_norm (`"batch"` or `"layer"`, *optional*, defaults to `"batch"`):
             BatchNorm before both linears of the FFN (the paper's), or LayerNorm before the first one only (the
-            paper's baseline; it fuses as exactly, but norm and shortcut remain).
+            paper's baseline; it fuses as exactly, but the norm remains).
         batch_norm_eps (`float`, *optional*, defaults to 1e-5): epsilon of the BatchNorms.
         batch_norm_momentum (`float`, *optional*, defaults to 0.1): momentum of their running statistics.
         sync_batch_norm (`bool`, *optional*, defaults to `False`):

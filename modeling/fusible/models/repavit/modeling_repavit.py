@@ -23,6 +23,7 @@ from .blocks import RePaBlock, convert_block_
 from .calibration import CalibrationData
 from .configuration_repavit import RePaViTConfig
 from .conversion import ConvertedBlock, convert_
+from .earlier_format import load_earlier_format
 
 
 class RePaViTPreTrainedModel(FusiblePreTrainedModel):
@@ -117,6 +118,9 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         data = None if calibration is None else CalibrationData(calibration, dense.main_input_name, example, seed=seed)
         convert_(dense, repavit.backbone, blocks, data)
         return repavit.to(dtype).eval()
+
+    def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
+        return load_earlier_format(files)
 
     def _shared_parts(self) -> list[nn.Module]:
         return [self.backbone, self.final_norm]
