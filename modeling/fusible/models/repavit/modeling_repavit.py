@@ -10,11 +10,11 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from ...core.backbones import backbone_spec
-from ...core.dense import load_backbone, split_options
+from ...core.dense import LABEL_OPTIONS, dense_classifier, dense_config, load_backbone, split_options
 from ...core.drop_path import DropPath
 from ...core.losses import classification_loss
 from ...core.modeling import FusiblePreTrainedModel
@@ -24,6 +24,9 @@ from .calibration import CalibrationData
 from .configuration_repavit import RePaViTConfig
 from .conversion import ConvertedBlock, convert_
 from .earlier_format import load_earlier_format
+
+
+logger = logging.get_logger(__name__)
 
 
 class RePaViTPreTrainedModel(FusiblePreTrainedModel):
@@ -58,7 +61,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             drop_path = DropPath(rate) if config.drop_path_rate > 0 else nn.Identity()
             convert_block_(block, self.backbone_spec, config, active_channels, drop_path)
             cast(RePaBlock, block).is_last = block is blocks[-1]
-        self.feature_size = self.backbone_spec.feature_size(self.backbone.config)
+        self.feature_size = self.backbone_spec.feature_size(self.backbone.config, config.pooling)
         self.final_norm = nn.GroupNorm(1, self.feature_size) if self.backbone_spec.needs_final_norm else nn.Identity()
 
     @classmethod
@@ -146,7 +149,8 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             **kwargs: for the backbone.
         """
         self._check_arguments(kwargs)
-        if class_token_only and self.backbone_spec.pools_class_token:
+        pooling = self.config.pooling
+        if class_token_only and self.backbone_spec.pools_class_token and pooling is None:
             kwargs["class_token_only"] = True
         # this model's configuration decides, not the one of the backbone inside
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
@@ -157,7 +161,10 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         outputs = BaseModelOutputWithPooling(
             hidden_states, outputs.get("pooler_output"), outputs.hidden_states, outputs.get("attentions")
         )
-        outputs.pooler_output = self.backbone_spec.pool(outputs)
+        if pooling is None:
+            outputs.pooler_output = self.backbone_spec.pool(outputs)
+        else:
+            outputs.pooler_output = self.backbone_spec.pooled_patches(hidden_states, self.backbone.config, pooling)
         return outputs
 
 
@@ -199,6 +206,36 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
             self.classifier = nn.Linear(self.feature_size, self.num_labels)
         self.loss_function = classification_loss
         self.post_init()
+
+    @classmethod
+    def from_dense(cls, model: PreTrainedModel | str | os.PathLike, calibration: Any = None, **kwargs: Any) -> Self:
+        """
+        As `RePaViTModel.from_dense`. A linear head of the dense model, and what it pools, are kept with its labels.
+
+        With other labels, or of a model without such a head, the head is new; a warning says so.
+        """
+        loading = {name: kwargs[name] for name in (*DOWNLOAD_ARGUMENTS, "dtype") if name in kwargs}
+        spec = backbone_spec(dense_config(model, **{n: value for n, value in loading.items() if n != "dtype"}))
+        keeps_labels = not any(name in kwargs for name in LABEL_OPTIONS)
+        dense: Any = None
+        if spec.classifier is None:
+            dense = dense_classifier(model, kwargs.get("backbone_config"), **loading)
+        if dense is not None and not keeps_labels:
+            # other options of labels than names, such as their number, say less than the dense model knows
+            names = kwargs.get("id2label", dense.config.id2label)
+            keeps_labels = {int(label): name for label, name in names.items()} == dense.config.id2label
+            keeps_labels &= kwargs.get("num_labels", dense.config.num_labels) == dense.config.num_labels
+        if dense is None or not keeps_labels:
+            why = "has no linear classifier" if dense is None else "has other labels"
+            logger.warning(f"The classifier is new and has to be trained: the dense model {why}.")
+            return super().from_dense(model, calibration, **kwargs)
+        options = {name: value for name, value in kwargs.items() if name not in (*loading, "backbone_config")}
+        repavit = super().from_dense(dense, calibration, pooling=spec.classifier_pooling, **options)
+        repavit.classifier.load_state_dict(dense.classifier.state_dict())
+        if spec.needs_final_norm:
+            repavit.final_norm.load_state_dict(dense.norm.state_dict())
+        repavit.config.problem_type = dense.config.problem_type
+        return repavit
 
     @can_return_tuple
     def forward(
