@@ -218,6 +218,7 @@ class FusiblePreTrainedModel(TwoFormsModel):
         model: "FusiblePreTrainedModel",
         state_dict: dict | None,
         checkpoint_files: list[str] | None,
+        load_config: Any,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -226,8 +227,10 @@ class FusiblePreTrainedModel(TwoFormsModel):
         saved = check_form_metadata(model.config, *files)
         model._saved_class = saved.get(CLASS_KEY, next(iter(model.config.architectures or ()), None))
         if not model._is_quantized():
-            check_dtypes(model, files)
-        result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+            check_dtypes(model, map(str, checkpoint_files or []), load_config.weights_only)
+        result = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
         if any(read_form_metadata(file).get(SAVE_KEY) != saved.get(SAVE_KEY) for file in files):
             raise OSError(f"{Path(files[0]).parent} was saved anew while it was loaded; load it again.")
         return result
