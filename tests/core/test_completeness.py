@@ -127,6 +127,18 @@ def test_integers_are_not_read_as_weights(name, tmp_path):
         type(model).from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_pickled_weights_of_another_kind_are_refused(dtype, tmp_path):
+    model = make_model(num_labels=5)
+    model.config.save_pretrained(tmp_path)
+    tensors = model.state_dict()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    assert torch.equal(type(model).from_pretrained(tmp_path).classifier.weight, tensors["classifier.weight"])
+    torch.save(tensors | {"classifier.weight": tensors["classifier.weight"].to(dtype)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"has classifier.weight as {dtype}, and the model has it as torch.float32"):
+        type(model).from_pretrained(tmp_path)
+
+
 def test_complex_numbers_are_not_read_as_integers(tmp_path):
     model = make_model(num_labels=5)
     model.save_pretrained(tmp_path)

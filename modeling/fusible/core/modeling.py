@@ -229,6 +229,7 @@ class FusiblePreTrainedModel(TwoFormsModel):
         model: "FusiblePreTrainedModel",
         state_dict: dict | None,
         checkpoint_files: list[str] | None,
+        load_config: Any,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -237,12 +238,14 @@ class FusiblePreTrainedModel(TwoFormsModel):
         saved = check_form_metadata(model.config, *files)
         model._saved_class = saved.get(CLASS_KEY, next(iter(model.config.architectures or ()), None))
         if not model._is_quantized():
-            check_dtypes(model, files)
+            check_dtypes(model, map(str, checkpoint_files or []), load_config.weights_only)
         if model.config.fused and int(saved.get(FORMAT_KEY, 1)) < model.config.format_number:
             tensors = model._load_earlier_format(files)
             if tensors is not None:
                 state_dict, checkpoint_files = tensors, None
-        result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        result = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
         if any(read_form_metadata(file).get(SAVE_KEY) != saved.get(SAVE_KEY) for file in files):
             raise OSError(f"{Path(files[0]).parent} was saved anew while it was loaded; load it again.")
         return result
