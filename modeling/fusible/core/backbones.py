@@ -103,7 +103,9 @@ class BackboneSpec:
     def feature_size(self, backbone_config: PreTrainedConfig, pooling: str | None = None) -> int:
         """Width of the image feature, or of one by a pooling of `POOLINGS`."""
         width = backbone_config.to_dict()[self.width]
-        return (self.pooled if pooling is None else POOLINGS[pooling]) * (width[-1] if isinstance(width, list | tuple) else width)
+        return (self.pooled if pooling is None else POOLINGS[pooling]) * (
+            width[-1] if isinstance(width, list | tuple) else width
+        )
 
     def pooled_patches(self, tokens: torch.Tensor, backbone_config: PreTrainedConfig, pooling: str) -> torch.Tensor:
         """

@@ -72,8 +72,8 @@ class FusibleConfig(PortableConfig):
             Which of the two forms the model has. Fused weights cannot be turned back into the training form.
     """
 
-    # of weight files. Headers do not say 1, whose digests have a rule of their own; since 3, RePaViT's fused FFNs have
-    # the shortcut beside their linears and not in them
+    # of weight files. Headers do not say 1, whose digests have a rule of their own; since 3, fused FFNs with idle
+    # channels have the shortcut beside their linears and not in them
     format_number: ClassVar[int] = 3
     # fields in which weights and configuration may differ
     non_structural_fields: ClassVar[frozenset[str]] = frozenset()

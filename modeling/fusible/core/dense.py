@@ -73,7 +73,9 @@ def dense_config(
     else:
         config = AutoConfig.from_pretrained(model, **download)
     if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(f"{_where(model)} is quantized. Convert the weights that it was made from, and quantize after.")
+        raise ValueError(
+            f"{_where(model)} is quantized. Convert the weights that it was made from, and quantize after."
+        )
     return changed(config.vision_config if "vision_config" in config.sub_configs else config, changes)
 
 
@@ -206,4 +208,12 @@ def _copy_part(model: PreTrainedModel, auto: Any, config: PreTrainedConfig, **op
     return dense
 
 
-__all__ = ["LABEL_OPTIONS", "changed", "dense_classifier", "dense_config", "load_backbone", "load_dense", "split_options"]
+__all__ = [
+    "LABEL_OPTIONS",
+    "changed",
+    "dense_classifier",
+    "dense_config",
+    "load_backbone",
+    "load_dense",
+    "split_options",
+]

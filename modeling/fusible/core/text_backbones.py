@@ -26,6 +26,7 @@ class TextBackboneSpec:
     fc2: str = "output.dense"
     dropout: str = "output.dropout"
     norm: str = "output.LayerNorm"  # its input is the sum of shortcut and FFN
+    attention_norm: str = "attention.output.LayerNorm"  # gives the FFN's input
 
     def blocks(self, model: nn.Module) -> Iterator[nn.Module]:
         """The Transformer blocks, first to last."""
@@ -64,7 +65,7 @@ TEXT_BACKBONES: dict[str, TextBackboneSpec] = {
     "bert": _POST_NORM,
     "roberta": replace(_POST_NORM, block="RobertaLayer"),
     "xlm-roberta": replace(_POST_NORM, block="XLMRobertaLayer"),
-    "mpnet": replace(_POST_NORM, block="MPNetLayer"),
+    "mpnet": replace(_POST_NORM, block="MPNetLayer", attention_norm="attention.LayerNorm"),
     "distilbert": TextBackboneSpec(
         "TransformerBlock",
         ffn="ffn",
@@ -74,6 +75,7 @@ TEXT_BACKBONES: dict[str, TextBackboneSpec] = {
         fc2="ffn.lin2",
         dropout="ffn.dropout",
         norm="output_layer_norm",
+        attention_norm="sa_layer_norm",
     ),
 }
 

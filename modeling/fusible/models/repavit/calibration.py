@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
 
@@ -16,10 +17,11 @@ class CalibrationData:
 
     Args:
         calibration: a batch, a tensor of the main input, an iterable of batches or of examples, a `DataLoader` or a
-            data set. A batch is a mapping such as `{"pixel_values": tensor}`, or the tensor alone.
+            data set. A batch is a mapping such as `{"pixel_values": tensor}`, the tensor alone, or first in a tuple.
         main_input: name of the main input.
         example: one batch of it, for its number of dimensions and its kind of dtype.
         others: names of further inputs that are passed on, such as `attention_mask`.
+        padding: of the main input, where examples have several lengths.
         tokens_per_sample: how many tokens of an image or text are read for a fit.
         seed: of their choice.
 
@@ -33,12 +35,14 @@ class CalibrationData:
         main_input: str,
         example: torch.Tensor,
         others: tuple[str, ...] = (),
+        padding: int = 0,
         tokens_per_sample: int = 48,
         seed: int = 0,
     ) -> None:
         self.main_input = main_input
         self.example = example
         self.others = others
+        self.padding = padding
         self.tokens_per_sample = tokens_per_sample
         self.seed = seed
         whole = isinstance(calibration, Mapping | torch.Tensor)
@@ -59,25 +63,40 @@ class CalibrationData:
                 raise ValueError(f"{self.main_input} of the calibration is {shape}; batches have {wanted} dimensions.")
             examples.append(inputs)
             if len(examples) == BATCH_SIZE:
-                yield default_collate(examples)
+                yield self._collate(examples)
                 examples = []
         if examples:
-            yield default_collate(examples)
+            yield self._collate(examples)
+
+    def _collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        if len({example[self.main_input].shape for example in examples}) == 1:
+            return default_collate(examples)
+        if self.example.is_floating_point():
+            raise ValueError(f"{self.main_input} of the calibration's examples are of several sizes; give batches.")
+        # texts: what fills up is masked
+        masked = [{"attention_mask": torch.ones_like(example[self.main_input]), **example} for example in examples]
+        return {
+            name: pad_sequence(
+                [example[name] for example in masked], True, self.padding if name == self.main_input else 0
+            )
+            for name in masked[0]
+        }
 
     def _inputs(self, item: Any) -> dict[str, torch.Tensor]:
         """What a model takes of a batch or an example."""
         if not isinstance(item, Mapping):
-            item = {self.main_input: item}
+            # inputs and labels side by side, as data sets of torch have them
+            item = {self.main_input: item[0] if isinstance(item, tuple | list) and item else item}
         if item.get(self.main_input) is None:
             raise ValueError(f"calibration has no {self.main_input}, which the model takes; it has {', '.join(item)}.")
         found = {
-            name: torch.as_tensor(item[name])
-            for name in (self.main_input, *self.others)
-            if item.get(name) is not None
+            name: torch.as_tensor(item[name]) for name in (self.main_input, *self.others) if item.get(name) is not None
         }
         main = found[self.main_input]
         if main.is_floating_point() != self.example.is_floating_point():
-            raise ValueError(f"{self.main_input} of the calibration is {main.dtype}; the model takes {self.example.dtype}.")
+            raise ValueError(
+                f"{self.main_input} of the calibration is {main.dtype}; the model takes {self.example.dtype}."
+            )
         if main.is_floating_point() and not main.isfinite().all():
             raise ValueError(f"{self.main_input} of the calibration has values that are not finite (NaN or infinite).")
         return found

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .calibration import CalibrationData
@@ -47,11 +46,11 @@ class ConvertedBlock:
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Makes a module do something else."""
-    setattr(module, "forward", forward)
+    object.__setattr__(module, "forward", forward)  # on this object, in front of its class's
     try:
         yield
     finally:
-        delattr(module, "forward")
+        object.__delattr__(module, "forward")
 
 
 def _rows(stream: torch.Tensor, data: CalibrationData, batch: int, channels_first: bool) -> torch.Tensor:
@@ -64,26 +63,24 @@ class Conversion:
     """
     Converts the blocks of a model in order, each on what the blocks before it, already converted, give it.
 
-    The fit of a block aims at the dense model's hidden states, so it corrects errors of earlier blocks. The dense model
-    runs once. The states of the other one are kept, so each of its blocks runs once, too.
+    The fit of a block aims at the dense model's hidden states, so it corrects errors of earlier blocks. The dense
+    model runs once. The states of the other one are kept, so each of its blocks runs once, too.
 
     Args:
-        dense: in eval mode.
+        dense: a model of transformers, in eval mode.
         model: the one to convert, with dense weights, in eval mode and on the same device.
         blocks: of both.
         data: what they run on.
     """
 
-    def __init__(
-        self, dense: PreTrainedModel, model: PreTrainedModel, blocks: Sequence[ConvertedBlock], data: CalibrationData
-    ) -> None:
+    def __init__(self, dense: Any, model: Any, blocks: Sequence[ConvertedBlock], data: CalibrationData) -> None:
         self.dense = dense
         self.model = model
         self.blocks = blocks
         self.data = data
         self.states: list[torch.Tensor] = [torch.empty(0)] * len(data.batches)
 
-    def _run(self, model: PreTrainedModel, batch: int) -> None:
+    def _run(self, model: Any, batch: int) -> None:
         inputs = {}
         for name, value in self.data.batches[batch].items():
             inputs[name] = value.to(model.device, model.dtype if value.is_floating_point() else None)
@@ -103,7 +100,9 @@ class Conversion:
         targets = self._dense_streams()
         for block, wanted in zip(self.blocks, targets, strict=True):
             if not wanted.isfinite().all():
-                raise ValueError("The dense model's hidden states are not finite (NaN or infinite) on the calibration.")
+                raise ValueError(
+                    "The dense model's hidden states are not finite (NaN or infinite) on the calibration."
+                )
             if block.is_exact:
                 continue
             features = block.ffn.active_channels + block.ffn.fc1.in_features + 1
@@ -165,9 +164,10 @@ class Conversion:
         """What comes to the FFN of a block, from the kept output of the block before it."""
         seen: list[torch.Tensor] = []
 
-        def keep(hidden_states: torch.Tensor) -> torch.Tensor:
-            seen.append(hidden_states)
-            return hidden_states
+        def keep(*inputs: torch.Tensor) -> torch.Tensor:
+            # the residual stream comes last
+            seen.append(inputs[-1])
+            return inputs[-1]
 
         with ExitStack() as stack:
             for place, block in enumerate(self.blocks):
@@ -189,14 +189,12 @@ class Conversion:
 
 
 @torch.no_grad()
-def convert_(
-    dense: PreTrainedModel, model: PreTrainedModel, blocks: Sequence[ConvertedBlock], data: CalibrationData | None
-) -> None:
+def convert_(dense: Any, model: Any, blocks: Sequence[ConvertedBlock], data: CalibrationData | None) -> None:
     """
     Converts the blocks of a model that holds dense weights, in place.
 
     Args:
-        dense: in eval mode.
+        dense: a model of transformers, in eval mode.
         model: the one to convert, in eval mode and on the same device.
         blocks: of both.
         data: what they run on. Without, channels and slopes follow from the weights.

@@ -24,6 +24,7 @@ from .calibration import CalibrationData
 from .configuration_repavit import RePaViTConfig
 from .conversion import ConvertedBlock, convert_
 from .earlier_format import load_earlier_format
+from .feed_forward import ChannelIdleFeedForward
 
 
 logger = logging.get_logger(__name__)
@@ -109,8 +110,8 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             ConvertedBlock(
                 block,
                 own,
-                ffn=own.feed_forward,
-                end=own.feed_forward,
+                ffn=cast(ChannelIdleFeedForward, own.get_submodule("feed_forward")),
+                end=own.get_submodule("feed_forward"),
                 stream=block,
                 norm=block.get_submodule(spec.ffn_norm),
                 channels_first=spec.channels_first,
@@ -229,7 +230,11 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
             why = "has no linear classifier" if dense is None else "has other labels"
             logger.warning(f"The classifier is new and has to be trained: the dense model {why}.")
             return super().from_dense(model, calibration, **kwargs)
-        options = {name: value for name, value in kwargs.items() if name not in (*loading, "backbone_config")}
+        options = {
+            name: value for name, value in kwargs.items() if name not in (*loading, *LABEL_OPTIONS, "backbone_config")
+        }
+        # of a CLIP-like classifier they are not in the vision tower's configuration
+        options |= {"id2label": dense.config.id2label, "label2id": kwargs.get("label2id", dense.config.label2id)}
         repavit = super().from_dense(dense, calibration, pooling=spec.classifier_pooling, **options)
         repavit.classifier.load_state_dict(dense.classifier.state_dict())
         if spec.needs_final_norm:

@@ -13,7 +13,7 @@ from .feed_forward import ChannelIdleFeedForward
 
 # of the variance of each feature: what keeps weights that the data do not determine close to the dense ones
 RIDGE = 1e-3
-# singular values further apart than this: fc1's old rows would magnify rounding when the linear part is written in them
+# of singular values: beyond it, fc1's old rows magnify rounding when the linear part is written into them
 LARGEST_CONDITION = 1e3
 
 
@@ -47,8 +47,8 @@ class Refit:
     The closest FFN with so many active channels: `down act(h[active]) + linear u + bias` of normed inputs `u`.
 
     `active` and `idle` are indices of hidden channels. `down` is `[out, active]`, `linear` `[out, in]` of at most so
-    high a rank as there are idle channels, `bias` `[out]`; all in float64, layer scale included. `error` is the squared
-    error over the variance of the target.
+    high a rank as there are idle channels, `bias` `[out]`; all in float64, layer scale included. `error` is the
+    squared error over the variance of the target.
     """
 
     active: torch.Tensor
@@ -101,9 +101,7 @@ class RefitStatistics:
         inputs, outputs = slice(hidden, hidden + width), slice(hidden + width, None)
         gain, fc2, _ = _scaled_fc2(self.ffn)
         # of every hidden channel: the weights with which the input explains it, [in, hidden]
-        explained = solve(
-            covariance[inputs, inputs], covariance[inputs, :hidden], covariance.new_zeros(width, hidden)
-        )
+        explained = solve(covariance[inputs, inputs], covariance[inputs, :hidden], covariance.new_zeros(width, hidden))
         left = covariance.diag()[:hidden] - (covariance[:hidden, inputs] * explained.T).sum(1)
         # stable: channels that tie stay in their order, on any device
         order = (left * fc2.square().sum(0)).argsort(descending=True, stable=True)
@@ -246,9 +244,9 @@ def linearize_norm_(ffn: ChannelIdleFeedForward, norm: nn.Module, parts: Sequenc
     seen = slope[:, None] * covariance[:width, :width] * slope
     mixing = solve(seen, slope[:, None] * between, torch.eye(width, dtype=seen.dtype, device=seen.device)).T
     weight, bias = _double(ffn.fc1)
-    ffn.fc1.weight.copy_(weight @ mixing)
     if bias is not None and ffn.fc1.bias is not None:
         ffn.fc1.bias.copy_(bias + weight @ (mean[width:] - mixing @ mean[width:]))
+    ffn.fc1.weight.copy_(weight @ mixing)
 
 
 def set_batch_norm_(
