@@ -1,8 +1,7 @@
 """Text encoders with RePaViT's FFNs: post-norm blocks without BatchNorms (https://huggingface.co/papers/2505.21847)."""
 
 import os
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -68,7 +67,6 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     model_tags = ["fusible", "repavit"]
-    dynamic_axes: ClassVar[Mapping[int, str]] = {0: "batch", 1: "length"}
 
     def __init__(self, config: RePaTextConfig, dense: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -108,7 +106,10 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
             ValueError: if the encoder is not supported, an option is wrong, or a model at hand has other labels.
         """
         config, dense = load_stock(cls.config_class, auto_class_of(cls), model, kwargs, text_backbone_spec)
-        return cls(config, dense)
+        repa_text = cls(config, dense)
+        # its tokenizer and what comes after it, such as pooling, go along with the inference form
+        repa_text.name_or_path = dense.name_or_path
+        return repa_text
 
     def _shared_parts(self) -> list[nn.Module]:
         # embeddings and blocks; a pooler is part of some stock models only
@@ -118,6 +119,12 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random inputs, always the same ones, of which the second is half padding."""
         return text_backbone_spec(self.stock.config).dummy_inputs(self.stock.config)
+
+    @property
+    def dynamic_axes(self) -> dict[int, tuple[str, int | None]]:
+        """Batch and tokens, of which there are no more than the encoder has positions."""
+        longest = text_backbone_spec(self.stock.config).max_length(self.stock.config)
+        return super().dynamic_axes | {1: ("tokens", longest)}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.stock.get_input_embeddings()
