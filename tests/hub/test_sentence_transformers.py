@@ -89,6 +89,16 @@ def test_its_files_go_where_the_inference_form_goes(hub, tmp_path):
         assert type(found[0].model) is RePaTextModel and found[0].model.config.fused
 
 
+def test_its_files_go_along_from_a_repository(hub, tmp_path):
+    """`from_dense` fetches them, as saving downloads nothing."""
+    save_sentence_model(tmp_path)
+    SentenceTransformer(str(tmp_path / "source"), device="cpu").push_to_hub("alice/source")
+    RePaTextModel.from_dense("alice/source", idle_ratio=0).save_pretrained(tmp_path / "fused", fused=True)
+    found, expected = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("fused", "source"))
+    assert found[0].model.config.fused
+    np.testing.assert_allclose(found.encode(SENTENCES), expected.encode(SENTENCES), atol=1e-5)
+
+
 def test_card(tmp_path):
     save_sentence_model(tmp_path)
     model = RePaTextModel.from_dense(tmp_path / "source", idle_ratio=0.75)

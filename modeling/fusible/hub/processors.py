@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, PreTrainedModel
@@ -104,6 +106,11 @@ class SavedProcessor:
             except (OSError, ValueError, ImportError) as error:
                 logger.warning(f"The tokenizer of {self.source} stays behind, as it cannot be loaded: {error}")
         return [str(Path(folder, name)) for name in files_in(Path(folder)) if name not in before]
+
+    def fetch(self) -> None:
+        """Downloads all that `save_pretrained` saves, so that it is in the cache; without a network, what is there."""
+        with TemporaryDirectory() as folder, suppress(OSError):
+            self.save_pretrained(folder)
 
     def _sentence_files(self) -> list[str]:
         """Names of the files of sentence-transformers that may be there, those of its modules with their path."""

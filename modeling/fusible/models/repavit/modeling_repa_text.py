@@ -12,6 +12,7 @@ from ..._auto import auto_class_of
 from ...core.modeling import FusiblePreTrainedModel
 from ...core.stock_models import build_stock, load_stock
 from ...core.text_backbones import TextBackboneSpec, text_backbone_spec
+from ...hub.processors import SavedProcessor
 from .blocks import ZeroBranch
 from .configuration_repa_text import RePaTextConfig
 from .feed_forward import ChannelIdleFeedForward
@@ -109,6 +110,9 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
         repa_text = cls(config, dense)
         # its tokenizer and what comes after it, such as pooling, go along with the inference form
         repa_text.name_or_path = dense.name_or_path
+        if not isinstance(model, PreTrainedModel):
+            download = {name: kwargs[name] for name in ("revision", "token", "local_files_only") if name in kwargs}
+            SavedProcessor(model, **download).fetch()  # as saving downloads nothing
         return repa_text
 
     def _shared_parts(self) -> list[nn.Module]:
