@@ -8,6 +8,7 @@ from transformers.exporters import ExportedModel
 from fusible import (
     EWAConfig,
     EWAForImageClassification,
+    RePaTextModel,
     RePaViTForImageClassification,
     S4Config,
     S4ForCausalLM,
@@ -17,6 +18,7 @@ from fusible import (
 from fusible.export import check_format, example_inputs, export_fused
 from support.model_tests.base import perturb_
 from support.small_models import make_model
+from support.text_models import make_dense
 
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -48,6 +50,23 @@ def test_onnx_is_the_fused_form(name, tmp_path):
         with torch.no_grad():
             expected = model(**inputs).logits.numpy()  # of the training form
         found = session.run(["logits"], {key: value.numpy() for key, value in inputs.items()})[0]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet"])
+def test_texts_of_any_length(name, tmp_path):
+    """The program takes more texts and fewer tokens than it was traced with, and heeds its mask of padding."""
+    model = RePaTextModel.from_dense(make_dense(name), idle_ratio=0.75).eval()
+    facts = export_fused(model, tmp_path / "program")
+    assert set(map(tuple, facts["inputs"].values())) == {("batch", "tokens")}
+    session = onnxruntime.InferenceSession(tmp_path / "program" / "model.onnx")
+    for batch_size, length in ((5, 9), (1, 24 - 2 * (name == "mpnet"))):
+        inputs = {key: torch.randint(2, (batch_size, length)) for key in facts["inputs"]}
+        inputs["input_ids"] = torch.randint(2, 40, (batch_size, length))
+        inputs["attention_mask"][:, 0] = 1
+        with torch.no_grad():
+            expected = model(**inputs)[0].numpy()  # of the training form
+        (found,) = session.run(["last_hidden_state"], {key: value.numpy() for key, value in inputs.items()})
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * abs(expected).max())
 
 

@@ -36,24 +36,42 @@ def check_format(kind: str) -> None:
         raise ImportError(f"The format {kind} needs {', '.join(missing)}: pip install 'fusible[export]'")
 
 
-def example_inputs(model: FusiblePreTrainedModel, batch_size: int) -> dict[str, torch.Tensor]:
-    """The model's `dummy_inputs`, repeated or cut to a batch size, in its dtype."""
+def example_inputs(model: FusiblePreTrainedModel, batch_size: int, shorter: int = 0) -> dict[str, torch.Tensor]:
+    """
+    The model's `dummy_inputs`, repeated or cut to a batch size, in its dtype.
+
+    Args:
+        model: whose inputs.
+        batch_size: length of the first axis.
+        shorter: by how much the others of the model's `dynamic_axes` are shorter.
+    """
     inputs = {}
     for name, tensor in model.dummy_inputs.items():
         repeated = torch.cat([tensor] * -(-batch_size // len(tensor)))[:batch_size]
+        for axis in model.dynamic_axes.keys() - {0}:
+            repeated = repeated.narrow(axis, 0, repeated.shape[axis] - shorter)
         inputs[name] = repeated.to(model.dtype) if repeated.is_floating_point() else repeated
     return inputs
+
+
+def input_shapes(model: FusiblePreTrainedModel) -> dict[str, list[str | int]]:
+    """Shapes of a program's inputs: names of axes that may have any length, and lengths of the others."""
+    return {
+        name: [model.dynamic_axes.get(axis, (size,))[0] for axis, size in enumerate(tensor.shape)]
+        for name, tensor in example_inputs(model, 1).items()
+    }
 
 
 def export_fused(
     model: FusiblePreTrainedModel, folder: Path, kind: Format = "onnx", tolerance: float = 1e-4
 ) -> dict[str, Any]:
     """
-    Writes the inference form as a program for any batch size, and compares what it computes with the model.
+    Writes the inference form as a program for any batch size, and of texts for any length, and compares what it
+    computes with the model.
 
     `transformers.exporters.ExportedModel.from_pretrained(folder)` runs either format. For "torch" it asks for
     `trust_remote_code=True`, since such files can run code. `model.onnx` runs in any runtime of ONNX. Axes other than
-    the batch have the sizes of `dummy_inputs`.
+    the model's `dynamic_axes` have the sizes of `dummy_inputs`.
 
     Args:
         model: in either form; it stays as it is.
@@ -79,7 +97,9 @@ def export_fused(
     # torch.export takes an axis of length 1 for a constant
     inputs = example_inputs(model, 2)
     exporter, config_class = (OnnxExporter(), OnnxConfig) if kind == "onnx" else (DynamoExporter(), DynamoConfig)
-    config = config_class(dynamic_shapes={name: {0: Dim("batch", min=1)} for name in inputs})
+    # one of a name, as the axes of this name in all inputs are of one length
+    axes = {axis: Dim(name, min=1, max=longest) for axis, (name, longest) in model.dynamic_axes.items()}
+    config = config_class(dynamic_shapes=dict.fromkeys(inputs, axes))
     with contextlib.redirect_stdout(sys.stderr):  # where torch's progress belongs
         exported = exporter.export(fused, cast(Any, inputs), config)
     with atomic_folder(folder, lambda name: name.startswith("model."), LAST) as stage:
@@ -97,7 +117,7 @@ def export_fused(
         "format": kind,
         "folder": str(folder),
         "files": files,
-        "inputs": {name: ["batch", *tensor.shape[1:]] for name, tensor in inputs.items()},
+        "inputs": input_shapes(model),
         "max_difference": difference,
         "max_output": largest,
     }
@@ -105,14 +125,14 @@ def export_fused(
 
 @torch.no_grad()
 def _difference(program: Any, fused: PreTrainedModel, model: FusiblePreTrainedModel) -> tuple[float, float]:
-    """Largest difference of the first outputs over several batch sizes, and the largest output."""
+    """Largest difference of the first outputs over several sizes of the dynamic axes, and the largest output."""
     differences, outputs = [], []
-    for batch_size in BATCHES:
-        inputs = example_inputs(model, batch_size)
+    for shorter, batch_size in enumerate(BATCHES):
+        inputs = example_inputs(model, batch_size, shorter)
         expected, actual = fused(**inputs)[0], program(**inputs)[0]
         differences.append((actual - expected).abs().max().item())
         outputs.append(expected.abs().max().item())
     return max(differences), max(outputs)
 
 
-__all__ = ["Format", "check_format", "example_inputs", "export_fused"]
+__all__ = ["Format", "check_format", "example_inputs", "export_fused", "input_shapes"]

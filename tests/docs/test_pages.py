@@ -33,6 +33,7 @@ from fusible.recipes.recipe import Recipe
 from support.model_tests.base import perturb_
 from support.pages import BLOCK, MORE_PAGES, PAGES, PICTURE, TINY, TINY_VIT, Block, blocks
 from support.paths import ROOT
+from support.text_models import make_dense, make_tokenizer
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
@@ -60,6 +61,7 @@ def run_page(hub, tmp_path, monkeypatch) -> Callable[[Path], dict[str, Any]]:
         "user/my-training-checkpoint": lambda: RePaViTForImageClassification(
             RePaViTConfig(backbone_config=TINY_VIT, num_labels=10)
         ),
+        "sentence-transformers/all-MiniLM-L6-v2": lambda: make_dense("bert", pad_token_id=1),
         "user/my-s4": lambda: fusible.S4ForCausalLM(
             fusible.S4Config(vocab_size=256, hidden_size=16, num_hidden_layers=2, state_size=4)
         ),
@@ -79,6 +81,8 @@ def run_page(hub, tmp_path, monkeypatch) -> Callable[[Path], dict[str, Any]]:
             if f'"{name}"' in page.read_text():
                 monkeypatch.setitem(hub.tokens, hub.token, name.partition("/")[0])
                 make().push_to_hub(name)
+                if name.startswith("sentence-transformers/"):
+                    make_tokenizer().push_to_hub(name)
         monkeypatch.setitem(hub.tokens, hub.token, "user")
         return run_blocks(page, namespace | {"__name__": page.stem})
 

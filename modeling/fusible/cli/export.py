@@ -54,15 +54,14 @@ def export_saved(
         ValueError: as `export_fused`, or if the model is none of fusible's.
         ImportError: if a package for the format is missing.
     """
-    from ..export import check_format, example_inputs, export_fused
+    from ..export import check_format, export_fused, input_shapes
     from ..saved_models import load
 
     # before the model is loaded, which can take minutes
     check_format(kind)
     model = load(source, revision)
     if dry_run:
-        inputs = {name: ["batch", *tensor.shape[1:]] for name, tensor in example_inputs(model, 1).items()}
-        return {"format": kind, "folder": str(destination), "inputs": inputs}
+        return {"format": kind, "folder": str(destination), "inputs": input_shapes(model)}
     return export_fused(model, destination, kind, tolerance)
 
 

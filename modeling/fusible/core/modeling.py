@@ -1,7 +1,7 @@
 """Base class of the models with a training form and an inference form."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, cast
@@ -94,6 +94,9 @@ class FusiblePreTrainedModel(TwoFormsModel):
         check_keys(kwargs, ("fused", *SAVE_ARGUMENTS), "save_pretrained")
         # the push is made below; that of transformers takes no folders, no branch and no metadata of a card
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        # of earlier versions of transformers; sentence-transformers goes on to give it
+        if not kwargs.pop("safe_serialization", True):
+            raise ValueError("Weights are saved as safetensors; leave out safe_serialization=False.")
         writes = self.should_save_on_this_rank(is_main_process)
         if fused and processor is None and writes:
             processor = processor_for_folder(self, save_directory, push_to_hub, token=hub.get("token"))
@@ -271,8 +274,6 @@ class FusiblePreTrainedModel(TwoFormsModel):
     # whether losses are parts of a step's, by `num_items_in_batch`; means of a micro-batch are divided by Trainer
     accepts_loss_kwargs: ClassVar[bool] = False
     starts_from_data: ClassVar[bool] = False  # `from_dense` takes `calibration`, some batches of inputs
-    # axes of all inputs that may have any length, for exporting
-    dynamic_axes: ClassVar[Mapping[int, str]] = {0: "batch"}
 
     @classmethod
     def from_dense(cls, model: PreTrainedModel | str | os.PathLike, **kwargs: Any) -> Self:
@@ -287,6 +288,11 @@ class FusiblePreTrainedModel(TwoFormsModel):
             ValueError: if models of this class do not start from others.
         """
         raise ValueError(f"{cls.__name__} starts from weights of its own kind only, not {model}.")
+
+    @property
+    def dynamic_axes(self) -> dict[int, tuple[str, int | None]]:
+        """Axes of all inputs that may have any length in an exported program: their name and their largest length."""
+        return {0: ("batch", None)}
 
     def training_callbacks(self) -> list[TrainerCallback]:
         """New callbacks without which `Trainer` does not train the model as its method does."""

@@ -24,6 +24,7 @@ SAVE_ARGUMENTS = (
     *HUB_ARGUMENTS,
     "max_shard_size",
     "variant",
+    "safe_serialization",
     "save_peft_format",
     "save_original_format",
     "distributed_checkpoint",

@@ -27,6 +27,7 @@ class TextBackboneSpec:
     dropout: str = "output.dropout"
     norm: str = "output.LayerNorm"  # its input is the sum of shortcut and FFN
     attention_norm: str = "attention.output.LayerNorm"  # gives the FFN's input
+    counts_from_padding: bool = False  # the first position is the number after the padding's
 
     def blocks(self, model: nn.Module) -> Iterator[nn.Module]:
         """The Transformer blocks, first to last."""
@@ -38,12 +39,17 @@ class TextBackboneSpec:
         fc1, activation, fc2 = (block.get_submodule(name) for name in (self.fc1, self.activation, self.fc2))
         return cast(nn.Linear, fc1), activation, cast(nn.Linear, fc2)
 
+    def max_length(self, config: PreTrainedConfig) -> int:
+        """The largest number of tokens."""
+        values = config.to_dict()
+        first = values["pad_token_id"] + 1 if self.counts_from_padding else 0
+        return values["max_position_embeddings"] - first
+
     def dummy_inputs(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
         """Two rows of random tokens, always the same ones, the second of which ends with padding."""
         values = config.to_dict()
         padding = values["pad_token_id"]
-        # RoBERTa and MPNet count positions from the padding's number on
-        length = min(128, values["max_position_embeddings"] - 1 - (padding or 0))
+        length = min(128, self.max_length(config))
         # on the CPU whatever the default device: a seed gives other numbers on others, and none on meta
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(values["vocab_size"], (2, length), generator=generator, device="cpu")
@@ -61,11 +67,12 @@ class TextBackboneSpec:
 
 
 _POST_NORM = TextBackboneSpec("BertLayer")
+_FROM_PADDING = replace(_POST_NORM, counts_from_padding=True)
 TEXT_BACKBONES: dict[str, TextBackboneSpec] = {
     "bert": _POST_NORM,
-    "roberta": replace(_POST_NORM, block="RobertaLayer"),
-    "xlm-roberta": replace(_POST_NORM, block="XLMRobertaLayer"),
-    "mpnet": replace(_POST_NORM, block="MPNetLayer", attention_norm="attention.LayerNorm"),
+    "roberta": replace(_FROM_PADDING, block="RobertaLayer"),
+    "xlm-roberta": replace(_FROM_PADDING, block="XLMRobertaLayer"),
+    "mpnet": replace(_FROM_PADDING, block="MPNetLayer", attention_norm="attention.LayerNorm"),
     "distilbert": TextBackboneSpec(
         "TransformerBlock",
         ffn="ffn",

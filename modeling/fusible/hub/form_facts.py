@@ -47,7 +47,8 @@ def form_facts(model: FusibleModel, fused: bool) -> FormFacts:
         form: nn.Module = twin.fuse(share=True) if fused else twin.eval()
     # the size is that of the saved precision
     form.to(model.dtype)
-    inputs = {name: tensor[:1] for name, tensor in model.dummy_inputs.items()}
+    # without a mask of padding: nothing is counted less for it, and models look at its values, of which meta has none
+    inputs = {name: tensor[:1] for name, tensor in model.dummy_inputs.items() if name != "attention_mask"}
     num_bytes = sum(tensor.nbytes for tensor in form.state_dict().values())
     # on meta only shapes are computed
     macs = count_macs(form, **moved(inputs, torch.device("meta"), model.dtype))

@@ -12,6 +12,7 @@ from .._auto import auto_class_of
 from .atomic import atomic_folder
 from .form_facts import form_facts, max_difference
 from .methods import METHODS
+from .processors import MODULES_FILE
 from .weight_files import CARD_MARK, CARD_NAME, FusibleModel, is_card_of_user, is_fusible_model
 
 
@@ -32,6 +33,7 @@ PIPELINE_TAGS = {
     "AutoModelForVideoClassification": "video-classification",
     "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
 }
+SENTENCE_METADATA = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
 
 
 def make_card(
@@ -40,6 +42,7 @@ def make_card(
     source: FusibleModel | None = None,
     card_data: dict[str, Any] | None = None,
     measure: bool = True,
+    embeds_sentences: bool = False,
 ) -> ModelCard:
     """
     The model card of a repository.
@@ -50,6 +53,7 @@ def make_card(
         source: what a fused model was made from; needed for a plain one.
         card_data: more metadata, such as `license`, `datasets`, `metrics` and `base_model`.
         measure: also measure how much the outputs of source and model differ.
+        embeds_sentences: the repository has what sentence-transformers needs to load it.
 
     Raises:
         ValueError: if the metadata is not what the Hub takes, or a plain model comes without its source.
@@ -71,6 +75,7 @@ def make_card(
         "library_name": "transformers",
         "pipeline_tag": PIPELINE_TAGS[auto_class] if is_vision else "feature-extraction",
         "base_model": parent,
+        **(SENTENCE_METADATA if embeds_sentences else {}),
         **(card_data or {}),
     }
     # tags of the caller take the place of the model's; those of the form are always there
@@ -92,6 +97,7 @@ def make_card(
         difference=difference[0],
         scale=difference[1],
         auto_class=auto_class,
+        embeds_sentences=embeds_sentences,
     )
 
 
@@ -107,7 +113,8 @@ def write_card(
     if is_card_of_user(folder / CARD_NAME):
         logger.warning(f"{folder / CARD_NAME} is not fusible's; it stays as it is, without facts of this model.")
         return
-    replace_card(folder, str(make_card(model, repo_id, source, card_data, measure)))
+    embeds_sentences = (folder / MODULES_FILE).exists()
+    replace_card(folder, str(make_card(model, repo_id, source, card_data, measure, embeds_sentences)))
 
 
 def replace_card(folder: Path, card: str) -> None:
@@ -118,5 +125,5 @@ def replace_card(folder: Path, card: str) -> None:
 
 def rename_repository_in_card(card: str, repo_id: str) -> str:
     """A card's text with the repository's name in its examples and its title, which a folder's name was before."""
-    card = re.sub(r'(?<=from_pretrained\(")[^"]+(?=")', repo_id, card)
+    card = re.sub(r'((?:from_pretrained|SentenceTransformer)\(")[^"]+(?=")', rf"\g<1>{repo_id}", card)
     return re.sub(r"(?m)^# .*$", f"# {repo_id.split('/')[-1]}", card, count=1)

@@ -1,9 +1,15 @@
-"""Tokenizers, image processors and feature extractors: what is saved beside a model and goes where it goes."""
+"""
+Tokenizers, image processors and feature extractors, and what sentence-transformers has after a model, such as its
+pooling: what is saved beside a model and goes where it goes.
+"""
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, PreTrainedModel
@@ -17,6 +23,14 @@ logger = logging.get_logger(__name__)
 TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE)
 # that tell what there is; a feature extractor's has the name of an image processor's
 PROCESSOR_FILES = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, *TOKENIZER_FILES)
+# of sentence-transformers: the list of its modules, of which the model is one, and its options for them
+MODULES_FILE = "modules.json"
+SENTENCE_FILES = (
+    MODULES_FILE,
+    "config_sentence_transformers.json",
+    *(f"sentence_{kind}_config.json" for kind in ("bert", "distilbert", "roberta", "xlm-roberta")),
+)
+MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")  # of a module, in a folder of its own
 # by a model's `main_input_name`: what makes it, the files of which one is then there, and the class that loads it
 NEEDED: dict[str, tuple[str, tuple[str, ...], Any]] = {
     "pixel_values": ("image processor", PROCESSOR_FILES[:3], AutoImageProcessor),
@@ -73,15 +87,17 @@ class SavedProcessor:
         """
         Saves all that is there, as the method of this name of processors does.
 
-        A tokenizer that cannot be loaded stays behind, with a warning.
+        A tokenizer that cannot be loaded stays behind, with a warning; so do modules of sentence-transformers that
+        expect the model elsewhere than beside their list.
 
         Returns:
             Paths of the files written.
         """
         before = set(files_in(Path(folder)))
         # files and not objects: they need neither the classes that read them nor what these need
-        for name in (*PROCESSOR_FILES[:3], CHAT_TEMPLATE_FILE):
+        for name in (*PROCESSOR_FILES[:3], CHAT_TEMPLATE_FILE, *self._sentence_files()):
             if (file := self._file(name)) is not None:
+                Path(folder, name).parent.mkdir(exist_ok=True, parents=True)
                 shutil.copyfile(file, Path(folder, name))
         if self.has(TOKENIZER_FILES):
             try:
@@ -90,6 +106,27 @@ class SavedProcessor:
             except (OSError, ValueError, ImportError) as error:
                 logger.warning(f"The tokenizer of {self.source} stays behind, as it cannot be loaded: {error}")
         return [str(Path(folder, name)) for name in files_in(Path(folder)) if name not in before]
+
+    def fetch(self) -> None:
+        """Downloads all that `save_pretrained` saves, so that it is in the cache; without a network, what is there."""
+        with TemporaryDirectory() as folder, suppress(OSError):
+            self.save_pretrained(folder)
+
+    def _sentence_files(self) -> list[str]:
+        """Names of the files of sentence-transformers that may be there, those of its modules with their path."""
+        listed = self._file(MODULES_FILE)
+        if listed is None:
+            return []
+        try:
+            paths = [str(module["path"]) for module in json.loads(Path(listed).read_text(encoding="utf-8"))]
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning(f"{MODULES_FILE} of {self.source} stays behind, as it cannot be read: {error!r}")
+            return []
+        # the model's own path is empty where it is at the top, as it is where models are saved here
+        if "" not in paths or any(PurePosixPath(path).is_absolute() or ".." in path for path in paths):
+            logger.warning(f"{MODULES_FILE} of {self.source} stays behind: the model is not at the top of that place.")
+            return []
+        return [*SENTENCE_FILES, *(f"{path}/{name}" for path in paths if path for name in MODULE_FILES)]
 
 
 def processor_of(model: PreTrainedModel, **download: Any) -> SavedProcessor | None:

@@ -239,7 +239,8 @@ def push_model(
     repository = open_repository(repo_id, private=private, token=token, revision=revision, create_pr=create_pr)
     if takes_processor and not keeps_processor(repository.repo_id, repository.files, source):
         processor = processor_of(source, token=token)
-        names = names + ([] if processor is None else [Path(file).name for file in processor.save_pretrained(folder)])
+        files = [] if processor is None else processor.save_pretrained(folder)
+        names = names + [Path(file).relative_to(folder).as_posix() for file in files]
     if repository.takes_card_from(folder):
         all_tags = [*(source.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
         card_data = {"tags": list(dict.fromkeys(all_tags)), **(card_data or {})}

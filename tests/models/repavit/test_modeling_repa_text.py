@@ -5,7 +5,14 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, ModernBertConfig, ModernBertModel, ViTConfig
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    ModernBertConfig,
+    ModernBertModel,
+    ViTConfig,
+    pipeline,
+)
 
 from fusible import (
     TEXT_BACKBONES,
@@ -18,7 +25,7 @@ from support.model_tests import FusibleTesterMixin
 from support.model_tests.base import perturb_, relative_error
 from support.model_tests.storage import assert_same_tensors
 from support.repavit_cases import RePaViTCases
-from support.text_models import CLASSES, SMALL_ENCODERS, make_dense
+from support.text_models import CLASSES, SMALL_ENCODERS, make_dense, save_dense
 
 
 CHANNELS = {
@@ -179,6 +186,28 @@ def test_checkpointing_is_refused_where_the_encoder_has_none():
     model = RePaTextModel(TestRePaText().make_config("mpnet:0.75"))
     with pytest.raises(ValueError, match="does not support activation checkpointing"):
         model.activation_checkpointing_enable()
+
+
+@pytest.mark.parametrize(
+    ("task", "auto_class", "text"),
+    [
+        ("feature-extraction", "AutoModel", "word1 word2"),
+        ("fill-mask", "AutoModelForMaskedLM", "word1 <mask> word2"),
+        ("text-classification", "AutoModelForSequenceClassification", "word1 word2"),
+        ("token-classification", "AutoModelForTokenClassification", "word1 word2"),
+    ],
+)
+def test_pipelines_are_those_of_the_dense_model(task, auto_class, text, tmp_path):
+    """Without idle channels; the inference form is saved with the dense model's tokenizer."""
+    save_dense(tmp_path / "dense", auto_class=auto_class, id2label={0: "a", 1: "b"})
+    model = CLASSES[auto_class].from_dense(tmp_path / "dense", idle_ratio=0)
+    model.save_pretrained(tmp_path / "fused", fused=True)
+    expected, found = (pipeline(task, model=str(tmp_path / name))(text) for name in ("dense", "fused"))
+    if task == "feature-extraction":
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    else:
+        assert [row.pop("score") for row in found] == pytest.approx([row.pop("score") for row in expected], rel=1e-4)
+        assert found == expected
 
 
 def test_unknown_arguments_are_refused():

@@ -2,8 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from ..._auto import auto_class_of
 from ...core.modeling import FusiblePreTrainedModel
 from ...core.stock_models import build_stock, load_stock
 from ...core.text_backbones import TextBackboneSpec, text_backbone_spec
+from ...hub.processors import SavedProcessor
 from .blocks import ZeroBranch
 from .calibration import CalibrationData
 from .configuration_repa_text import RePaTextConfig
@@ -71,7 +71,6 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     model_tags = ["fusible", "repavit"]
-    dynamic_axes: ClassVar[Mapping[int, str]] = {0: "batch", 1: "length"}
 
     def __init__(self, config: RePaTextConfig, dense: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -129,9 +128,9 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
         spec = text_backbone_spec(config.backbone_config)
         dtype = dense.dtype
         dense.to(device or dense.device, torch.float32 if calibration is not None and dtype.itemsize < 4 else dtype)
-        repa = cls(config, copy.deepcopy(dense)).to(dense.device, dense.dtype).eval()
+        repa_text = cls(config, copy.deepcopy(dense)).to(dense.device, dense.dtype).eval()
         blocks = []
-        for block, own in zip(spec.blocks(dense), spec.blocks(repa.stock), strict=True):
+        for block, own in zip(spec.blocks(dense), spec.blocks(repa_text.stock), strict=True):
             end = cast(PostNormFeedForward, own.get_submodule(spec.output))
             ffn = cast(ChannelIdleFeedForward, end.feed_forward)
             stream, norm = block.get_submodule(spec.norm), block.get_submodule(spec.attention_norm)
@@ -141,11 +140,16 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
             padding = dense.config.pad_token_id or 0
             inputs = ("attention_mask", "token_type_ids")
             data = CalibrationData(
-                calibration, "input_ids", repa.dummy_inputs["input_ids"], inputs, padding, seed=seed
+                calibration, "input_ids", repa_text.dummy_inputs["input_ids"], inputs, padding, seed=seed
             )
         # without the head, whose outputs nothing needs
-        convert_(dense.base_model, repa.stock.base_model, blocks, data)
-        return repa.to(dtype).eval()
+        convert_(dense.base_model, repa_text.stock.base_model, blocks, data)
+        # its tokenizer and what comes after it, such as pooling, go along with the inference form
+        repa_text.name_or_path = dense.name_or_path
+        if not isinstance(model, PreTrainedModel):
+            download = {name: kwargs[name] for name in ("revision", "token", "local_files_only") if name in kwargs}
+            SavedProcessor(model, **download).fetch()  # as saving downloads nothing
+        return repa_text.to(dtype).eval()
 
     def _shared_parts(self) -> list[nn.Module]:
         # embeddings and blocks; a pooler is part of some stock models only
@@ -155,6 +159,12 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """Two random inputs, always the same ones, of which the second is half padding."""
         return text_backbone_spec(self.stock.config).dummy_inputs(self.stock.config)
+
+    @property
+    def dynamic_axes(self) -> dict[int, tuple[str, int | None]]:
+        """Batch and tokens, of which there are no more than the encoder has positions."""
+        longest = text_backbone_spec(self.stock.config).max_length(self.stock.config)
+        return super().dynamic_axes | {1: ("tokens", longest)}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.stock.get_input_embeddings()
