@@ -4,6 +4,7 @@ from .core.backbones import BACKBONES as BACKBONES
 from .core.configuration import FusibleConfig as FusibleConfig
 from .core.fusion import Fusible as Fusible
 from .core.modeling import FusiblePreTrainedModel as FusiblePreTrainedModel
+from .core.text_backbones import TEXT_BACKBONES as TEXT_BACKBONES
 from .core.two_forms import fuse_ as fuse_
 from .models.ewa.configuration_ewa import EWAConfig as EWAConfig
 from .models.ewa.experts import Experts as Experts
@@ -20,9 +21,17 @@ from .models.point_vit.modeling_point_vit import (
     PointViTModel as PointViTModel,
     PointViTPreTrainedModel as PointViTPreTrainedModel,
 )
+from .models.repavit.configuration_repa_text import RePaTextConfig as RePaTextConfig
 from .models.repavit.configuration_repavit import RePaViTConfig as RePaViTConfig
 from .models.repavit.configuration_repavit_clip import RePaViTCLIPConfig as RePaViTCLIPConfig
 from .models.repavit.feed_forward import ChannelIdleFeedForward as ChannelIdleFeedForward
+from .models.repavit.modeling_repa_text import (
+    RePaTextForMaskedLM as RePaTextForMaskedLM,
+    RePaTextForSequenceClassification as RePaTextForSequenceClassification,
+    RePaTextForTokenClassification as RePaTextForTokenClassification,
+    RePaTextModel as RePaTextModel,
+    RePaTextPreTrainedModel as RePaTextPreTrainedModel,
+)
 from .models.repavit.modeling_repavit import (
     RePaViTBackbone as RePaViTBackbone,
     RePaViTForImageClassification as RePaViTForImageClassification,

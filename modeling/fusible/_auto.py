@@ -25,6 +25,13 @@ AUTO_CLASSES: dict[str, dict[str, str]] = {
         "AutoModel": "RePaViTForZeroShotImageClassification",
         "AutoModelForZeroShotImageClassification": "RePaViTForZeroShotImageClassification",
     },
+    "repa_text": {
+        "AutoConfig": "RePaTextConfig",
+        "AutoModel": "RePaTextModel",
+        "AutoModelForMaskedLM": "RePaTextForMaskedLM",
+        "AutoModelForTokenClassification": "RePaTextForTokenClassification",
+        "AutoModelForSequenceClassification": "RePaTextForSequenceClassification",
+    },
     "s4": {
         "AutoConfig": "S4Config",
         "AutoModel": "S4Model",

@@ -127,6 +127,15 @@ def test_integers_are_not_read_as_weights(name, tmp_path):
         type(model).from_pretrained(tmp_path)
 
 
+def test_complex_numbers_are_not_read_as_integers(tmp_path):
+    model = make_model(num_labels=5)
+    model.save_pretrained(tmp_path)
+    name = "backbone.layers.1.feed_forward.hidden_norm.num_batches_tracked"
+    rewrite(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(torch.complex64)}))
+    with pytest.raises(ValueError, match=f"has {name} as C64, and the model has it as torch.int64"):
+        type(model).from_pretrained(tmp_path)
+
+
 def test_shards_of_two_saves(tmp_path):
     first, second = make_model(), make_model()
     for folder, model in (("first", first), ("again", first), ("second", second)):

@@ -9,14 +9,19 @@ from huggingface_hub.dataclasses import strict
 
 from fusible import (
     BACKBONES,
+    TEXT_BACKBONES,
     EWAConfig,
+    RePaTextConfig,
+    RePaTextForMaskedLM,
     RePaViTCLIPConfig,
     RePaViTConfig,
     RePaViTForImageClassification,
     S4Config,
     ZeroI2VConfig,
 )
+from fusible.core.backbones import TEXT_STRUCTURE_OPTIONS
 from support.small_models import SMALL_BACKBONES
+from support.text_models import SMALL_ENCODERS
 
 
 IMAGES, POINTS = {"model_type": "vit"}, {"model_type": "point_vit", "num_groups": 32}
@@ -24,6 +29,8 @@ CONFIGS = [
     (RePaViTConfig(backbone_config=IMAGES), "3d616bd10ee0fb6b", "94847e580e381102"),
     (RePaViTConfig(backbone_config=IMAGES, fused=True), "41170283b7877438", "d00156bdbcef9e64"),
     (RePaViTConfig(backbone_config=POINTS), "133974e0c1d3b0b3", "736582e7adee19ee"),
+    (RePaTextConfig(), "d740936d29aff50d", "3af47803c6a7aa8f"),
+    (RePaTextConfig(backbone_config={"model_type": "roberta"}), "2535993c000a20ae", "b82fbd1f77f35261"),
     (RePaViTCLIPConfig(), "36d375cfdfd7b9f0", "3d60e6b2486120fe"),
     (EWAConfig(backbone_config={"model_type": "deit"}), "b20574becdb6202e", "059ad9c6008a575f"),
     (EWAConfig(backbone_config=POINTS), "c56b2036768437c6", "e15bd1b5d891eedf"),
@@ -39,7 +46,9 @@ def test_digests_are_those_of_saved_weights(config, first, second):
     assert config.structure_digest() == second
 
 
-@pytest.mark.parametrize("kind", [RePaViTConfig, EWAConfig, ZeroI2VConfig, S4Config, RePaViTCLIPConfig])
+@pytest.mark.parametrize(
+    "kind", [RePaViTConfig, RePaTextConfig, EWAConfig, ZeroI2VConfig, S4Config, RePaViTCLIPConfig]
+)
 def test_fields_added_at_their_default_change_no_digest(kind):
     @strict
     class Later(kind):
@@ -71,32 +80,41 @@ def changed(value):
     return ["relu", "quick_gelu"] if value in ("gelu", "quick_gelu", "gelu_pytorch_tanh") else []
 
 
-@pytest.mark.parametrize("backbone", [*SMALL_BACKBONES, "point_vit"])
-def test_no_option_of_a_backbone_changes_a_saved_model_silently(backbone, tmp_path):
-    """A change in config.json is refused, or the outputs are what they were."""
+def small_model(backbone):
+    if backbone in TEXT_BACKBONES:
+        config = RePaTextConfig(backbone_config={"model_type": backbone, **SMALL_ENCODERS[backbone]})
+        return RePaTextForMaskedLM(config)
     points = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     sizes = SMALL_BACKBONES.get(backbone, points | {"num_groups": 16, "group_size": 8})
-    model = RePaViTForImageClassification(RePaViTConfig(backbone_config={"model_type": backbone, **sizes})).eval()
+    return RePaViTForImageClassification(RePaViTConfig(backbone_config={"model_type": backbone, **sizes}))
+
+
+@pytest.mark.parametrize("backbone", [*SMALL_BACKBONES, "point_vit", *TEXT_BACKBONES])
+def test_no_option_of_a_backbone_changes_a_saved_model_silently(backbone, tmp_path):
+    """A change in config.json is refused, or the outputs are what they were."""
+    model = small_model(backbone).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
         expected = model(**model.dummy_inputs).logits
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    options = type(model.backbone.config)(**sizes).to_dict()
-    names = {field.name for field in dataclasses.fields(model.backbone.config)} & options.keys()
-    assert names >= BACKBONES[backbone].structure_options.keys() - {"out_indices"}
+    inner = model.config.backbone_config
+    options = inner.to_dict()
+    names = {field.name for field in dataclasses.fields(inner)} & options.keys()
+    row = TEXT_STRUCTURE_OPTIONS.get(backbone) or BACKBONES[backbone].structure_options
+    assert names >= row.keys() - {"out_indices"}
     refused = set()
     for name in sorted(names - {"id2label", "label2id", "dtype"}):
         for value in changed(options[name]):
             changed_config = saved | {"backbone_config": saved["backbone_config"] | {name: value}}
             (tmp_path / "config.json").write_text(json.dumps(changed_config))
             try:
-                loaded = RePaViTForImageClassification.from_pretrained(tmp_path).eval()
+                loaded = type(model).from_pretrained(tmp_path).eval()
                 with torch.no_grad():
                     logits = loaded(**model.dummy_inputs).logits
             except Exception:
                 refused.add(name)
             else:
                 torch.testing.assert_close(logits, expected, msg=f"{name}={value}")
-    assert refused >= BACKBONES[backbone].structure_options.keys() - {"out_indices", "pooler_act"}
+    assert refused >= row.keys() - {"out_indices", "pooler_act"}

@@ -1,7 +1,7 @@
-"""Base class of the configurations of models on a backbone of transformers."""
+"""Base classes of the configurations of models on a backbone, or around a whole model, of transformers."""
 
 import os
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -48,4 +48,21 @@ class BackboneFusibleConfig(FusibleConfig):
         return structure_of(config)
 
 
-__all__ = ["BackboneFusibleConfig"]
+@strict
+class StockModelFusibleConfig(BackboneFusibleConfig):
+    r"""
+    Base class of the configurations of models around a whole model of transformers: labels that are not given are its.
+    """
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # asked first, as the base class fills labels in
+        has_labels = self.id2label is not None or "num_labels" in kwargs
+        super().__post_init__(**kwargs)
+        stock = cast(PreTrainedConfig, self.backbone_config)
+        if not has_labels and stock.id2label is not None:
+            self.id2label = stock.id2label
+            self.label2id = stock.label2id
+        self.problem_type = self.problem_type or stock.problem_type
+
+
+__all__ = ["BackboneFusibleConfig", "StockModelFusibleConfig"]

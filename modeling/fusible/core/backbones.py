@@ -133,9 +133,15 @@ def _structure(heads: int | None, eps: float | None, **others: Any) -> dict[str,
     return {name: value for name, value in values.items() if value is not None}
 
 
-# of a model that is no backbone here: the text tower of a CLIP
+_BERT_STRUCTURE = _structure(12, 1e-12, is_decoder=False)
+# text encoders, and the text tower of a CLIP
 TEXT_STRUCTURE_OPTIONS: dict[str, Mapping[str, Any]] = {
-    "clip_text_model": _structure(8, 1e-5, hidden_act="quick_gelu", eos_token_id=49407)
+    "bert": _BERT_STRUCTURE,
+    "clip_text_model": _structure(8, 1e-5, hidden_act="quick_gelu", eos_token_id=49407),
+    "distilbert": {"n_heads": 12, "activation": "gelu"},
+    "mpnet": _structure(12, 1e-12, pad_token_id=1),
+    "roberta": _BERT_STRUCTURE | {"pad_token_id": 1},
+    "xlm-roberta": _BERT_STRUCTURE | {"pad_token_id": 1},
 }
 
 _VIT = BackboneSpec(

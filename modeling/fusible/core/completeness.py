@@ -8,14 +8,15 @@ from transformers import PreTrainedModel
 
 
 def check_dtypes(model: PreTrainedModel, files: Iterable[str]) -> None:
-    """Raises `ValueError` if a weight file has integers where a model has floating-point numbers, or the reverse."""
+    """Raises `ValueError` if a weight file has integers where a model has floating-point numbers, and the like."""
     expected = model.state_dict()
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in expected.keys() & set(opened.keys()):
                 dtype = opened.get_slice(name).get_dtype()
-                # F32, BF16, F8_E4M3 and the like; I64, U8 and BOOL are not
-                if dtype.lstrip("B").startswith("F") != expected[name].is_floating_point():
+                # F32, BF16, F8_E4M3 and the like, or C64; I64, U8 and BOOL are neither
+                kind = (dtype.lstrip("B").startswith("F"), dtype.startswith("C"))
+                if kind != (expected[name].is_floating_point(), expected[name].is_complex()):
                     raise ValueError(
                         f"{file} has {name} as {dtype}, and the model has it as {expected[name].dtype}. Save or "
                         "download the weights again."
@@ -62,9 +63,11 @@ def check_complete(
 
 
 def shared_prefixes(model: PreTrainedModel, parts: Iterable[nn.Module]) -> tuple[str, ...]:
-    """Beginnings of the names of tensors in parts of a model."""
+    """Beginnings of the names of tensors in parts of a model, as models with a head and without have them."""
     wanted = set(parts)
-    return tuple(f"{name}." if name else "" for name, module in model.named_modules() if module in wanted)
+    names = [f"{name}." if name else "" for name, module in model.named_modules() if module in wanted]
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+    return tuple(dict.fromkeys(other for name in names for other in (name, prefix + name, name.removeprefix(prefix))))
 
 
 __all__ = ["check_complete", "check_dtypes", "shared_prefixes"]

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,6 +88,14 @@ class FusibleConfig(PortableConfig):
             # of one's own: what is written into it, such as labels, is no business of whoever gave it
             setattr(self, name, copy.deepcopy(getattr(self, name)))
         super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Raises `ValueError` for numbers that are NaN or infinite, which comparisons with bounds would let pass."""
+        super().validate_architecture()
+        for field in self._own_fields():
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field.name} is {value}; it must be finite.")
 
     @classmethod
     def _known_options(cls) -> set[str]:

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -85,13 +85,19 @@ def changed(config: PreTrainedConfig, changes: Mapping[str, Any] | None) -> PreT
     return type(config).from_dict({**values, **changes, **parts})
 
 
-def load_dense(auto_class: str, model: PreTrainedModel | str | os.PathLike, **loading: Any) -> PreTrainedModel:
+def load_dense(
+    auto_class: str,
+    model: PreTrainedModel | str | os.PathLike,
+    find_spec: Callable[[PreTrainedConfig], Any] = backbone_spec,
+    **loading: Any,
+) -> PreTrainedModel:
     """
     A dense model of one's own, in eval mode: loaded, or a copy of a model at hand or of a part of it.
 
     Args:
         auto_class: name of the Auto class of transformers that gives its class.
         model: the dense model, one with more around it such as a head, or its folder or Hub repository.
+        find_spec: gives the names inside a backbone.
         **loading: as for `from_pretrained`.
 
     Raises:
@@ -103,7 +109,7 @@ def load_dense(auto_class: str, model: PreTrainedModel | str | os.PathLike, **lo
         return _copy_part(model, auto, model.config)
     dense, info = auto.from_pretrained(model, output_loading_info=True, **loading)
     # heads may be new, blocks may not
-    shared = shared_prefixes(dense, backbone_spec(dense.config).blocks(dense))
+    shared = shared_prefixes(dense, find_spec(dense.config).blocks(dense))
     same_class = type(dense).__name__ in (dense.config.architectures or ())
     check_complete(dense, str(model), info["missing_keys"], (), shared, same_class)
     resize_positions_(dense, info["mismatched_keys"], lambda: _as_saved(auto, model, False, loading))

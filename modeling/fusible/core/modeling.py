@@ -1,7 +1,7 @@
 """Base class of the models with a training form and an inference form."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, cast
@@ -268,6 +268,8 @@ class FusiblePreTrainedModel(TwoFormsModel):
     # whether losses are parts of a step's, by `num_items_in_batch`; means of a micro-batch are divided by Trainer
     accepts_loss_kwargs: ClassVar[bool] = False
     starts_from_data: ClassVar[bool] = False  # `from_dense` takes `calibration`, some batches of inputs
+    # axes of all inputs that may have any length, for exporting
+    dynamic_axes: ClassVar[Mapping[int, str]] = {0: "batch"}
 
     @classmethod
     def from_dense(cls, model: PreTrainedModel | str | os.PathLike, **kwargs: Any) -> Self:

@@ -43,7 +43,7 @@ def resize_positions_(
         load_original: loads the model in the sizes that its weights were saved with.
 
     Raises:
-        ValueError: if other weights have other shapes as well.
+        ValueError: if other weights have other shapes as well, or if the positions are not those of images.
     """
     names = sorted(name for name, *_ in mismatched if not HEAD.search(name))
     if others := [name for name in names if not POSITIONS.search(name)]:
@@ -61,6 +61,10 @@ def resize_positions_(
 def _grid(model: PreTrainedModel) -> tuple[int, int]:
     config: Any = getattr(model.config, "backbone_config", model.config)
     config = getattr(config, "vision_config", config)
+    if not hasattr(config, "image_size"):
+        raise ValueError(
+            f"{type(model).__name__} has another number of position embeddings; only those of images are interpolated."
+        )
     values = (config.image_size, config.patch_size)
     image, patch = (value if isinstance(value, list | tuple) else (value, value) for value in values)
     return image[0] // patch[0], image[1] // patch[1]

@@ -24,9 +24,11 @@ PIPELINE_TAGS = {
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForMaskedImageModeling": "image-feature-extraction",
+    "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForSemanticSegmentation": "image-segmentation",
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTimeSeriesPrediction": "time-series-forecasting",
+    "AutoModelForTokenClassification": "token-classification",
     "AutoModelForVideoClassification": "video-classification",
     "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
 }

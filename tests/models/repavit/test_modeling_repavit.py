@@ -276,6 +276,10 @@ def test_synchronized_batch_norm_is_a_batch_norm_over_all_processes(tmp_path):
         ({"idle_ratio": 0.5, "active_channels": [1, 2, 3]}, "not both"),
         ({"ffn_norm": "group"}, "ffn_norm"),
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
+        ({"batch_norm_momentum": -0.1}, r"batch_norm_momentum is -0.1; it must be in \[0, 1\]"),
+        ({"batch_norm_momentum": float("nan")}, "batch_norm_momentum is nan; it must be finite"),
+        ({"batch_norm_eps": -1e-5}, "batch_norm_eps is -1e-05; it must not be negative"),
+        ({"block_norm_eps": -1e-5}, "block_norm_eps is -1e-05"),
     ],
 )
 def test_bad_configurations(arguments, message):

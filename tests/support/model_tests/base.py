@@ -44,6 +44,10 @@ class ModelTests:
         """What a tensor of the training form is called in the inference form, if fusing leaves it alone."""
         return name
 
+    def name_with_head(self, name: str) -> str:
+        """What a tensor of the first model class is called in one with a head."""
+        return name
+
     def load(self, model_class, folder, **arguments) -> PreTrainedModel:
         """A saved model of one of the `model_classes`, in its own form."""
         return model_class.from_pretrained(folder, **arguments)

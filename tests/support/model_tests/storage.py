@@ -53,7 +53,8 @@ class StorageTests(ModelTests):
             base = AutoModel.from_pretrained(tmp_path / "model")
             assert type(base) is self.model_classes[0] and self.is_fused(base) == fused
             for name, tensor in base.state_dict().items():
-                assert torch.equal(tensor, (model.fuse() if fused else model).state_dict()[name])
+                expected = (model.fuse() if fused else model).state_dict()[self.name_with_head(name)]
+                assert torch.equal(tensor, expected), name
         model.save_pretrained(tmp_path / "training")
         fused = AutoModel.from_pretrained(tmp_path / "training", fused=True)
         assert self.is_fused(fused)

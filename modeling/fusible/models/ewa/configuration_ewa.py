@@ -1,18 +1,18 @@
 """Configuration of EWA, Experts Weights Averaging (https://huggingface.co/papers/2308.06093)."""
 
 import re
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from ...core.backbone_configuration import BackboneFusibleConfig
+from ...core.backbone_configuration import StockModelFusibleConfig
 from ...core.backbones import backbone_spec
 
 
 @strict
-class EWAConfig(BackboneFusibleConfig):
+class EWAConfig(StockModelFusibleConfig):
     r"""
     A vision model some of whose FFNs are several experts while it trains; afterwards it is the plain model again.
 
@@ -79,14 +79,7 @@ class EWAConfig(BackboneFusibleConfig):
         # early, for a clear error; a CLIP's is checked once it is built, as its vision_config may lack the type
         if isinstance(self.backbone_config, dict) and "vision_config" not in self.backbone_config:
             backbone_spec(self.backbone_config)
-        # asked first, as the base class fills labels in
-        has_labels = self.id2label is not None or "num_labels" in kwargs
         super().__post_init__(**kwargs)
-        dense = cast(PreTrainedConfig, self.backbone_config)
-        if not has_labels and dense.id2label is not None:
-            self.id2label = dense.id2label
-            self.label2id = dense.label2id
-        self.problem_type = self.problem_type or dense.problem_type
 
     def validate_architecture(self) -> None:
         """Raises `ValueError` for an unknown backbone and for options outside their range."""
@@ -111,6 +104,8 @@ class EWAConfig(BackboneFusibleConfig):
         for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it is a share of the training and must be in [0, 1].")
+        if self.router_aux_loss_coef < 0:
+            raise ValueError(f"router_aux_loss_coef is {self.router_aux_loss_coef}; it must not be negative.")
         if not 1 <= self.num_experts_per_tok <= n:
             raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}; it must be in [1, {n}].")
 

@@ -1,23 +1,20 @@
 """EWA: vision models with experts in training, plain ones afterwards (https://huggingface.co/papers/2308.06093)."""
 
-import copy
 import os
 from collections.abc import Callable
 from typing import Any, Self, cast
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils.generic import can_return_tuple
 
 from ..._auto import auto_class_of
 from ...core.backbones import backbone_spec
-from ...core.dense import LABEL_OPTIONS, changed, load_dense, split_options
 from ...core.losses import share_of_step
 from ...core.modeling import FusiblePreTrainedModel
-from ...core.options import DOWNLOAD_ARGUMENTS
+from ...core.stock_models import build_stock, load_stock
 from .callback import EWACallback
 from .configuration_ewa import EWAConfig
 from .experts import ExpertLinear, Experts, RoutedExperts, average_, expert_spread, stacked_parameters
@@ -50,15 +47,8 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
     def __init__(self, config: EWAConfig, dense: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         config.validate_architecture()
-        inner = cast(PreTrainedConfig, config.backbone_config if dense is None else dense.config)
-        inner.id2label = config.id2label
-        inner.label2id = config.label2id
-        inner.problem_type = config.problem_type
-        inner.architectures = inner.architectures or []  # the Auto classes cannot choose between two of them without
-        spec = backbone_spec(inner)
-        self.model = getattr(transformers, auto_class_of(type(self))).from_config(inner) if dense is None else dense
-        # one object, not two that can come to differ
-        config.backbone_config = self.model.config
+        spec = backbone_spec(config.backbone_config)
+        self.model = build_stock(config, auto_class_of(type(self)), dense)
         self.main_input_name = self.model.main_input_name
         blocks = list(spec.blocks(self.model))
         for number in config.expert_layers_of(len(blocks)):
@@ -107,29 +97,12 @@ class EWAPreTrainedModel(FusiblePreTrainedModel):
         Raises:
             ValueError: if the backbone is not supported, an option is wrong, or a model at hand has other labels.
         """
-        options, loading = split_options(cls.config_class, model, kwargs)
-        if options.get("expert_init", "same") != "same":
+        if kwargs.get("expert_init", "same") != "same":
             raise ValueError(
-                f"expert_init is {options['expert_init']!r}, which draws new experts in place of the plain model's "
+                f"expert_init is {kwargs['expert_init']!r}, which draws new experts in place of the plain model's "
                 "FFNs; its weights go with expert_init='same'."
             )
-        labels = {name: options.pop(name) for name in LABEL_OPTIONS if name in options}
-        changes = options.pop("backbone_config", None)
-        if not isinstance(model, PreTrainedModel):
-            download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
-            loading["config"] = changed(AutoConfig.from_pretrained(model, **labels, **download), changes)
-            # other labels make a head of another size, which transformers loads only if told to
-            loading["ignore_mismatched_sizes"] = bool(labels or changes)
-        elif changes:
-            raise ValueError(
-                f"The plain model is at hand; {', '.join(changes)} can be changed when it is loaded only."
-            )
-        dense = load_dense(auto_class_of(cls), model, **loading)
-        config = cls.config_class(backbone_config=copy.deepcopy(dense.config), **labels, **options)
-        if config.num_labels != dense.config.num_labels:
-            raise ValueError(
-                f"The model at hand has {dense.config.num_labels} labels, not {config.num_labels}; change its head."
-            )
+        config, dense = load_stock(cls.config_class, auto_class_of(cls), model, kwargs)
         return cls(config, dense)
 
     @property

@@ -1,6 +1,5 @@
 """Configuration of RePaViT (https://huggingface.co/papers/2505.21847)."""
 
-import math
 from typing import Any, ClassVar, Literal, cast
 
 from huggingface_hub.dataclasses import strict
@@ -8,26 +7,19 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from ...core.backbone_configuration import BackboneFusibleConfig
 from ...core.backbones import backbone_spec
+from .configuration_idle_channels import IdleChannelsConfig
 
 
 @strict
-class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
+class RePaViTConfig(BackboneConfigMixin, IdleChannelsConfig):
     r"""
     A vision backbone whose FFNs let most hidden channels skip the activation ("channel idle").
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the backbone; a `dict` needs `model_type`. Defaults to `ViTConfig()`.
-        idle_ratio (`float`, *optional*):
-            Share of each FFN's hidden channels that skip the activation, in [0, 1]. Defaults to 0.75, unless
-            `active_channels` is given.
-        idle_schedule (`"static"` or `"linear"`, *optional*, defaults to `"static"`):
-            The same ratio in all blocks, or a ratio that grows with depth around `idle_ratio` and is 0 in the last
-            block (the authors' heuristic; needs `idle_ratio` >= 0.5).
-        active_channels (`list[int]`, *optional*):
-            Number of active channels of each block, instead of `idle_ratio`; the first ones of the hidden width.
+        idle_ratio, idle_schedule, active_channels: see `IdleChannelsConfig`.
         ffn_norm (`"batch"` or `"layer"`, *optional*, defaults to `"batch"`):
             BatchNorm before both linears of the FFN (the paper's), or LayerNorm before the first one only (the
             paper's baseline; it fuses as exactly, but the norm remains).
@@ -55,9 +47,6 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
 
     derived_fields: ClassVar[frozenset[str]] = frozenset({"out_features", "out_indices", "stage_names"})
 
-    idle_ratio: float | int | None = None
-    idle_schedule: Literal["static", "linear"] = "static"
-    active_channels: list[int] | tuple[int, ...] | None = None
     ffn_norm: Literal["batch", "layer"] = "batch"
     batch_norm_eps: float = 1e-5
     batch_norm_momentum: float | int = 0.1
@@ -71,10 +60,6 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
         # before the base class builds it: the error for an unknown type names the supported ones
         if isinstance(self.backbone_config, dict):
             backbone_spec(self.backbone_config)
-        if self.idle_ratio is None and self.active_channels is None:
-            self.idle_ratio = 0.75
-        if self.idle_ratio is not None:
-            self.idle_ratio = float(self.idle_ratio)
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         # saved files have it, but it follows from the backbone
         kwargs.pop("stage_names", None)
@@ -91,40 +76,13 @@ class RePaViTConfig(BackboneConfigMixin, BackboneFusibleConfig):
         super().validate_architecture()
         dense = cast(PreTrainedConfig, self.backbone_config)
         backbone_spec(dense).check_ffn(dense)
-        if self.idle_ratio is not None and self.active_channels is not None:
-            raise ValueError(
-                "Give idle_ratio or active_channels, not both: set idle_ratio=None or active_channels=None."
-            )
-        if self.idle_ratio is not None and not 0 <= self.idle_ratio <= 1:
-            raise ValueError(f"idle_ratio is {self.idle_ratio}; it is a share and must be in [0, 1].")
-        if self.idle_schedule == "linear" and (self.idle_ratio is None or self.idle_ratio < 0.5):
-            raise ValueError(f"idle_schedule='linear' needs an idle_ratio in [0.5, 1], not {self.idle_ratio}.")
+        if not 0 <= self.batch_norm_momentum <= 1:
+            raise ValueError(f"batch_norm_momentum is {self.batch_norm_momentum}; it must be in [0, 1].")
+        for name in ("batch_norm_eps", "block_norm_eps"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate is {self.drop_path_rate}; it must be in [0, 1).")
-
-    def active_channels_of(self, hidden_channels: list[int]) -> list[int]:
-        """
-        Number of active channels of each block, given the hidden width of its FFN.
-
-        Raises:
-            ValueError: if `active_channels` has another length or exceeds a width, or if a changed `idle_ratio`
-                contradicts it.
-        """
-        self.validate_architecture()
-        depth = len(hidden_channels)
-        if self.active_channels is not None:
-            if len(self.active_channels) != depth:
-                raise ValueError(f"active_channels has {len(self.active_channels)} entries for {depth} blocks.")
-            if any(not 0 <= a <= h for a, h in zip(self.active_channels, hidden_channels, strict=True)):
-                raise ValueError(f"active_channels {self.active_channels} must be in [0, hidden]: {hidden_channels}.")
-            return list(self.active_channels)
-        r = float(self.idle_ratio or 0)
-        ratios = [r] * depth
-        if self.idle_schedule == "linear":
-            # from about 2r - 1 to 1 over all blocks but the last, whose channels are all active
-            ratios = [(2 * r - 1) + (2 - 2 * r) * (i + 1) / (depth - 1) for i in range(depth - 1)] + [0.0]
-        # plain float arithmetic, then ceil: the authors' checkpoints depend on its rounding
-        return [math.ceil(h * (1 - ratio)) for h, ratio in zip(hidden_channels, ratios, strict=True)]
 
 
 __all__ = ["RePaViTConfig"]

@@ -1,7 +1,7 @@
 """RePaViT: vision Transformers with channel-idle FFNs (https://huggingface.co/papers/2505.21847)."""
 
+import copy
 import os
-from collections.abc import Iterable, Mapping
 from typing import Any, Self, cast
 
 import torch
@@ -20,10 +20,10 @@ from ...core.losses import classification_loss
 from ...core.modeling import FusiblePreTrainedModel
 from ...core.options import DOWNLOAD_ARGUMENTS
 from .blocks import RePaBlock, convert_block_
-from .calibration import calibrate_, collect_statistics
+from .calibration import CalibrationData
 from .configuration_repavit import RePaViTConfig
+from .conversion import ConvertedBlock, convert_
 from .earlier_format import load_earlier_format
-from .feed_forward import ChannelIdleFeedForward
 
 
 class RePaViTPreTrainedModel(FusiblePreTrainedModel):
@@ -65,42 +65,59 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
     def from_dense(
         cls,
         model: PreTrainedModel | str | os.PathLike,
-        calibration: Iterable[Mapping[str, Any]] | None = None,
+        calibration: Any = None,
+        *,
+        device: torch.device | str | None = None,
+        seed: int = 0,
         **kwargs: Any,
     ) -> Self:
         """
-        A training form that starts from the weights of a dense model; a head, if this class has one, is new.
+        A training form that computes about what a dense model does, which stays as it is.
+
+        With calibration data, some hundred inputs without labels, each FFN is refitted in closed form, in float64 and
+        block by block: those channels become idle that a linear map of the input explains best. Without, channels and
+        slopes follow from the weights, under a normal distribution of what the norms give; this is much worse.
 
         Args:
-            model: the dense model, which stays as it is, or its folder or Hub repository; see
-                `RePaViTConfig.from_backbone`.
-            calibration: some batches with the main input, such as `pixel_values`. They choose which channels stay
-                active (those whose pre-activation is positive least often) and make the BatchNorms start as close to
-                the dense LayerNorms as they can. Without it, the first channels stay active and the BatchNorms have
-                unit statistics.
+            model: the dense model, or its folder or Hub repository; see `RePaViTConfig.from_backbone`.
+            calibration: a batch with the main input, such as `pixel_values`; a tensor of it; an iterable of batches or
+                examples; a `DataLoader` or a data set.
+            device: where the conversion runs, and the new model is; by default where the dense model is.
+            seed: of the choice of tokens that the fit reads.
             **kwargs: options of `RePaViTConfig`, and arguments for loading the dense model, such as `revision`.
+                `ffn_norm` is `"layer"` by default where the norm is a LayerNorm: that is exact. `"batch"` is faster.
 
         Raises:
-            ValueError: if the backbone is not supported, an option is wrong, or the calibration is empty.
+            ValueError: if the backbone is not supported, an option is wrong, or the calibration is empty, too small,
+                not finite, or of another kind than the model's inputs.
         """
         options, loading = split_options(cls.config_class, model, kwargs)
         download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
         config = cls.config_class.from_backbone(model, **options, **download)
         spec = backbone_spec(config.backbone_config)
+        if "ffn_norm" not in options:
+            # feature maps have GroupNorms, which depend on all tokens
+            config.ffn_norm = "batch" if spec.channels_first else "layer"
         dense: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)
-        statistics = None if calibration is None else collect_statistics(dense, spec, calibration)
-        # kept aside: converting the blocks drops their norms in front of the FFN
-        affine = [block.get_submodule(spec.ffn_norm).state_dict() for block in spec.blocks(dense)]
-        device, dtype = dense.device, dense.dtype  # before parameters of another dtype come in
-        repavit = cls(config, dense).to(device, dtype)
-        ffns = [module for module in repavit.modules() if isinstance(module, ChannelIdleFeedForward)]
-        for ffn, values in zip(ffns, affine, strict=True):
-            # weight and bias of a LayerNorm; a BatchNorm's statistics are not among them
-            ffn.input_norm.load_state_dict(values, strict=False)
-        # without calibration the loop has no rounds; with it, one for each FFN
-        for ffn, found in zip(ffns, statistics or [], strict=statistics is not None):
-            calibrate_(ffn, found)
-        return repavit
+        dtype = dense.dtype
+        dense.to(device or dense.device, torch.float32 if calibration is not None and dtype.itemsize < 4 else dtype)
+        repavit = cls(config, copy.deepcopy(dense)).to(dense.device, dense.dtype).eval()
+        blocks = [
+            ConvertedBlock(
+                block,
+                own,
+                ffn=own.feed_forward,
+                end=own.feed_forward,
+                stream=block,
+                norm=block.get_submodule(spec.ffn_norm),
+                channels_first=spec.channels_first,
+            )
+            for block, own in zip(spec.blocks(dense), spec.blocks(repavit.backbone), strict=True)
+        ]
+        example = repavit.dummy_inputs[dense.main_input_name]
+        data = None if calibration is None else CalibrationData(calibration, dense.main_input_name, example, seed=seed)
+        convert_(dense, repavit.backbone, blocks, data)
+        return repavit.to(dtype).eval()
 
     def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
         return load_earlier_format(files)
