@@ -72,7 +72,8 @@ def test_quantized_fused_models_are_saved_and_loaded(tmp_path):
     expected = quantized(tmp_path / "fused", "torchao")
     expected.save_pretrained(tmp_path / "int8")
     found = RePaViTForImageClassification.from_pretrained(tmp_path / "int8")
-    assert found.config.fused and type(found.backbone.layers[0].feed_forward.ffn.linear.weight).__name__ == "Int8Tensor"
+    assert found.config.fused
+    assert type(found.backbone.layers[0].feed_forward.ffn.linear.weight).__name__ == "Int8Tensor"
     inputs = torch.randn(4, 3, 16, 16)
     assert torch.equal(logits(found, inputs), logits(expected, inputs))
 
