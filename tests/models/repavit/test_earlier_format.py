@@ -11,7 +11,8 @@ import tarfile
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification, AutoModelForZeroShotImageClassification
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import AutoModelForImageClassification, AutoModelForZeroShotImageClassification, TorchAoConfig
 
 from fusible.hub.weight_files import read_form_metadata
 from support.paths import GOLDEN
@@ -73,6 +74,14 @@ def test_the_code_beside_weights_loads_them(saved):
     for name in names:
         load(saved / name).config.save_pretrained(saved / name)
     assert run_script("earlier_layout.py", *(saved / name for name in names), PYTHONPATH="") == names
+
+
+def test_they_are_quantized_without_the_identity(saved):
+    example = load_file(saved / "batch" / "example.safetensors")
+    config = TorchAoConfig(Int8WeightOnlyConfig())
+    with torch.no_grad():
+        found = load(saved / "batch", quantization_config=config)(example["pixel_values"]).logits
+    assert torch.dist(found, example["expected"]) < 0.01 * example["expected"].norm()
 
 
 def test_quantized_ones_are_refused(saved):
