@@ -27,7 +27,7 @@ from .evaluate import with_classes_of
 
 
 logger = logging.get_logger(__name__)
-CALIBRATION_BATCHES = 4
+CALIBRATION_BATCHES = 16
 CALIBRATION_BATCH_SIZE = 32
 
 
