@@ -1,5 +1,6 @@
 """Starting RePaViT from dense weights: what calibration data say about norms and channels, and how it is used."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...core.backbones import BackboneSpec
+from ...hub.form_facts import moved
 from .feed_forward import ChannelIdleFeedForward
 
 
@@ -77,11 +79,12 @@ def collect_statistics(
     Args:
         backbone: in eval mode, on any device.
         spec: its row of `BACKBONES`.
-        batches: the backbone's main input, such as `pixel_values`, and anything else, which is left out.
+        batches: the backbone's inputs, such as `pixel_values`, and anything else, which is left out.
 
     Raises:
         ValueError: if there are no batches.
     """
+    names = inspect.signature(backbone.forward).parameters
     statistics, hooks = [], []
     for block in spec.blocks(backbone):
         ffn = block.get_submodule(spec.ffn)
@@ -91,7 +94,8 @@ def collect_statistics(
         statistics.append(found)
     try:
         for batch in batches:
-            backbone(batch[backbone.main_input_name].to(backbone.device, backbone.dtype))
+            given = {name: value for name, value in batch.items() if name in names and value is not None}
+            backbone(**moved(given, backbone.device, backbone.dtype))
     finally:
         for hook in hooks:
             hook.remove()
