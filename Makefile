@@ -5,8 +5,7 @@ CODE := modeling tests benchmarks conversion_scripts examples notebooks
 
 # for other versions of libraries: saving, loading, remote code, PEFT, export, commands, recipes, training, S4's cache
 TESTS ?= tests/hub tests/cli tests/recipes tests/core $(wildcard tests/test_*.py) tests/models/s4/test_cache.py \
-         tests/models/s4/test_modeling_s4.py tests/models/s4/test_kernel_mixin.py tests/training/test_optim.py \
-         tests/training/test_evaluate.py tests/models/repavit/test_modeling_repavit.py
+         tests/models/s4/test_kernel_mixin.py tests/training/test_optim.py tests/training/test_evaluate.py
 # the newest torch may be a large build for GPUs: TORCH=torch takes it
 TORCH ?= $(shell grep ^torch== constraints.txt)
 

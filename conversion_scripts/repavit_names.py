@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from conversion_scripts.common import rename
+from fusible.models.repavit.earlier_format import without_identity
 
 
 Architecture = Literal["vit", "swin"]
@@ -28,11 +29,11 @@ TRAINING_FFN = {
 }
 # their fused FFN reuses fc1 and fc2 for other things
 FUSED_FFN = {
-    rf"{BLOCK}\.mlp\.linear\.(weight|bias)": rf"{OURS}.feed_forward.\2",  # a block without active channels
+    rf"{BLOCK}\.mlp\.linear\.(weight|bias)": rf"{OURS}.feed_forward.ffn.\2",  # a block without active channels
     rf"{BLOCK}\.mlp\.(ffn\.fc[12]\.(weight|bias))": rf"{OURS}.feed_forward.\2",  # a block without idle ones
-    rf"{BLOCK}\.mlp\.fc1\.(weight|bias)": rf"{OURS}.feed_forward.shortcut.\2",
-    rf"{BLOCK}\.mlp\.fc2\.(weight|bias)": rf"{OURS}.feed_forward.up.\2",
-    rf"{BLOCK}\.mlp\.fc3\.weight": rf"{OURS}.feed_forward.down.weight",
+    rf"{BLOCK}\.mlp\.fc1\.(weight|bias)": rf"{OURS}.feed_forward.ffn.linear.\2",
+    rf"{BLOCK}\.mlp\.fc2\.(weight|bias)": rf"{OURS}.feed_forward.ffn.up.\2",
+    rf"{BLOCK}\.mlp\.fc3\.weight": rf"{OURS}.feed_forward.ffn.down.weight",
 }
 VIT = {
     r"cls_token": r"backbone.embeddings.class_embedding",
@@ -113,20 +114,23 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 
 def _regroup_fused(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names apart the blocks without active and without idle channels, which our fused form has as other modules."""
+    """
+    Names apart the blocks without active and without idle channels, which our fused form has as other modules, and
+    takes the identity out of the linear paths, which is the shortcut.
+    """
     tensors = dict(state_dict)
     for prefix, active in zip(ffns(state_dict), fused_channels(state_dict), strict=True):
         width = len(tensors[f"{prefix}fc1.weight"])
         hidden = EXPANSION * width
+        tensors[f"{prefix}fc1.weight"] = without_identity(tensors[f"{prefix}fc1.weight"])
         if active == 0:
             for kind in ("weight", "bias"):
                 tensors[f"{prefix}linear.{kind}"] = tensors.pop(f"{prefix}fc1.{kind}")
             for name in (f"{prefix}fc2.weight", f"{prefix}fc2.bias", f"{prefix}fc3.weight"):
                 if name in tensors and tensors[name].numel() == 0:  # in Swin; not there in ViT
                     del tensors[name]
-        elif active == hidden:  # their linear path is the identity here; ours is left out
-            identity = tensors.pop(f"{prefix}fc1.weight")
-            if not torch.equal(identity, torch.eye(width).to(identity)):
+        elif active == hidden:  # without idle channels nothing is left, and we have no linear path
+            if tensors.pop(f"{prefix}fc1.weight").any():
                 raise ValueError(f"{prefix}fc1.weight should be the identity, as all channels are active.")
             tensors[f"{prefix}ffn.fc1.weight"] = tensors.pop(f"{prefix}fc2.weight")
             tensors[f"{prefix}ffn.fc1.bias"] = tensors.pop(f"{prefix}fc2.bias")

@@ -8,6 +8,7 @@ A notebook that fails stays as it was, with its name and the error on the termin
 
 import argparse
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,8 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore:IProgress not found",  # there are no widgets, and no need for them
     "TQDM_DISABLE": "1",  # progress bars would stay in the outputs
 }
+# transformers imports torchao where it is installed, which logs what it lacks here: libraries for GPUs, another torch
+NOISE = re.compile(r"^.*(torchao/_C_|torch/utils/_pytree\.py:).*\n", re.MULTILINE)
 
 
 def execute(notebook: NotebookNode) -> NotebookNode:
@@ -68,6 +71,11 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         cell.metadata = NotebookNode()
+        for output in cell.get("outputs", ()):
+            if "text" in output:
+                output.text = NOISE.sub("", output.text)
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("text") != ""]
     return notebook
 
 

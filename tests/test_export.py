@@ -21,6 +21,7 @@ from support.small_models import make_model
 from support.text_models import make_dense
 
 
+onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec.*:FutureWarning")  # of transformers' exporters
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -68,6 +69,34 @@ def test_texts_of_any_length(name, tmp_path):
             expected = model(**inputs)[0].numpy()  # of the training form
         (found,) = session.run(["last_hidden_state"], {key: value.numpy() for key, value in inputs.items()})
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["repavit", "ewa", "zeroi2v"])  # S4's weights are few linears
+def test_int8(name, tmp_path):
+    model = MODELS[name]().eval()
+    full, int8 = (export_fused(model, tmp_path / str(flag), int8=flag) for flag in (False, True))
+    assert (full["int8"], int8["int8"]) == (False, True) and full["files"] == int8["files"]
+    assert 1e-6 * int8["max_output"] < int8["max_difference"] < 0.1 * int8["max_output"]
+    program = onnx.load(tmp_path / "True" / "model.onnx")
+    assert sum(node.op_type == "MatMulInteger" for node in program.graph.node) > 1
+    assert all(domain.domain == "" for domain in program.opset_import), "standard operators alone, for all runtimes"
+    sizes = [(tmp_path / str(flag) / "model.onnx.data").stat().st_size for flag in (False, True)]
+    assert sizes[1] < 0.8 * sizes[0]
+    inputs = example_inputs(model, 5)
+    with torch.no_grad():
+        expected = model(**inputs).logits.numpy()
+    session = onnxruntime.InferenceSession(tmp_path / "True" / "model.onnx")
+    found = session.run(["logits"], {key: value.numpy() for key, value in inputs.items()})[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.1 * abs(expected).max())
+
+
+def test_int8_is_refused(tmp_path):
+    model = MODELS["repavit"]().eval()
+    with pytest.raises(ValueError, match="int8 is for programs of ONNX, and not for the format 'torch'"):
+        export_fused(model, tmp_path / "program", "torch", int8=True)
+    with pytest.raises(ValueError, match=r"the tolerance is 1e-06 .* or too sensitive for int8\?"):
+        export_fused(model, tmp_path / "program", tolerance=1e-6, int8=True)
+    assert not (tmp_path / "program").exists()
 
 
 def test_program_of_torch(tmp_path):

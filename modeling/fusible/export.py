@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import torch
@@ -19,18 +20,21 @@ Format = Literal["onnx", "torch"]
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 LAST = "export.json"  # what transformers' ExportedModel.from_pretrained reads first
 BATCHES = (1, 2, 3)
+TOLERANCES = {False: 1e-4, True: 0.1}  # without and with int8
 
 
-def check_format(kind: str) -> None:
+def check_format(kind: str, int8: bool = False) -> None:
     """
     Whether a model can be exported in this format here.
 
     Raises:
-        ValueError: if the format is unknown.
+        ValueError: if the format is unknown, or has no int8.
         ImportError: if a package for it is missing.
     """
     if kind not in NEEDED:
         raise ValueError(f"{kind!r} is no format; take one of {', '.join(NEEDED)}.")
+    if int8 and kind != "onnx":
+        raise ValueError(f"int8 is for programs of ONNX, and not for the format {kind!r}.")
     missing = [name for name in NEEDED[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"The format {kind} needs {', '.join(missing)}: pip install 'fusible[export]'")
@@ -63,7 +67,11 @@ def input_shapes(model: FusiblePreTrainedModel) -> dict[str, list[str | int]]:
 
 
 def export_fused(
-    model: FusiblePreTrainedModel, folder: Path, kind: Format = "onnx", tolerance: float = 1e-4
+    model: FusiblePreTrainedModel,
+    folder: Path,
+    kind: Format = "onnx",
+    tolerance: float | None = None,
+    int8: bool = False,
 ) -> dict[str, Any]:
     """
     Writes the inference form as a program for any batch size, and of texts for any length, and compares what it
@@ -77,16 +85,21 @@ def export_fused(
         model: in either form; it stays as it is.
         folder: gets the program, its weights, `export.json` and `config.json`, all at once or not at all.
         kind: "onnx", or "torch" for `torch.export`.
-        tolerance: largest difference of the first outputs, relative to the largest of them.
+        tolerance: largest difference of the first outputs, relative to the largest of them; 1e-4 by default, and 0.1
+            with int8.
+        int8: multiply in int8 ("onnx" only). Each output channel of a linear has a scale; the scale of its inputs is
+            that of the batch at hand (dynamic quantization). Layers that are no matrix products stay as they are.
 
     Returns:
-        `format`, `files`, `inputs` (shapes), `max_difference` and `max_output`.
+        `format`, `int8`, `files`, `inputs` (shapes), `max_difference` and `max_output`.
 
     Raises:
-        ValueError: if the outputs differ, the format is unknown, or the folder holds a model; nothing is written then.
+        ValueError: if the outputs differ, the format is unknown or has no int8, or the folder holds a model; nothing
+            is written then.
         ImportError: if a package for it is missing.
     """
-    check_format(kind)
+    check_format(kind, int8)
+    tolerance = TOLERANCES[int8] if tolerance is None else tolerance
     if folder.is_dir() and any(is_weight_file(file.name) for file in folder.iterdir()):
         raise ValueError(
             f"{folder} holds a model, whose configuration would be overwritten; export to another folder."
@@ -105,22 +118,54 @@ def export_fused(
     with atomic_folder(folder, lambda name: name.startswith("model."), LAST) as stage:
         # what was written is compared, not the program in memory; an error here leaves the folder as it was
         exported.save_pretrained(stage)
+        if int8:
+            _quantize_linears_(Path(stage))
         # transformers asks for trust before torch unpickles a program, which is our own here
         difference, largest = _difference(ExportedModel.from_pretrained(stage, trust_remote_code=True), fused, model)
         if not difference <= tolerance * largest:  # also refuses NaN
             raise ValueError(
                 f"The program differs by {difference:.1e} where outputs reach {largest:.1e}; the tolerance is "
-                f"{tolerance:.0e} of that. Nothing was written. Is the model in half precision?"
+                f"{tolerance:.0e} of that. Nothing was written. Is the model in half precision"
+                f"{', or too sensitive for int8' if int8 else ''}?"
             )
         files = sorted(file.name for file in stage.iterdir())
     return {
         "format": kind,
+        "int8": int8,
         "folder": str(folder),
         "files": files,
         "inputs": input_shapes(model),
         "max_difference": difference,
         "max_output": largest,
     }
+
+
+def _quantize_linears_(folder: Path) -> None:
+    """Rewrites an ONNX program, whose weights lie in a file of their own, with its linears in int8."""
+    from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
+
+    program = folder / "model.onnx"
+    with TemporaryDirectory() as scratch:
+        inferred = Path(scratch, "model.onnx")
+        # shapes of tensors alone: onnxruntime makes its own optimizations when it loads a program
+        quant_pre_process(
+            program,
+            inferred,
+            skip_optimization=True,
+            skip_symbolic_shape=True,
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+        )
+        for file in folder.glob("model.onnx*"):
+            file.unlink()
+        quantize_dynamic(
+            inferred,
+            program,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+        )
 
 
 @torch.no_grad()

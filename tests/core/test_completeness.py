@@ -127,6 +127,27 @@ def test_integers_are_not_read_as_weights(name, tmp_path):
         type(model).from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_pickled_weights_of_another_kind_are_refused(dtype, tmp_path):
+    model = make_model(num_labels=5)
+    model.config.save_pretrained(tmp_path)
+    tensors = model.state_dict()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    assert torch.equal(type(model).from_pretrained(tmp_path).classifier.weight, tensors["classifier.weight"])
+    torch.save(tensors | {"classifier.weight": tensors["classifier.weight"].to(dtype)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"has classifier.weight as {dtype}, and the model has it as torch.float32"):
+        type(model).from_pretrained(tmp_path)
+
+
+def test_complex_numbers_are_not_read_as_integers(tmp_path):
+    model = make_model(num_labels=5)
+    model.save_pretrained(tmp_path)
+    name = "backbone.layers.1.feed_forward.hidden_norm.num_batches_tracked"
+    rewrite(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(torch.complex64)}))
+    with pytest.raises(ValueError, match=f"has {name} as C64, and the model has it as torch.int64"):
+        type(model).from_pretrained(tmp_path)
+
+
 def test_shards_of_two_saves(tmp_path):
     first, second = make_model(), make_model()
     for folder, model in (("first", first), ("again", first), ("second", second)):
@@ -183,5 +204,5 @@ def test_headers_name_the_save(tmp_path):
         with safe_open(file, "pt") as opened:
             headers.append(opened.metadata())
     assert all(header == headers[0] for header in headers) and len(headers) > 1
-    assert headers[0]["fusible_format"] == "2" and headers[0]["fusible_class"] == "RePaViTForImageClassification"
+    assert headers[0]["fusible_format"] == "3" and headers[0]["fusible_class"] == "RePaViTForImageClassification"
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [headers[0]["fusible_class"]]

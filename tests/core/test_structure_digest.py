@@ -41,7 +41,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize(("config", "first", "second"), CONFIGS, ids=[type(row[0]).__name__ for row in CONFIGS])
 def test_digests_are_those_of_saved_weights(config, first, second):
-    """In both formats, with every supported version of transformers."""
+    """By both rules, with every supported version of transformers."""
     assert config.structure_digest(1) == first
     assert config.structure_digest() == second
 

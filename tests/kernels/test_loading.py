@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,23 @@ def tamper(repository: Path, kind: str) -> None:
         metadata = json.loads((variant / "metadata.json").read_text())
         del metadata["digest"]
         (variant / "metadata.json").write_text(json.dumps(metadata))
+
+
+def test_threads_import_a_variant_once(repository, monkeypatch):
+    """Servers load several models at once; a thread that came second found a module without its operations."""
+    imports = []
+    import_once = loading.kernels.get_local_kernel
+
+    def slow_import(*args, **kwargs):
+        imports.append(args)
+        time.sleep(0.2)
+        return import_once(*args, **kwargs)
+
+    monkeypatch.setattr(loading.kernels, "get_local_kernel", slow_import)
+    monkeypatch.setattr(loading, "_imported", {})
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(import_variant, [find_variant(repository)] * 4))
+    assert len(imports) == 1 and len({kernels.ssm_scan for kernels in found}) == 1
 
 
 TAMPERED = ["changed", "added", "missing", "library", "metadata", "no digests"]

@@ -56,6 +56,8 @@ def test_bases_that_cannot_be(files, error, message, tmp_path):
         ("augmentation: 3", "augmentation of {file} is 3; it must be a section"),
         ("training: {lerning_rate: 1}", "{file}: training has no 'lerning_rate'. Did you mean learning_rate?"),
         ("training: {mixed_precision: fp8}", "{file}: training: argument --mixed_precision"),
+        ("private: no", "private of {file} is 'no'; it must be true or false"),
+        ("hardware: {devices: 1, devices: 2}", "the key 'devices' is there twice\n  in \"{file}\", line"),
         ("augmentation: {mixup: much}", "{file}: augmentation: argument --mixup: invalid float value"),
     ],
 )

@@ -15,7 +15,14 @@ def export(
         Literal["onnx", "torch"], typer.Option("--format", help="ONNX, or a program of torch.export.")
     ] = "onnx",
     revision: Revision = None,
-    tolerance: Annotated[float, typer.Option(help="Largest difference / largest output; exit 1 beyond it.")] = 1e-4,
+    int8: Annotated[bool, typer.Option("--int8", help="Linears of an ONNX program in int8.")] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest difference / largest output; exit 1 beyond it.  [default: 1e-4, or 0.1 with --int8]",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -26,9 +33,11 @@ def export(
 
         fusible export out/digits out/digits-onnx
 
+        fusible export out/digits out/digits-int8 --int8
+
         fusible export user/my-model my-model-program --format torch
     """
-    show(export_saved(source, destination, kind, revision, tolerance, dry_run), json)
+    show(export_saved(source, destination, kind, revision, tolerance, int8, dry_run), json)
 
 
 def export_saved(
@@ -36,7 +45,8 @@ def export_saved(
     destination: Path,
     kind: Literal["onnx", "torch"],
     revision: str | None,
-    tolerance: float,
+    tolerance: float | None,
+    int8: bool,
     dry_run: bool,
 ) -> dict[str, Any]:
     """
@@ -48,6 +58,7 @@ def export_saved(
         kind: its format.
         revision: of the repository.
         tolerance: see `export_fused`.
+        int8: see `export_fused`.
         dry_run: only load the model and say what would be exported.
 
     Raises:
@@ -58,11 +69,11 @@ def export_saved(
     from ..saved_models import load
 
     # before the model is loaded, which can take minutes
-    check_format(kind)
+    check_format(kind, int8)
     model = load(source, revision)
     if dry_run:
-        return {"format": kind, "folder": str(destination), "inputs": input_shapes(model)}
-    return export_fused(model, destination, kind, tolerance)
+        return {"format": kind, "int8": int8, "folder": str(destination), "inputs": input_shapes(model)}
+    return export_fused(model, destination, kind, tolerance, int8)
 
 
 __all__ = ["export"]

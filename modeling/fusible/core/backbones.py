@@ -37,6 +37,10 @@ def spatial_mean(outputs: BaseModelOutputWithPooling) -> torch.Tensor:
     return cast(torch.Tensor, outputs.last_hidden_state).mean((2, 3))
 
 
+# how a classifier can pool the tokens instead, and how many vectors that puts side by side
+POOLINGS = {"mean": 1, "class_token_and_mean": 2}
+
+
 @dataclass(frozen=True)
 class BackboneSpec:
     """Names inside one family of pre-norm backbones; paths are relative to a block."""
@@ -64,6 +68,8 @@ class BackboneSpec:
     width: str = "hidden_size"  # option of the configuration with the image feature's width, or a list ending in it
     pool: Callable[[BaseModelOutputWithPooling], torch.Tensor] = class_token
     pooled: int = 1  # how many vectors of that width `pool` puts side by side
+    special_tokens: int = 1  # in front of those of the patches; registers besides
+    classifier_pooling: str | None = None  # what transformers' own classifier reads instead, a name of `POOLINGS`
     classifier: str | None = None  # the backbone's method that makes a head of its own for so many classes
     pools_class_token: bool = False  # `pool` needs the first token of the last block, and no other
     needs_final_norm: bool = False  # the model ends without one
@@ -96,10 +102,25 @@ class BackboneSpec:
                 f"{backbone_config.model_type!r} with {self.gated}=True has a gated FFN; set {self.gated}=False."
             )
 
-    def feature_size(self, backbone_config: PreTrainedConfig) -> int:
-        """Width of the image feature."""
+    def feature_size(self, backbone_config: PreTrainedConfig, pooling: str | None = None) -> int:
+        """Width of the image feature, or of one by a pooling of `POOLINGS`."""
         width = backbone_config.to_dict()[self.width]
-        return self.pooled * (width[-1] if isinstance(width, list | tuple) else width)
+        return (self.pooled if pooling is None else POOLINGS[pooling]) * (
+            width[-1] if isinstance(width, list | tuple) else width
+        )
+
+    def pooled_patches(self, tokens: torch.Tensor, backbone_config: PreTrainedConfig, pooling: str) -> torch.Tensor:
+        """
+        The image feature of a classifier that reads the mean of the patches.
+
+        Args:
+            tokens: `[batch, tokens, hidden_size]`, special tokens first.
+            backbone_config: the backbone's.
+            pooling: a name of `POOLINGS`.
+        """
+        registers = getattr(backbone_config, "num_register_tokens", 0)
+        mean = tokens[:, self.special_tokens + registers :].mean(1)
+        return mean if pooling == "mean" else torch.cat([tokens[:, 0], mean], dim=-1)
 
     def stage_widths(self, backbone_config: PreTrainedConfig) -> list[int]:
         """Channels of the feature maps: of the embedding, then of each stage, or of each block if there are none."""
@@ -179,6 +200,7 @@ _CLIP = BackboneSpec(
     attention_output="out_proj",
     final_norms=("post_layernorm",),
     pool=pooler_output,
+    classifier_pooling="mean",
     pools_class_token=True,
     needs_interpolate_pos_encoding=True,
     structure_options=_structure(12, 1e-5, hidden_act="quick_gelu"),
@@ -191,6 +213,7 @@ _DINOV2 = BackboneSpec(
     attention_scale="layer_scale1",
     ffn_scale="layer_scale2",
     gated="use_swiglu_ffn",
+    classifier_pooling="class_token_and_mean",
     pools_class_token=True,
     structure_options=_structure(12, 1e-6),
 )
@@ -232,6 +255,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         fc2="down_proj",
         activation="act_fn",
         gated="use_gated_mlp",
+        classifier_pooling=None,
         plain_attention=False,  # it also turns queries and keys by their positions
         final_norms=("norm",),
         structure_options=_structure(6, 1e-5, rope_theta=100.0),
@@ -241,6 +265,7 @@ BACKBONES: dict[str, BackboneSpec] = {
     "siglip_vision_model": replace(
         _CLIP,
         block="SiglipEncoderLayer",
+        special_tokens=0,
         pools_class_token=False,
         structure_options=_structure(12, 1e-6, hidden_act="gelu_pytorch_tanh"),
     ),
@@ -249,6 +274,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         block="Siglip2EncoderLayer",
         pools_class_token=False,
         takes_patches=True,
+        classifier_pooling=None,  # a mean of the patches that are no padding
         supports_frame_batches=False,
         needs_interpolate_pos_encoding=False,
         structure_options=_structure(12, 1e-6, hidden_act="gelu_pytorch_tanh"),
@@ -316,4 +342,4 @@ def backbone_spec(backbone_config: PreTrainedConfig | dict[str, Any] | None) -> 
     return BACKBONES[model_type]
 
 
-__all__ = ["BACKBONES", "BackboneSpec", "backbone_spec", "structure_of"]
+__all__ = ["BACKBONES", "POOLINGS", "BackboneSpec", "backbone_spec", "structure_of"]

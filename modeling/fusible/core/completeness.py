@@ -2,24 +2,49 @@
 
 from collections.abc import Collection, Iterable
 
+import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import load_state_dict
 
 
-def check_dtypes(model: PreTrainedModel, files: Iterable[str]) -> None:
-    """Raises `ValueError` if a weight file has integers where a model has floating-point numbers, or the reverse."""
+def _dtypes(file: str, weights_only: bool) -> dict[str, str]:
+    """The dtypes of a weight file's tensors by name: `F32` or `torch.float32`, as its format calls them."""
+    if file.endswith(".safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}
+    if file.endswith(".bin"):
+        values = load_state_dict(file, "meta", weights_only)
+        return {name: str(value.dtype) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return {}
+
+
+def check_dtypes(model: PreTrainedModel, files: Iterable[str], weights_only: bool = True) -> None:
+    """
+    Compares the kinds of numbers in weight files with those of a model; transformers would convert them.
+
+    Args:
+        model: to be loaded.
+        files: `.safetensors` or `.bin`.
+        weights_only: as for `from_pretrained`.
+
+    Raises:
+        ValueError: if a file has integers where the model has floating-point numbers, and the like.
+    """
     expected = model.state_dict()
     for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in expected.keys() & set(opened.keys()):
-                dtype = opened.get_slice(name).get_dtype()
-                # F32, BF16, F8_E4M3 and the like; I64, U8 and BOOL are not
-                if dtype.lstrip("B").startswith("F") != expected[name].is_floating_point():
-                    raise ValueError(
-                        f"{file} has {name} as {dtype}, and the model has it as {expected[name].dtype}. Save or "
-                        "download the weights again."
-                    )
+        for name, dtype in _dtypes(file, weights_only).items():
+            if name not in expected:
+                continue
+            # F32, BF16 and torch.float8_e4m3fn, or C64; I64, U8 and torch.bool are neither
+            letters = dtype.removeprefix("torch.").upper()
+            kind = (letters.lstrip("B").startswith("F"), letters.startswith("C"))
+            if kind != (expected[name].is_floating_point(), expected[name].is_complex()):
+                raise ValueError(
+                    f"{file} has {name} as {dtype}, and the model has it as {expected[name].dtype}. Save or "
+                    "download the weights again."
+                )
 
 
 def check_complete(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .backbones import backbone_spec
@@ -55,8 +56,14 @@ def dense_config(
         **download: as for `AutoConfig.from_pretrained`.
 
     Raises:
-        ValueError: if there are changes of a model at hand, or of what the configuration does not have.
+        ValueError: if there are changes of a model at hand, or of what the configuration does not have; if the model
+            is a quantized one or has adapters.
     """
+    if isinstance(model, nn.Module) and (not isinstance(model, PreTrainedModel) or hasattr(model, "peft_config")):
+        raise ValueError(
+            f"{type(model).__name__} is no plain model of transformers. Merge adapters into it first "
+            "(merge_and_unload), or give the model inside."
+        )
     if isinstance(model, PreTrainedModel):
         if changes:
             raise ValueError(
@@ -65,7 +72,39 @@ def dense_config(
         config = copy.deepcopy(model.config)
     else:
         config = AutoConfig.from_pretrained(model, **download)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{_where(model)} is quantized. Convert the weights that it was made from, and quantize after."
+        )
     return changed(config.vision_config if "vision_config" in config.sub_configs else config, changes)
+
+
+def _where(model: PreTrainedModel | str | os.PathLike) -> str:
+    return f"The {type(model).__name__} at hand" if isinstance(model, PreTrainedModel) else str(model)
+
+
+def dense_classifier(
+    model: PreTrainedModel | str | os.PathLike, changes: Mapping[str, Any] | None = None, **loading: Any
+) -> PreTrainedModel | None:
+    """
+    A dense image classifier with a linear head: the model at hand, or loaded; `None` if the model is none.
+
+    Args:
+        model: the dense model, or its folder or Hub repository.
+        changes: options of its backbone with other values.
+        **loading: as for `from_pretrained`.
+    """
+    suffix = "ForImageClassification"
+    if not isinstance(model, PreTrainedModel):
+        download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
+        config = AutoConfig.from_pretrained(model, **download)
+        if not any(name.endswith(suffix) for name in config.architectures or ()):
+            return None
+        nested = "vision_config" in config.sub_configs
+        loading |= {"config": changed(config, {"vision_config": dict(changes)} if nested and changes else changes)}
+        model = load_dense(f"AutoModel{suffix}", model, ignore_mismatched_sizes=bool(changes), **loading)
+    is_classifier = type(model).__name__.endswith(suffix) and isinstance(getattr(model, "classifier", None), nn.Linear)
+    return model if is_classifier else None
 
 
 def changed(config: PreTrainedConfig, changes: Mapping[str, Any] | None) -> PreTrainedConfig:
@@ -169,4 +208,12 @@ def _copy_part(model: PreTrainedModel, auto: Any, config: PreTrainedConfig, **op
     return dense
 
 
-__all__ = ["LABEL_OPTIONS", "changed", "dense_config", "load_backbone", "load_dense", "split_options"]
+__all__ = [
+    "LABEL_OPTIONS",
+    "changed",
+    "dense_classifier",
+    "dense_config",
+    "load_backbone",
+    "load_dense",
+    "split_options",
+]

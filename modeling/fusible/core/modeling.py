@@ -17,6 +17,7 @@ from ..hub.publishing import push_model
 from ..hub.saving import save_model
 from ..hub.weight_files import (
     CLASS_KEY,
+    FORMAT_KEY,
     SAVE_KEY,
     check_form_metadata,
     fused_is_final_message,
@@ -37,6 +38,16 @@ class FusiblePreTrainedModel(TwoFormsModel):
 
     def _save_extra_files(self, folder: Path) -> None:
         """Writes the files that some kinds of models have besides weights, configuration and code."""
+
+    def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
+        """
+        All tensors of an inference form in weight files of an earlier format, as this one has them; `None` if they are
+        the same in both.
+
+        Raises:
+            ValueError: if they cannot be converted, for instance because they are quantized.
+        """
+        return None
 
     def _describe_(self, model: PreTrainedModel) -> None:
         """As `describe_`, for what is saved: this model, or a form of it."""
@@ -221,6 +232,7 @@ class FusiblePreTrainedModel(TwoFormsModel):
         model: "FusiblePreTrainedModel",
         state_dict: dict | None,
         checkpoint_files: list[str] | None,
+        load_config: Any,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -229,8 +241,14 @@ class FusiblePreTrainedModel(TwoFormsModel):
         saved = check_form_metadata(model.config, *files)
         model._saved_class = saved.get(CLASS_KEY, next(iter(model.config.architectures or ()), None))
         if not model._is_quantized():
-            check_dtypes(model, files)
-        result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+            check_dtypes(model, map(str, checkpoint_files or []), load_config.weights_only)
+        if model.config.fused and int(saved.get(FORMAT_KEY, 1)) < model.config.format_number:
+            tensors = model._load_earlier_format(files)
+            if tensors is not None:
+                state_dict, checkpoint_files = tensors, None
+        result = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
         if any(read_form_metadata(file).get(SAVE_KEY) != saved.get(SAVE_KEY) for file in files):
             raise OSError(f"{Path(files[0]).parent} was saved anew while it was loaded; load it again.")
         return result

@@ -26,6 +26,7 @@ class TextBackboneSpec:
     fc2: str = "output.dense"
     dropout: str = "output.dropout"
     norm: str = "output.LayerNorm"  # its input is the sum of shortcut and FFN
+    attention_norm: str = "attention.output.LayerNorm"  # gives the FFN's input
     counts_from_padding: bool = False  # the first position is the number after the padding's
 
     def blocks(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -71,7 +72,7 @@ TEXT_BACKBONES: dict[str, TextBackboneSpec] = {
     "bert": _POST_NORM,
     "roberta": replace(_FROM_PADDING, block="RobertaLayer"),
     "xlm-roberta": replace(_FROM_PADDING, block="XLMRobertaLayer"),
-    "mpnet": replace(_FROM_PADDING, block="MPNetLayer"),
+    "mpnet": replace(_FROM_PADDING, block="MPNetLayer", attention_norm="attention.LayerNorm"),
     "distilbert": TextBackboneSpec(
         "TransformerBlock",
         ffn="ffn",
@@ -81,6 +82,7 @@ TEXT_BACKBONES: dict[str, TextBackboneSpec] = {
         fc2="ffn.lin2",
         dropout="ffn.dropout",
         norm="output_layer_norm",
+        attention_norm="sa_layer_norm",
     ),
 }
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
@@ -144,11 +145,14 @@ def fused_is_final_message(path: str | os.PathLike) -> str:
 
 def warn_of_non_finite(tensors: Mapping[str, torch.Tensor], whose: str) -> None:
     """Warns of tensors with values that are not numbers or infinite."""
-    names = [
-        name
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all())
-    ]
+
+    def is_finite(tensor: torch.Tensor) -> bool:
+        if is_traceable_wrapper_subclass(tensor):
+            # a quantized tensor cannot be asked, but what it is made of
+            return all(is_finite(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+        return not tensor.is_floating_point() or tensor.is_meta or bool(tensor.isfinite().all())
+
+    names = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         logger.warning(f"{whose} has NaN or infinite values in {', '.join(names[:3])}{more}.")
@@ -281,6 +285,7 @@ def check_form_metadata(config: FormConfig, *files: str | os.PathLike) -> dict[s
 __all__ = [
     "ADAPTER_FILES",
     "CLASS_KEY",
+    "FORMAT_KEY",
     "KERNEL_FOLDER",
     "SAVE_KEY",
     "FormConfig",

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, mkdtemp
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -168,6 +169,7 @@ def _private_folder() -> TemporaryDirectory[str]:
 
 
 _imported: dict[bytes, ModuleType] = {}  # by the metadata, as one process can load a library once only
+_importing = Lock()  # another thread would find a module that is half imported
 
 
 def import_variant(variant: Path, digests: Mapping[str, str] | None = None) -> Kernels:
@@ -182,11 +184,12 @@ def import_variant(variant: Path, digests: Mapping[str, str] | None = None) -> K
     metadata = json.loads(text)
     if metadata["version"] != VERSION:
         raise KernelError(f"{variant} has version {metadata['version']} of the operations; this code uses {VERSION}.")
-    if text not in _imported:
-        # a new one each time: a library that an import left loaded must not be written to
-        copy = Path(mkdtemp(dir=_private_folder().name), variant.name)
-        write_variant(files, copy)
-        _imported[text] = kernels.get_local_kernel(copy, backend=metadata["backend"]["type"])
+    with _importing:
+        if text not in _imported:
+            # a new one each time: a library that an import left loaded must not be written to
+            copy = Path(mkdtemp(dir=_private_folder().name), variant.name)
+            write_variant(files, copy)
+            _imported[text] = kernels.get_local_kernel(copy, backend=metadata["backend"]["type"])
     module = _imported[text]
     missing = [name for name in CONTENTS if name not in vars(module)]
     if missing:

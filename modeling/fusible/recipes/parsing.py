@@ -14,7 +14,24 @@ RECIPE_NAME = "recipe.yaml"
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which `no` and `off` are words, as in `save_strategy: no`; only true and false are booleans."""
+    """
+    YAML in which `no` and `off` are words, as in `save_strategy: no`; only true and false are booleans.
+
+    A key that is there twice is an error, as in YAML's specification; PyYAML would take the last one.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # on nodes, as values have lost what was there twice, and hold what merge keys (<<) bring for keys to overrule
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.composer.ComposerError(
+                        None, None, f"the key {key.value!r} is there twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return node
 
 
 # a new dictionary: the class attribute is SafeLoader's own, which other users of YAML share

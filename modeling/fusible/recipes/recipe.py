@@ -7,6 +7,7 @@ lead into sections: `training.learning_rate=1e-4`.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -36,6 +37,14 @@ DEFAULTS: dict[str, Any] = {  # of TrainingArguments, where a recipe says nothin
     "save_strategy": "epoch",
     "save_total_limit": 2,
 }
+SET_OTHERWISE = {  # fields of TrainingArguments that follow from other keys, which would overrule them in silence
+    "bf16": "training.mixed_precision",
+    "fp16": "training.mixed_precision",
+    "optim": "training.optimizer",
+    "output_dir": "output_dir",
+    "resume_from_checkpoint": "resume",
+}
+KINDS = {dict: "a section", list: "a list", bool: "true or false"}
 SETTINGS_KEYS = [entry.name for entry in fields(Settings)]
 TRAINING_KEYS = [*SETTINGS_KEYS, *(entry.name for entry in fields(TrainingArguments))]
 
@@ -89,6 +98,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_keys(self.training, TRAINING_KEYS, "training")
+        for key, instead in SET_OTHERWISE.items():
+            if self.training.get(key) is not None:
+                raise ValueError(f"training.{key} has no effect in a recipe; it is {instead} that says it.")
         # values for TrainingArguments are checked when these are made, which looks for devices
         own = {key: value for key, value in self.training.items() if key in SETTINGS_KEYS}
         self.settings = parse([Settings], own, "training")[0]
@@ -134,9 +146,10 @@ class Recipe:
                 hint = nearest(key, [*entries, *(f"training.{name}" for name in TRAINING_KEYS)])
                 raise ValueError(f"{where} has no key {key!r}. {hint}")
             # types are classes here, as annotations of this module are not postponed to strings
-            if isinstance(value, dict) != (entries[key].type is dict) and value is not None:
-                kind = "a section" if entries[key].type is dict else "no section"
-                raise ValueError(f"{key} of {where} is {value!r}; it must be {kind}.")
+            kind: Any = entries[key].type
+            if value is not None and not isinstance(value, kind):
+                wanted = KINDS.get(kind, "a text, maybe in quotes")
+                raise ValueError(f"{key} of {where} is {value!r}; it must be {wanted}.")
         # null takes back what a base says; a base alone may lack the dataset
         given = {key: value for key, value in values.items() if value is not None}
         try:
@@ -219,9 +232,12 @@ class Recipe:
         scale = self._learning_rate_scale(values, world_size)
         try:
             # YAML reads 1e-3 as a string
-            values["learning_rate"] = scale * float(values.get("learning_rate", TrainingArguments.learning_rate))
+            rate = float(values.get("learning_rate", TrainingArguments.learning_rate))
         except (TypeError, ValueError) as error:
             raise ValueError(f"training.learning_rate is {values['learning_rate']!r}, which is no number.") from error
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"training.learning_rate is {rate}; it must be 0 or more, and finite.")
+        values["learning_rate"] = scale * rate
         values |= schedule(settings, values, scale)
         arguments: TrainingArguments = parse(
             [TrainingArguments], values | {"output_dir": str(self.output)}, "training"

@@ -1,6 +1,7 @@
 """The sections of recipes, whose types are checked."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, cast
@@ -32,6 +33,21 @@ class Settings:
     )
     ssm_learning_rate: float | None = None
     ssm_parameters: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "learning_rate_batch_size"):
+            if (size := getattr(self, name)) is not None and size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1.")
+        # optimizers look at their default only, and climb where the rate of a group is negative
+        for name in (
+            "min_learning_rate",
+            "warmup_learning_rate",
+            "backbone_learning_rate_factor",
+            "layer_decay",
+            "ssm_learning_rate",
+        ):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"{name} is {value}; it must not be negative.")
 
 
 @dataclass
@@ -65,6 +81,13 @@ class Augmentation(InputAugmentation):
     mixup_switch: float = 0.5
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.repeated_augmentation < 1:
+            raise ValueError(f"repeated_augmentation is {self.repeated_augmentation}; it must be at least 1.")
+        for name in ("resized_crop_area", "resized_crop_ratio"):
+            if len(getattr(self, name)) != 2:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be two numbers, least and greatest.")
+
 
 @dataclass
 class Distillation:
@@ -88,7 +111,7 @@ def parse(types: Sequence[type], values: Mapping[str, Any], where: str) -> Any:
     Values as dataclasses, with their types checked and converted: YAML reads `1e-3` as a string.
 
     Raises:
-        ValueError: for an unknown key or a value of another type.
+        ValueError: for an unknown key, a value of another type, or a number that is NaN or infinite.
     """
     check_keys(values, [entry.name for type_ in types for entry in fields(type_) if entry.init], where)
     arguments: list[str] = []
@@ -106,9 +129,15 @@ def parse(types: Sequence[type], values: Mapping[str, Any], where: str) -> Any:
     try:
         # without abbreviations and files of arguments, which would let misspelled keys pass
         parser = _Parser(cast(Any, types), allow_abbrev=False)
-        return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+        parsed = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    for name in values:
+        value = next(getattr(part, name) for part in parsed if hasattr(part, name))
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ValueError(f"{where}: {name} is {value}; it must be finite.")
+    return parsed
 
 
 __all__ = ["Augmentation", "Distillation", "InputAugmentation", "Settings", "parse"]

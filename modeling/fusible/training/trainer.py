@@ -202,6 +202,11 @@ def _batch_augmentation(recipe: Recipe, model: FusiblePreTrainedModel, data: Dat
     # the model's own loss is kept where labels stay classes
     if not (augment.mixup or augment.cutmix or augment.label_smoothing):
         return data.collate, {}
+    if recipe.training.get("label_smoothing_factor"):
+        raise ValueError(
+            "training.label_smoothing_factor has no effect together with mixup, cutmix or label_smoothing of "
+            "augmentation, whose loss is another one; give augmentation.label_smoothing."
+        )
     collate = MixupCutmix(
         int(model.config.num_labels or 0),
         mixup=augment.mixup,

@@ -190,6 +190,7 @@ def test_both_formats_give_the_same(tmp_path):
         ({"points": np.zeros((2, 4, 3)), "labels": np.zeros(3, int)}, "one for each of 2 clouds"),
         ({"points": np.zeros((2, 4, 3)), "labels": np.zeros(2)}, "must be integers"),
         ({"points": np.full((2, 4, 3), np.nan), "labels": np.zeros(2, int)}, "not all finite"),
+        ({"points": np.full((2, 4, 3), 1e300), "labels": np.zeros(2, int)}, "not all finite numbers of float32"),
     ],
 )
 def test_wrong_arrays(arrays, message, tmp_path):

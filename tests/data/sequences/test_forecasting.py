@@ -36,6 +36,26 @@ def test_constant_columns(tmp_path):
     np.testing.assert_allclose(series, values - 0.1, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace(",1.5\n", ",1,5\n"), "Expected 2 fields in line 4, saw 3"),
+        (lambda text: text.replace("date,OT", "date,OT,OT").replace("\n2", ",0\n2"), "more than one column OT"),
+        (lambda text: text.replace(",1.5\n", ",1e300\n"), r"Numbers of .*x\.csv are too large"),
+    ],
+    ids=["decimal comma", "column twice", "huge"],
+)
+def test_numbers_that_would_become_others_are_refused(tmp_path, change, message):
+    """A number cut at its comma, the first of two columns of one name, and zeros by an infinite deviation."""
+    frame = table(values=[0.5 * (i + 1) for i in range(60)])
+    text = frame.to_csv(index=False)
+    (tmp_path / "x.csv").write_text(text)
+    assert len(Forecasts(tmp_path / "x.csv", ["OT"], 6, 2, (0, 60), 40)) == 53
+    (tmp_path / "x.csv").write_text(change(text))
+    with pytest.raises(ValueError, match=message):
+        Forecasts(tmp_path / "x.csv", ["OT"], 6, 2, (0, 60), 40)
+
+
 CHANGES = {
     "shuffled": lambda frame: frame.sample(frac=1, random_state=0),
     "newest first": lambda frame: frame[::-1],
@@ -69,7 +89,6 @@ def test_steps_of_the_calendar_are_equal(tmp_path, frequency):
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e300])
-@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
 def test_arrays_of_numbers_only(tmp_path, wrong):
     values = np.ones((3, 4, 1))
     np.savez(tmp_path / "train.npz", values=values, targets=np.ones(3))
@@ -77,4 +96,19 @@ def test_arrays_of_numbers_only(tmp_path, wrong):
     values[1, 2] = wrong
     np.savez(tmp_path / "train.npz", values=values, targets=np.ones(3))
     with pytest.raises(ValueError, match=r"values of .*train\.npz are not all finite"):
+        load_arrays(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("values", np.ones((3, 4))),
+        ("values", np.ones((3, 4, 1), complex)),
+        ("targets", np.ones((3, 2))),
+        ("targets", np.ones(3, bool)),
+    ],
+)
+def test_arrays_of_another_shape_or_type(tmp_path, name, array):
+    np.savez(tmp_path / "train.npz", **({"values": np.ones((3, 4, 1)), "targets": np.ones(3)} | {name: array}))
+    with pytest.raises(ValueError, match=rf"The {name} of .*train\.npz are {array.dtype} of shape .* must be real"):
         load_arrays(tmp_path, "train")

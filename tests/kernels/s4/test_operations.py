@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from fusible.kernels import build
 from fusible.kernels.loading import import_variant
@@ -182,6 +183,61 @@ def test_second_derivatives_are_refused(kernel):
     (gradient,) = torch.autograd.grad(kernel.ssm_scan(*arguments)[0].sum(), arguments[:1], create_graph=True)
     with pytest.raises(NotImplementedError, match="first derivatives only"):
         gradient.sum().backward()
+
+
+def forward_modes(function, point, direction):
+    """The derivative by `torch.func`, and that by dual numbers."""
+    yield lambda: torch.func.jvp(function, (point,), (direction,))[1]
+
+    def of_duals():
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(function(forward_ad.make_dual(point, direction))).tangent
+
+    yield of_duals
+
+
+def functions_of_one(kernel):
+    """Each function of the kernel repository, of one tensor, and a value of that."""
+    inputs, *maps, state, skip = (part.detach() for part in make(2, 3, 1, 4, 2, 20))
+    coefficients, base = (part.detach() for part in powers(2, 3, 4))
+    u, increment, tail, b, c, _, _ = step_arguments(torch.float64, inputs[..., 0], *maps, state, skip)
+
+    def step_in_place(x):
+        outputs, after = x.new_zeros(2, 1, 3), x.clone()
+        kernel.ssm_step_(outputs, after, u, increment, tail, b, c)
+        return after
+
+    return {
+        "ssm_scan": (lambda x: kernel.ssm_scan(x, *maps, state, skip)[0], inputs),
+        "ssm_step": (lambda x: kernel.ssm_step(u, increment, tail, b, c, x, skip)[0], state),
+        "ssm_step_": (step_in_place, state),
+        "vandermonde": (lambda x: kernel.vandermonde(x, base, 20), coefficients),
+        "cauchy": (lambda x: kernel.cauchy(x, coefficients, base - 1.5, 20), coefficients),
+    }
+
+
+@pytest.mark.parametrize("name", ["ssm_scan", "ssm_step", "ssm_step_", "vandermonde", "cauchy"])
+def test_no_derivative_is_lost(kernel, kernel_build, name):
+    """Compiled operations refuse those that they do not have; the plain variant's are those of differences."""
+    function, point = functions_of_one(kernel)[name]
+    direction = torch.randn_like(point)
+    for derivative in forward_modes(function, point, direction):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+            derivative()
+    leaf = point.clone().requires_grad_()
+    if "step" in name:
+        with pytest.raises(NotImplementedError, match=r"no gradient; .* torch\.no_grad"):
+            function(leaf)
+    else:
+        value = function(leaf)
+        with forward_ad.dual_level():
+            weights = forward_ad.make_dual(torch.ones_like(value), torch.ones_like(value))
+            with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+                torch.autograd.grad(value, leaf, weights)
+    plain, _ = functions_of_one(import_variant(kernel_build / "torch-cpu"))[name]
+    expected = (plain(point + 1e-5 * direction) - plain(point - 1e-5 * direction)) / 2e-5
+    for derivative in forward_modes(plain, point, direction):
+        torch.testing.assert_close(derivative(), expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize(

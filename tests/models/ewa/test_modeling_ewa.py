@@ -302,6 +302,8 @@ def test_expert_layers(pattern, layers):
         ({"ewa_until": 1.5}, "ewa_until is 1.5"),
         ({"schedule_warmup_ratio": -1}, "schedule_warmup_ratio is -1"),
         ({"router": "top_k", "num_experts_per_tok": 5}, r"num_experts_per_tok is 5; it must be in \[1, 4\]"),
+        ({"router_aux_loss_coef": -0.01}, "router_aux_loss_coef is -0.01; it must not be negative"),
+        ({"router_aux_loss_coef": float("inf")}, "router_aux_loss_coef is inf; it must be finite"),
         ({"partition": "random"}, "partition"),
         ({"backbone_config": {"model_type": "bert"}}, "Unknown backbone type 'bert'"),
         ({"fused": True}, "EWA's fused form is the plain model"),

@@ -207,8 +207,19 @@ def test_batch_norm_sees_all_tokens_and_the_activation_only_the_first_channels()
 
 def test_linear_schedule_mixes_all_fused_forms():
     model = RePaViTModel(TestRePaViT().make_config("vit-linear-batch")).fuse()
-    kinds = [type(block.feed_forward).__name__ for block in model.backbone_spec.blocks(model.backbone)]
-    assert kinds == ["FusedFeedForward", "Linear", "NormedResidual"]
+    kinds = [type(block.feed_forward.ffn).__name__ for block in model.backbone_spec.blocks(model.backbone)]
+    assert kinds == ["FusedFeedForward", "Linear", "FeedForward"]
+
+
+@pytest.mark.parametrize("other", ["batch", "layer"])
+@pytest.mark.parametrize("channels", ["0.75", "1"])
+def test_the_shortcut_is_in_no_linear(channels, other):
+    """An FFN that adds nothing fuses to zeros and not to an identity, whose ones would set the scale of low bits."""
+    model = RePaViTModel(TestRePaViT().make_config(f"vit-{channels}-{other}"))
+    torch.nn.init.zeros_(model.backbone.layers[0].feed_forward.fc2.weight)
+    weights = dict(model.fuse().backbone.layers[0].feed_forward.named_parameters())
+    assert all(not weights[name].any() for name in ("ffn.linear.weight", "ffn.weight") if name in weights)
+    assert {"ffn.linear.weight", "ffn.weight"} & {*weights}
 
 
 @pytest.mark.parametrize("active", [0, 1, 16, 55, 56, 64])
@@ -218,16 +229,16 @@ def test_fusing_never_makes_a_model_larger(active):
     model = RePaViTModel(config)
     before, after = (sum(p.numel() for p in form.parameters()) for form in (model, model.fuse()))
     assert after < before
-    assert (type(model.fuse().backbone.layers[0].feed_forward).__name__ == "NormedResidual") == (active >= 56)
+    assert (type(model.fuse().backbone.layers[0].feed_forward.ffn).__name__ == "FeedForward") == (active >= 56)
 
 
 def test_torchs_conversion_to_synchronized_batch_norms_keeps_names():
     """`SyncBatchNorm` takes the tokens as the FFN hands them over: one row each."""
-    model = RePaViTModel(TestRePaViT().make_config("vit-0.75-batch"))
-    names = [*model.state_dict()]
+    model = RePaViTModel(TestRePaViT().make_config("vit-0.75-batch")).eval()
+    names, expected = [*model.state_dict()], model.fuse().backbone.layers[0].feed_forward.ffn.linear.weight
     converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert [*converted.state_dict()] == names
-    assert relative_error(converted.eval().fuse().backbone.layers[0].feed_forward.shortcut.weight, torch.eye(16)) < 1
+    assert torch.equal(converted.fuse().backbone.layers[0].feed_forward.ffn.linear.weight, expected)
 
 
 def test_synchronized_batch_norm_is_a_batch_norm_over_all_processes(tmp_path):
@@ -265,6 +276,10 @@ def test_synchronized_batch_norm_is_a_batch_norm_over_all_processes(tmp_path):
         ({"idle_ratio": 0.5, "active_channels": [1, 2, 3]}, "not both"),
         ({"ffn_norm": "group"}, "ffn_norm"),
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
+        ({"batch_norm_momentum": -0.1}, r"batch_norm_momentum is -0.1; it must be in \[0, 1\]"),
+        ({"batch_norm_momentum": float("nan")}, "batch_norm_momentum is nan; it must be finite"),
+        ({"batch_norm_eps": -1e-5}, "batch_norm_eps is -1e-05; it must not be negative"),
+        ({"block_norm_eps": -1e-5}, "block_norm_eps is -1e-05"),
     ],
 )
 def test_bad_configurations(arguments, message):

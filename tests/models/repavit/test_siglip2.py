@@ -69,7 +69,7 @@ def test_from_a_siglip2(siglip):
         assert relative_error(model(**inputs).pooler_output, expected) < 1e-6
         inputs["pixel_values"][1, 6:] = 100.0
         assert relative_error(model(**inputs).pooler_output, expected) < 1e-5
-    calibrated = RePaViTForImageClassification.from_dense(siglip, calibration=[patches(4)], num_labels=3)
+    calibrated = RePaViTForImageClassification.from_dense(siglip, calibration=[patches(8)], num_labels=3)
     assert calibrated(**patches(2), labels=torch.tensor([0, 2])).loss.isfinite()
 
 

@@ -1,6 +1,7 @@
 """S4's state space layer: both forms against the definition in float64."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -128,6 +129,32 @@ def test_both_forms_are_the_definition(options, channels, bidirectional):
             outputs, state = form(inputs)
             assert_equal(outputs, expected)
             assert state is None
+
+
+@pytest.mark.parametrize("real", [0.05, 0.5, 5.0, 30.0])
+@torch.no_grad()
+def test_growing_states_of_dss(real):
+    """As the authors define it: the kernels of growing states are counted back from the last of the l_max steps."""
+    layer = make_layer(mode="diag", disc="dss", l_max=37, real_transform="none", imag_transform="none")
+    layer.A_real.copy_(torch.tensor([[-real, 0.4, -real / 3, 0.2]]))
+    layer.inv_dt.fill_(math.log(0.1))
+    a, b, c, _, dt = layer.system()
+    steps, terms = a * dt, []
+    for head, state in itertools.product(range(HEADS), range(4)):
+        pole, step = a[head, state], steps[head, state]
+        sign, last = (-1, 36) if pole.real > 0 else (1, 0)
+        x = ((sign * step * 37).exp() - 1) * pole
+        weight = b[head, state] * c[head, 0, state] * ((sign * step).exp() - 1) * x.conj() / (x.abs() ** 2 + 1e-7)
+        terms.append((weight * (step * (torch.arange(37) - last)).exp()).real)
+    expected = torch.stack(terms).unflatten(0, (HEADS, 4)).sum(1)
+    if real == 30:
+        for use in (lambda: layer.kernel(37), layer.fuse):
+            with pytest.raises(ValueError, match=r"A_real goes down to -30: .* in l_max=37 steps"):
+                use()
+        return
+    assert_equal(layer.kernel(37)[:, 0], expected)
+    inputs = torch.randn(2, 37, HEADS, dtype=torch.float64)
+    assert_equal(layer.fuse()(inputs)[0], layer(inputs)[0])
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -202,6 +202,8 @@ def test_automatic_offsets_are_written_down():
         ({"temporal_offsets": "some"}, "temporal_offsets"),
         ({"num_adapters": 1}, "num_adapters"),
         ({"adapter_ratio": 0.001}, "adapter_ratio is 0.001; of 768 channels this leaves no rank"),
+        ({"adapter_ratio": float("inf")}, "adapter_ratio is inf; it must be finite"),
+        ({"adapter_scale": float("nan")}, "adapter_scale is nan; it must be finite"),
         ({"adapter_dropout": 1.0}, "adapter_dropout is 1.0"),
         ({"classifier_dropout": -0.1}, "classifier_dropout is -0.1"),
         ({"sampling": "random"}, "sampling"),

@@ -505,6 +505,9 @@ class TestAdapterErrors:
         assert len(warnings) == 1 and "Save it again" in warnings[0]
         with pytest.raises(ValueError, match="trained on another image model"):
             ZeroI2VModel.from_dense(folders / "other", adapter=folders / "adapter")
+        change_file(folders / "adapter", metadata=lambda old: {"frozen_magnitude": "inf"})
+        with pytest.raises(ValueError, match="trained on another image model"):
+            ZeroI2VModel.from_dense(folders / "other", adapter=folders / "adapter")
 
     @pytest.mark.parametrize(
         ("change", "message"),

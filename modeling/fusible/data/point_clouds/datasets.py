@@ -133,8 +133,6 @@ def load_point_clouds(*files: str | os.PathLike) -> tuple[torch.Tensor, torch.Te
                 f"The points of {file} are {points.dtype} of shape {list(points.shape)}; they must be floating-point "
                 "[clouds, points, channels] with at least 3 channels."
             )
-        if not np.isfinite(points).all():
-            raise ValueError(f"The points of {file} are not all finite numbers; leave out these clouds.")
         if labels.shape not in ((len(points),), (len(points), 1)) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
                 f"The labels of {file} are {labels.dtype} of shape {list(labels.shape)}; they must be integers, one "
@@ -145,7 +143,11 @@ def load_point_clouds(*files: str | os.PathLike) -> tuple[torch.Tensor, torch.Te
                 f"The clouds of {file} have shape {list(points.shape[1:])}, those of {files[0]} "
                 f"{list(all_points[0].shape[1:])}."
             )
-        all_points.append(torch.from_numpy(points.astype(np.float32)))
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is asked next
+            points = points.astype(np.float32)
+        if not np.isfinite(points).all():
+            raise ValueError(f"The points of {file} are not all finite numbers of float32; leave out these clouds.")
+        all_points.append(torch.from_numpy(points))
         all_labels.append(torch.from_numpy(labels.astype(np.int64).reshape(-1)))
     return torch.cat(all_points), torch.cat(all_labels)
 

@@ -26,13 +26,21 @@ def load_arrays(folder: str | os.PathLike, split: str) -> StackDataset:
         Rows with `input_values` `[length, channels]` and `labels`, both float32, for regression.
 
     Raises:
-        ValueError: if a number is missing (NaN) or infinite, in float32 as well.
+        ValueError: if an array has another shape or no real numbers, or if one of these is missing (NaN) or infinite,
+            in float32 as well.
     """
     file = Path(folder, f"{split}.npz")
     columns = {}
     with np.load(file, allow_pickle=False) as arrays:
-        for name in ("values", "targets"):
-            columns[name] = torch.from_numpy(arrays[name].astype(np.float32))
+        for name, axes in {"values": ["series", "length", "channels"], "targets": ["series"]}.items():
+            array = arrays[name]
+            if array.dtype.kind not in "fiu" or array.ndim != len(axes):
+                raise ValueError(
+                    f"The {name} of {file} are {array.dtype} of shape {list(array.shape)}; they must be real numbers "
+                    f"[{', '.join(axes)}]."
+                )
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, which is asked next
+                columns[name] = torch.from_numpy(array.astype(np.float32))
             if not columns[name].isfinite().all():
                 raise ValueError(
                     f"The {name} of {file} are not all finite numbers of float32; fill or leave out these."
@@ -57,9 +65,14 @@ def read_table(
     """
     try:
         # texts, as pandas would take cells such as NA for missing ones, and a column with a word in it for texts
-        table = pandas.read_csv(file, dtype=str, keep_default_na=False, index_col=False)
+        # without a header, so that names stay as they are and longer rows are an error: pandas would cut them off
+        table = pandas.read_csv(file, dtype=str, keep_default_na=False, index_col=False, header=None)
     except ValueError as error:  # pandas' own errors are such, and do not name the file
         raise ValueError(f"{file} cannot be read as a table: {error}") from error
+    table, table.columns = table[1:], table.iloc[0].astype(str).tolist()
+    for name in ("date", *columns):
+        if list(table.columns).count(name) > 1:
+            raise ValueError(f"{file} has more than one column {name}.")
     missing = sorted({"date", *columns} - set(table.columns))
     if missing:
         raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
@@ -133,7 +146,8 @@ class Forecasts(torch.utils.data.Dataset):
         dates, values = read_table(file, columns, max(num_train, rows[1]))
         self.extractor = SeriesFeatureExtractor.fit(columns, values[:num_train]) if extractor is None else extractor
         self.values = torch.from_numpy(self.extractor(values, columns))
-        if not self.values.isfinite().all():
+        # an infinite deviation makes everything 0
+        if not self.values.isfinite().all() or not np.isfinite(self.extractor.std).all():
             raise ValueError(f"Numbers of {file} are too large for float32, also normalized.")
         # as they are, without a shift: days and months start at 1, hence their 32 and 13 in CALENDAR
         times = [dates.hour, dates.day_of_week, dates.day, dates.month, dates.minute // 15][:num_features]

@@ -34,10 +34,14 @@ class SeriesFeatureExtractor(FeatureExtractionMixin):
         Mean and deviation of `values` `[rows, columns]` (float64: sums over many rows lose digits in float32).
 
         A constant column has the deviation 1 in place of 0, as in scikit-learn's `StandardScaler`.
+
+        Of numbers that are too large for float64 when squared, it is infinite.
         """
-        # compared and not by a deviation of 0, which rounding makes a little larger
-        std = np.where((values == values[0]).all(0), 1, values.std(0))
-        return cls(columns, values.mean(0).tolist(), std.tolist())
+        with np.errstate(over="ignore"):
+            # compared and not by a deviation of 0, which rounding makes a little larger
+            std = np.where((values == values[0]).all(0), 1, values.std(0))
+            mean = values.mean(0)
+        return cls(columns, mean.tolist(), std.tolist())
 
     def __call__(self, values: np.ndarray, columns: Sequence[str]) -> np.ndarray:
         """

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..files import number_order, visible_files
 from ..images.color_modes import to_rgb
+from .containers import is_cut_off
 
 
 class CorruptVideoWarning(UserWarning):
@@ -58,10 +59,12 @@ def count_frames(file: str | os.PathLike) -> int:
     Number of frames in a video file, counted without decoding.
 
     Raises:
-        UnusableVideoError: if there are none, or fewer than the file has in its index.
+        UnusableVideoError: if there are none, fewer than the file has in its index, or the file was cut off before
+            the end of the video.
     """
     av, file = import_av(), Path(file)
     packets = shown = 0
+    end: float = 0
     cut = False
     try:
         # titles that are not UTF-8 are no reason to drop a video
@@ -77,22 +80,44 @@ def count_frames(file: str | os.PathLike) -> int:
                     packets += 1
                     # edit lists hide frames; decoders do not return them
                     shown += not packet.is_discard
+                    time = packet.dts if packet.pts is None else packet.pts
+                    # and a half: the room for one more
+                    end = max(end, (time or 0) + 1.5 * (packet.duration or 0))
             claimed = max(expected, stream.frames)
+            # AVI has a number of frames, skipped ones included; others have the time of all streams, or nothing
+            length = stream.frames * stream.time_base or (container.duration or float("inf")) / av.time_base
+            cut |= end * stream.time_base < length and is_cut_off(file)
     except av.FFmpegError as error:
         raise UnusableVideoError(f"{file} cannot be read: {error.strerror}.", readable=shown) from error
     if cut or packets < expected or not shown:
-        raise UnusableVideoError(f"{file} has {packets} of {claimed or 'at least 1'} frames.", readable=shown)
+        total = claimed if claimed > packets else "an unknown number of"
+        raise UnusableVideoError(f"{file} has {packets} of {total} frames.", readable=shown)
     return shown
 
 
-def _upright(file: Path, picture: np.ndarray, degrees: int) -> np.ndarray:
-    """A frame `[height, width, 3]`, turned counterclockwise."""
-    turns, rest = divmod(degrees, 90)
-    if rest:
+def _display_matrix(frame: Any) -> tuple[int, ...]:
+    """a, b, c and d: a pixel (x, y) of a frame, y downward, is shown at (a x + c y, b x + d y)."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # of a frame with side data of a kind that PyAV has no name for, as EXIF is, it gives the angle only
+        angle = np.deg2rad(frame.rotation)
+        a, c = np.rint(65536 * np.cos(angle)), np.rint(65536 * np.sin(angle))
+        return int(a), -int(c), int(c), int(a)
+    return (1, 0, 0, 1) if matrix is None else tuple(np.frombuffer(matrix, np.int32)[[0, 1, 3, 4]].tolist())
+
+
+def _upright(file: Path, picture: np.ndarray, matrix: tuple[int, ...]) -> np.ndarray:
+    """A picture `[height, width, 3]`, turned and mirrored as a display matrix says."""
+    a, b, c, d = matrix
+    if b and c and not (a or d):
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    elif b or c or not (a and d):
         raise UnusableVideoError(
-            f"{file} is to be shown at an angle of {degrees} degrees, which is no multiple of 90."
+            f"{file} is to be shown at an angle that is no multiple of 90 degrees, or skewed; its display matrix is "
+            f"[[{a}, {b}], [{c}, {d}]]."
         )
-    return np.ascontiguousarray(np.rot90(picture, turns))
+    return np.ascontiguousarray(picture[:: 1 if d > 0 else -1, :: 1 if a > 0 else -1])
 
 
 def _decode(file: Path, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
@@ -100,14 +125,22 @@ def _decode(file: Path, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
     av = import_av()
     frames: dict[int, np.ndarray] = {}
     number, size = 0, dict[str, int]()
+    # by angle, because side data keep a frame alive until garbage is collected
+    matrices: dict[int, tuple[int, ...]] = {}
     try:
         with av.open(file, metadata_errors="ignore") as container:
             for frame in container.decode(_first_stream(container, file)):
+                # decoders fill in what is damaged, and go on from there; FFmpeg says so in this flag only
+                if frame.is_corrupt:
+                    raise UnusableVideoError(f"{file} is damaged in frame {number}.", readable=number)
                 if number in wanted:
                     # a stream can change its size on the way; frames of a clip must be stacked
                     size = size or {"width": frame.width, "height": frame.height}
-                    picture = frame.reformat(**size, format="rgb24").to_ndarray()
-                    frames[number] = _upright(file, picture, frame.rotation)
+                    if frame.rotation not in matrices:
+                        matrices[frame.rotation] = _display_matrix(frame)
+                    # a worker that collects such a frame of the process that it is a fork of cannot end its threads
+                    picture = frame.reformat(**size, format="rgb24", threads=1).to_ndarray()
+                    frames[number] = _upright(file, picture, matrices[frame.rotation])
                 number += 1
                 if number > max(wanted):
                     break

@@ -104,6 +104,8 @@ class EWAConfig(StockModelFusibleConfig):
         for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it is a share of the training and must be in [0, 1].")
+        if self.router_aux_loss_coef < 0:
+            raise ValueError(f"router_aux_loss_coef is {self.router_aux_loss_coef}; it must not be negative.")
         if not 1 <= self.num_experts_per_tok <= n:
             raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}; it must be in [1, {n}].")
 

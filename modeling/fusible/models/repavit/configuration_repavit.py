@@ -22,7 +22,7 @@ class RePaViTConfig(BackboneConfigMixin, IdleChannelsConfig):
         idle_ratio, idle_schedule, active_channels: see `IdleChannelsConfig`.
         ffn_norm (`"batch"` or `"layer"`, *optional*, defaults to `"batch"`):
             BatchNorm before both linears of the FFN (the paper's), or LayerNorm before the first one only (the
-            paper's baseline; it fuses as exactly, but norm and shortcut remain).
+            paper's baseline; it fuses as exactly, but the norm remains).
         batch_norm_eps (`float`, *optional*, defaults to 1e-5): epsilon of the BatchNorms.
         batch_norm_momentum (`float`, *optional*, defaults to 0.1): momentum of their running statistics.
         sync_batch_norm (`bool`, *optional*, defaults to `False`):
@@ -30,6 +30,9 @@ class RePaViTConfig(BackboneConfigMixin, IdleChannelsConfig):
         block_norm_eps (`float`, *optional*):
             Epsilon of the LayerNorms inside the blocks. Defaults to the backbone's. The authors' ViT has 1e-5 there
             and 1e-6 outside.
+        pooling (`"mean"` or `"class_token_and_mean"`, *optional*):
+            The image feature is the mean of the patches' tokens, or the class token beside it, as in transformers' own
+            classifiers on CLIP, SigLIP and DINOv2. By default it is the backbone's own.
         drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth of the last block, for both branches; grows linearly from 0 in the first. It replaces the
             backbone's own.
@@ -52,6 +55,7 @@ class RePaViTConfig(BackboneConfigMixin, IdleChannelsConfig):
     batch_norm_momentum: float | int = 0.1
     sync_batch_norm: bool = False
     block_norm_eps: float | None = None
+    pooling: Literal["mean", "class_token_and_mean"] | None = None
     drop_path_rate: float | int = 0.0
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -75,7 +79,15 @@ class RePaViTConfig(BackboneConfigMixin, IdleChannelsConfig):
         """Raises `ValueError` for an unknown backbone and for ratios and rates outside their range."""
         super().validate_architecture()
         dense = cast(PreTrainedConfig, self.backbone_config)
-        backbone_spec(dense).check_ffn(dense)
+        spec = backbone_spec(dense)
+        spec.check_ffn(dense)
+        if self.pooling is not None and (not spec.patch_grid or spec.classifier):
+            raise ValueError(f"pooling={self.pooling!r} needs tokens of patches, which {dense.model_type!r} has not.")
+        if not 0 <= self.batch_norm_momentum <= 1:
+            raise ValueError(f"batch_norm_momentum is {self.batch_norm_momentum}; it must be in [0, 1].")
+        for name in ("batch_norm_eps", "block_norm_eps"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate is {self.drop_path_rate}; it must be in [0, 1).")
 

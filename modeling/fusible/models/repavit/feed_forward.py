@@ -101,11 +101,12 @@ class ChannelIdleFeedForward(Fusible):
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """
-        Inference form (Eq. 3 to 6, with biases): the idle path and the shortcut become one linear.
+        Inference form (Eq. 3 to 6, with biases): the idle path becomes one linear, and the norms go into the linears.
 
-        `Y = shortcut(X) + down(act(up(X)))`; without active channels `shortcut` alone. With a LayerNorm in front,
-        which depends on the data, norm and shortcut stay: `Y = X + f(norm(X))`. Where so many channels are active that
-        the merged linear is larger than what it replaces, the two linears stay, with the norms folded in.
+        `Y = X + linear(N) + down(act(up(N)))` with `N = norm(X)`; without active channels `Y = X + linear(N)`. `norm`
+        is what a LayerNorm leaves, which depends on the data, or nothing. The shortcut stays an addition: inside the
+        linear its ones would be far larger than the other weights, which then lose digits in few bits. Where so many
+        channels are active that the merged linear is larger than what it replaces, the two linears stay.
         """
         self._check_parts()
         fc1, fc2, a = self.fc1, self.fc2, self.active_channels
@@ -113,25 +114,24 @@ class ChannelIdleFeedForward(Fusible):
         merges = fc2.out_features * fc1.in_features < (fc1.out_features - a) * (fc1.in_features + fc2.out_features)
         kept = a if merges else fc1.out_features
         up = _empty_linear(fc1.in_features, kept, fc1.weight)
-        # fc2's bias counts once: where idle channels merge, it is in the shortcut's
+        # fc2's bias counts once: where idle channels merge, it is in the merged linear's
         down = _empty_linear(kept, fc2.out_features, fc2.weight, bias=not merges)
-        shortcut = _empty_linear(fc1.in_features, fc2.out_features, fc2.weight)
+        linear = _empty_linear(fc1.in_features, fc2.out_features, fc2.weight)
         if not fc1.weight.is_meta:
-            bias, linear = self._fold(up, down)
-            (shortcut if merges else down).bias.copy_(bias)
-            # without merging there is no use for it; the shortcut is added by `NormedResidual`
-            shortcut.weight.copy_(linear)
-        fused: nn.Module = FeedForward(up, self.activation, down, a)
-        if merges:
-            fused = FusedFeedForward(shortcut, up, self.activation, down) if a > 0 else shortcut
+            bias, weight = self._fold(up, down)
+            (linear if merges else down).bias.copy_(bias)
+            # all zeros, and not used, without merging
+            linear.weight.copy_(weight)
+        ffn: nn.Module = linear
+        if not merges:
+            ffn = FeedForward(up, self.activation, down, a)
+        elif a > 0:
+            ffn = FusedFeedForward(linear, up, self.activation, down)
+        norm: nn.Module = nn.Identity()
         if isinstance(self.input_norm, nn.LayerNorm):
             # its weight and bias are in the linears after it
-            norm: nn.Module = nn.LayerNorm(fc1.in_features, self.input_norm.eps, elementwise_affine=False)
-        elif merges:
-            return fused
-        else:
-            norm = nn.Identity()
-        return NormedResidual(norm, fused)
+            norm = nn.LayerNorm(fc1.in_features, self.input_norm.eps, elementwise_affine=False)
+        return Residual(norm, ffn)
 
     def _check_parts(self) -> None:
         """Raises `TypeError` for modules that the algebra of `fuse` does not cover."""
@@ -152,8 +152,7 @@ class ChannelIdleFeedForward(Fusible):
         Writes the weights of the kept channels into `up` and `down`.
 
         Returns:
-            What the others add, in float64: bias `[out]`, and weight `[out, in]` of a linear that contains the
-            shortcut, unless a LayerNorm is in front of it.
+            What the others add, in float64: bias `[out]` and weight `[out, in]` of a linear.
         """
         fc1, fc2, kept = self.fc1, self.fc2, up.out_features
         scale1, shift1 = as_affine(self.input_norm, fc1.weight[0])
@@ -177,9 +176,6 @@ class ChannelIdleFeedForward(Fusible):
                 # idle channels: W2' W1' and W2' b1', with nothing nonlinear in between
                 linear.addmm_(w2, w1)
                 bias += w2 @ b1
-        if not isinstance(self.input_norm, nn.LayerNorm):
-            # the shortcut: X + X W^T = X (I + W)^T
-            linear.diagonal().add_(1)
         return bias, linear
 
     def extra_repr(self) -> str:
@@ -203,20 +199,20 @@ class FeedForward(nn.Module):
 class FusedFeedForward(nn.Module):
     """Inference form: a linear path over all channels beside a small FFN over the active ones."""
 
-    def __init__(self, shortcut: nn.Module, up: nn.Linear, activation: nn.Module, down: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, up: nn.Linear, activation: nn.Module, down: nn.Linear) -> None:
         super().__init__()
-        self.shortcut = shortcut
+        self.linear = linear
         self.up = up
         self.activation = activation
         self.down = down
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # in place, in the new tensor that the first linear made: one buffer of activations less
-        return self.shortcut(hidden_states).add_(self.down(self.activation(self.up(hidden_states))))
+        return self.linear(hidden_states).add_(self.down(self.activation(self.up(hidden_states))))
 
 
-class NormedResidual(nn.Module):
-    """`X + ffn(norm(X))`: around a fused FFN that does not contain the shortcut."""
+class Residual(nn.Module):
+    """`X + ffn(norm(X))`, around each of the inference forms."""
 
     def __init__(self, norm: nn.Module, ffn: nn.Module) -> None:
         super().__init__()
@@ -231,7 +227,7 @@ __all__ = [
     "ChannelIdleFeedForward",
     "FeedForward",
     "FusedFeedForward",
-    "NormedResidual",
+    "Residual",
     "activate_first",
     "as_affine",
 ]

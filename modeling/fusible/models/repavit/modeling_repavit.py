@@ -1,7 +1,7 @@
 """RePaViT: vision Transformers with channel-idle FFNs (https://huggingface.co/papers/2505.21847)."""
 
+import copy
 import os
-from collections.abc import Iterable, Mapping
 from typing import Any, Self, cast
 
 import torch
@@ -10,19 +10,24 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from ...core.backbones import backbone_spec
-from ...core.dense import load_backbone, split_options
+from ...core.dense import LABEL_OPTIONS, dense_classifier, dense_config, load_backbone, split_options
 from ...core.drop_path import DropPath
 from ...core.losses import classification_loss
 from ...core.modeling import FusiblePreTrainedModel
 from ...core.options import DOWNLOAD_ARGUMENTS
 from .blocks import RePaBlock, convert_block_
-from .calibration import calibrate_, collect_statistics
+from .calibration import CalibrationData
 from .configuration_repavit import RePaViTConfig
+from .conversion import ConvertedBlock, convert_
+from .earlier_format import load_earlier_format
 from .feed_forward import ChannelIdleFeedForward
+
+
+logger = logging.get_logger(__name__)
 
 
 class RePaViTPreTrainedModel(FusiblePreTrainedModel):
@@ -57,49 +62,72 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             drop_path = DropPath(rate) if config.drop_path_rate > 0 else nn.Identity()
             convert_block_(block, self.backbone_spec, config, active_channels, drop_path)
             cast(RePaBlock, block).is_last = block is blocks[-1]
-        self.feature_size = self.backbone_spec.feature_size(self.backbone.config)
+        self.feature_size = self.backbone_spec.feature_size(self.backbone.config, config.pooling)
         self.final_norm = nn.GroupNorm(1, self.feature_size) if self.backbone_spec.needs_final_norm else nn.Identity()
 
     @classmethod
     def from_dense(
         cls,
         model: PreTrainedModel | str | os.PathLike,
-        calibration: Iterable[Mapping[str, Any]] | None = None,
+        calibration: Any = None,
+        *,
+        device: torch.device | str | None = None,
+        seed: int = 0,
         **kwargs: Any,
     ) -> Self:
         """
-        A training form that starts from the weights of a dense model; a head, if this class has one, is new.
+        A training form that computes about what a dense model does, which stays as it is.
+
+        With calibration data, some hundred inputs without labels, each FFN is refitted in closed form, in float64 and
+        block by block: those channels become idle that a linear map of the input explains best. Without, channels and
+        slopes follow from the weights, under a normal distribution of what the norms give; this is much worse.
 
         Args:
-            model: the dense model, which stays as it is, or its folder or Hub repository; see
-                `RePaViTConfig.from_backbone`.
-            calibration: some batches with the main input, such as `pixel_values`. They choose which channels stay
-                active (those whose pre-activation is positive least often) and make the BatchNorms start as close to
-                the dense LayerNorms as they can. Without it, the first channels stay active and the BatchNorms have
-                unit statistics.
+            model: the dense model, or its folder or Hub repository; see `RePaViTConfig.from_backbone`.
+            calibration: a batch with the main input, such as `pixel_values`; a tensor of it; an iterable of batches or
+                examples; a `DataLoader` or a data set.
+            device: where the conversion runs, and the new model is; by default where the dense model is.
+            seed: of the choice of tokens that the fit reads.
             **kwargs: options of `RePaViTConfig`, and arguments for loading the dense model, such as `revision`.
+                `ffn_norm` is `"layer"` by default where the norm is a LayerNorm: that is exact. `"batch"` is faster.
 
         Raises:
-            ValueError: if the backbone is not supported, an option is wrong, or the calibration is empty.
+            ValueError: if the backbone is not supported, an option is wrong, or the calibration is empty, too small,
+                not finite, or of another kind than the model's inputs.
         """
         options, loading = split_options(cls.config_class, model, kwargs)
         download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
         config = cls.config_class.from_backbone(model, **options, **download)
         spec = backbone_spec(config.backbone_config)
+        if "ffn_norm" not in options:
+            # feature maps have GroupNorms, which depend on all tokens
+            config.ffn_norm = "batch" if spec.channels_first else "layer"
         dense: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)
-        statistics = None if calibration is None else collect_statistics(dense, spec, calibration)
-        # kept aside: converting the blocks drops their norms in front of the FFN
-        affine = [block.get_submodule(spec.ffn_norm).state_dict() for block in spec.blocks(dense)]
-        device, dtype = dense.device, dense.dtype  # before parameters of another dtype come in
-        repavit = cls(config, dense).to(device, dtype)
-        ffns = [module for module in repavit.modules() if isinstance(module, ChannelIdleFeedForward)]
-        for ffn, values in zip(ffns, affine, strict=True):
-            # weight and bias of a LayerNorm; a BatchNorm's statistics are not among them
-            ffn.input_norm.load_state_dict(values, strict=False)
-        # without calibration the loop has no rounds; with it, one for each FFN
-        for ffn, found in zip(ffns, statistics or [], strict=statistics is not None):
-            calibrate_(ffn, found)
-        return repavit
+        dtype = dense.dtype
+        dense.to(device or dense.device, torch.float32 if calibration is not None and dtype.itemsize < 4 else dtype)
+        repavit = cls(config, copy.deepcopy(dense)).to(dense.device, dense.dtype).eval()
+        blocks = [
+            ConvertedBlock(
+                block,
+                own,
+                ffn=cast(ChannelIdleFeedForward, own.get_submodule("feed_forward")),
+                end=own.get_submodule("feed_forward"),
+                stream=block,
+                norm=block.get_submodule(spec.ffn_norm),
+                channels_first=spec.channels_first,
+            )
+            for block, own in zip(spec.blocks(dense), spec.blocks(repavit.backbone), strict=True)
+        ]
+        data = None
+        if calibration is not None:
+            others = dict(repavit.dummy_inputs)  # such as a mask of padding
+            example = others.pop(dense.main_input_name)
+            data = CalibrationData(calibration, dense.main_input_name, example, tuple(others), seed=seed)
+        convert_(dense, repavit.backbone, blocks, data)
+        return repavit.to(dtype).eval()
+
+    def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
+        return load_earlier_format(files)
 
     def _shared_parts(self) -> list[nn.Module]:
         return [self.backbone, self.final_norm]
@@ -127,7 +155,8 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         self._check_arguments(kwargs)
         # most backbones take no patches
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        if class_token_only and self.backbone_spec.pools_class_token:
+        pooling = self.config.pooling
+        if class_token_only and self.backbone_spec.pools_class_token and pooling is None:
             kwargs["class_token_only"] = True
         # this model's configuration decides, not the one of the backbone inside
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
@@ -138,7 +167,10 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         outputs = BaseModelOutputWithPooling(
             hidden_states, outputs.get("pooler_output"), outputs.hidden_states, outputs.get("attentions")
         )
-        outputs.pooler_output = self.backbone_spec.pool(outputs)
+        if pooling is None:
+            outputs.pooler_output = self.backbone_spec.pool(outputs)
+        else:
+            outputs.pooler_output = self.backbone_spec.pooled_patches(hidden_states, self.backbone.config, pooling)
         return outputs
 
 
@@ -190,6 +222,40 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
             self.classifier = nn.Linear(self.feature_size, self.num_labels)
         self.loss_function = classification_loss
         self.post_init()
+
+    @classmethod
+    def from_dense(cls, model: PreTrainedModel | str | os.PathLike, calibration: Any = None, **kwargs: Any) -> Self:
+        """
+        As `RePaViTModel.from_dense`. A linear head of the dense model, and what it pools, are kept with its labels.
+
+        With other labels, or of a model without such a head, the head is new; a warning says so.
+        """
+        loading = {name: kwargs[name] for name in (*DOWNLOAD_ARGUMENTS, "dtype") if name in kwargs}
+        spec = backbone_spec(dense_config(model, **{n: value for n, value in loading.items() if n != "dtype"}))
+        keeps_labels = not any(name in kwargs for name in LABEL_OPTIONS)
+        dense: Any = None
+        if spec.classifier is None:
+            dense = dense_classifier(model, kwargs.get("backbone_config"), **loading)
+        if dense is not None and not keeps_labels:
+            # other options of labels than names, such as their number, say less than the dense model knows
+            names = kwargs.get("id2label", dense.config.id2label)
+            keeps_labels = {int(label): name for label, name in names.items()} == dense.config.id2label
+            keeps_labels &= kwargs.get("num_labels", dense.config.num_labels) == dense.config.num_labels
+        if dense is None or not keeps_labels:
+            why = "has no linear classifier" if dense is None else "has other labels"
+            logger.warning(f"The classifier is new and has to be trained: the dense model {why}.")
+            return super().from_dense(model, calibration, **kwargs)
+        options = {
+            name: value for name, value in kwargs.items() if name not in (*loading, *LABEL_OPTIONS, "backbone_config")
+        }
+        # of a CLIP-like classifier they are not in the vision tower's configuration
+        options |= {"id2label": dense.config.id2label, "label2id": kwargs.get("label2id", dense.config.label2id)}
+        repavit = super().from_dense(dense, calibration, pooling=spec.classifier_pooling, **options)
+        repavit.classifier.load_state_dict(dense.classifier.state_dict())
+        if spec.needs_final_norm:
+            repavit.final_norm.load_state_dict(dense.norm.state_dict())
+        repavit.config.problem_type = dense.config.problem_type
+        return repavit
 
     @can_return_tuple
     def forward(

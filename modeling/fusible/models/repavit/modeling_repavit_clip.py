@@ -12,6 +12,7 @@ from ...core.dense import load_dense, split_options
 from ...core.modeling import FusiblePreTrainedModel
 from .configuration_repavit import RePaViTConfig
 from .configuration_repavit_clip import RePaViTCLIPConfig
+from .earlier_format import load_earlier_format
 from .modeling_repavit import RePaViTModel
 
 
@@ -61,6 +62,9 @@ class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
         # not strict: the vision tower's weights are in place already
         repavit.load_state_dict(own, strict=False)
         return repavit
+
+    def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
+        return load_earlier_format(files)
 
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:

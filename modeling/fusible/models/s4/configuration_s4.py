@@ -196,6 +196,9 @@ class S4Config(FusibleConfig):
         for name in (*sizes, "dt_min", "rate", "expand"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+        for name in ("norm_eps", "b_clip"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if self.state_size < 2 or self.state_size % 2:
             raise ValueError(f"state_size is {self.state_size}; it must be even and at least 2.")
         if not self.layer_pattern or set(self.layer_pattern) - {"s4", "ffn"}:

@@ -185,8 +185,26 @@ class S4StateSpace(Fusible):
             # expm1 keeps the digits of small steps
             return step.exp(), b * torch.expm1(step) / a
         # DSS normalizes each state's kernel over l_max steps; the half is that of 2 Re, which it does without
-        total = torch.expm1(step * self._l_max) * a
-        return step.exp(), b * torch.expm1(step) * total.conj() / (total * total.conj() + 1e-7) / 2
+        self._check_growth(step)
+        # and counts growing ones back from their last step, which is not the same because of the 1e-7
+        grows = a.real > 0
+        decay, back = torch.where(grows, -step, step), torch.where(grows, -step, 0) * (self._l_max - 1)
+        total = torch.expm1(decay * self._l_max) * a
+        normed = b * torch.expm1(decay) * total.conj() / (total * total.conj() + 1e-7) / 2
+        return step.exp(), normed * back.exp()
+
+    def _check_growth(self, step: torch.Tensor) -> None:
+        """Raises `ValueError` if states grow more in the l_max steps of DSS than float32 can hold."""
+        # of all real_transform, only "none" lets the real part of A be positive
+        if self.config.real_transform != "none" or step.is_meta:
+            return
+        growth = step.real.max().item() * self._l_max
+        if growth > 80:
+            raise ValueError(
+                f"A_real goes down to {self.A_real.min().item():.3g}: states would grow by exp({growth:.3g}) in "
+                f"l_max={self.config.l_max} steps of disc 'dss', which numbers cannot hold. "
+                "real_transform 'exp' keeps them from growing."
+            )
 
     def _transition(self, a: torch.Tensor, p: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
         """Bilinearly discretized transition of real and imaginary parts, `[heads, state * 2, state * 2]`, real."""

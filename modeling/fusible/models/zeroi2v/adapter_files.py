@@ -1,6 +1,7 @@
 """Files of trained ZeroI2V adapters, without the frozen image model."""
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,9 @@ def check_image_model(file: Path, frozen: list[nn.Parameter]) -> None:
     saved = {name: value for name, value in metadata.items() if name.startswith(FINGERPRINT_KEY)}
     other = f"{file} was trained on another image model; its weights are not these."
     if not saved:
-        # wide enough for weights in half precision; written so that NaN, of a file without the value, is refused
+        # wide enough for weights in half precision; refuses inf as well, and NaN, of a file without the value
         expected = float(metadata.get(MAGNITUDE_KEY, "nan"))
-        if not abs(magnitude(frozen) - expected) <= 1e-3 * expected:
+        if not abs(magnitude(frozen) - expected) <= 1e-3 * expected < math.inf:
             raise ValueError(other)
         logger.warning(f"{file} knows little of its image model, so that a similar one would pass. Save it again.")
         return

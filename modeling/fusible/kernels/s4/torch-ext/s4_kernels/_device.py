@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ._ops import add_op_namespace_prefix, ops
 from ._raw import DEVICES, raw
@@ -271,6 +272,25 @@ def refuse(ctx: Any, *gradients: Any) -> Any:
     raise NotImplementedError("S4's compiled operations have first derivatives only.")
 
 
+def refuse_tangents() -> None:
+    """Raises `NotImplementedError` in forward mode, whose tangents custom operations would lose without a word."""
+    if forward_ad._current_level >= 0:  # also within torch.func.jvp and jacfwd
+        raise NotImplementedError(
+            "S4's compiled operations have no forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad). "
+            "The variant torch-cpu, which is plain torch, has them."
+        )
+
+
+def register_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., None] | None) -> None:
+    """The first derivative of an operation, and errors for others."""
+
+    def checked(ctx: Any, *gradients: torch.Tensor) -> Any:
+        refuse_tangents()  # of the gradients
+        return backward(ctx, *gradients)
+
+    torch.library.register_autograd(add_op_namespace_prefix(name), checked, setup_context=setup_context)
+
+
 def _empty_like_all(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
 
@@ -317,6 +337,5 @@ if DEVICES:
         torch.library.define(_operator, _schema)
         torch.library.impl(_operator, DEVICES, _function)
         torch.library.register_fake(_operator, _FAKES[_name])
-        _backward = _BACKWARDS.get(_name, refuse)
-        torch.library.register_autograd(_operator, _backward, setup_context=_SAVES.get(_name))
+        register_gradient(_name, _BACKWARDS.get(_name, refuse), _SAVES.get(_name))
     torch.library.impl(add_op_namespace_prefix("ssm_step_"), DEVICES, ssm_step_)

@@ -42,7 +42,9 @@ def _operation(name: str, tensor: torch.Tensor) -> Any:
 
     Raises:
         ValueError: if nothing does.
+        NotImplementedError: in forward mode.
     """
+    _device.refuse_tangents()
     device = tensor.device.type
     if device in _device.DEVICES:
         return getattr(_device, name)
@@ -103,6 +105,7 @@ def ssm_scan(
 
     Raises:
         TypeError: for dtypes, and ValueError for shapes and devices that do not fit.
+        NotImplementedError: within `torch.func.jvp` and `torch.autograd.forward_ad`.
     """
     if inputs.ndim != 3:
         raise ValueError("inputs must be [batch, heads, length]")
@@ -158,7 +161,12 @@ def ssm_step_(
 
     Raises:
         RuntimeError: for dtypes, shapes, numbers and devices that do not fit.
+        NotImplementedError: if a gradient is wanted, and within `torch.func.jvp` and `torch.autograd.forward_ad`.
     """
+    _device.refuse_tangents()
+    tensors = (state, inputs, increment, b, c, skip)
+    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors):
+        raise NotImplementedError("S4's compiled step has no gradient; call it within torch.no_grad().")
     # which checks all: the whole step takes less time than checks in Python would
     _step_(outputs, state, inputs, increment, tail, b, c, skip, order, first)
 
@@ -180,8 +188,9 @@ def ssm_step(
 
     Raises:
         RuntimeError: for dtypes, shapes and devices that do not fit.
+        NotImplementedError: if a gradient is wanted, and within `torch.func.jvp` and `torch.autograd.forward_ad`.
     """
-    last = state.detach().clone(memory_format=torch.contiguous_format)
+    last = state.clone(memory_format=torch.contiguous_format)
     outputs = inputs.new_empty(inputs.shape[0], c.shape[1], inputs.shape[-1])
     ssm_step_(outputs, last, inputs, increment, tail, b, c, skip)
     return outputs, last
@@ -209,6 +218,7 @@ def cauchy(
 
     Raises:
         TypeError: for dtypes, and ValueError for shapes and devices that do not fit.
+        NotImplementedError: within `torch.func.jvp` and `torch.autograd.forward_ad`.
     """
     _check_length(length)
     if inputs.ndim != 3 or outputs.ndim != 3:
@@ -241,6 +251,7 @@ def vandermonde(
 
     Raises:
         TypeError: for dtypes, and ValueError for shapes and devices that do not fit.
+        NotImplementedError: within `torch.func.jvp` and `torch.autograd.forward_ad`.
     """
     _check_length(length)
     if coefficients.ndim != 3 or coefficients.shape[2] == 0:

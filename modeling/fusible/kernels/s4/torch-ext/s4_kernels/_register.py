@@ -121,6 +121,5 @@ for _name, _backward, _save in (
     ("cauchy", _cauchy_backward, _save_cauchy),
     ("vandermonde", _vandermonde_backward, _save_vandermonde),
 ):
-    _operator = add_op_namespace_prefix(_name)
-    torch.library.register_autograd(_operator, _backward, setup_context=_save)
-    torch.library.register_autograd(_operator + "_backward", _device.refuse)
+    _device.register_gradient(_name, _backward, _save)
+    _device.register_gradient(_name + "_backward", _device.refuse, None)
