@@ -63,12 +63,13 @@ def test_auto_classes_know_the_models(imports):
 def test_public_names():
     import fusible
 
+    tables = {"BACKBONES": ("vit", "ViTLayer"), "TEXT_BACKBONES": ("bert", "BertLayer")}
     for name in fusible.__all__:
-        assert (
-            getattr(fusible, name).__name__ == name
-            if name != "BACKBONES"
-            else fusible.BACKBONES["vit"].block == "ViTLayer"
-        )
+        if name in tables:
+            model_type, block = tables[name]
+            assert getattr(fusible, name)[model_type].block == block
+        else:
+            assert getattr(fusible, name).__name__ == name
     assert set(fusible.__all__) <= set(dir(fusible))
     assert {name for classes in AUTO_CLASSES.values() for name in classes.values()} <= set(fusible.__all__)
     with pytest.raises(AttributeError, match="RePaVit"):

@@ -20,7 +20,7 @@ from fusible import (
     ZeroI2VConfig,
 )
 from fusible.core.backbones import TEXT_STRUCTURE_OPTIONS
-from support.small_models import SMALL_BACKBONES
+from support.small_models import SIGLIP2, SMALL_BACKBONES
 from support.text_models import SMALL_ENCODERS
 
 
@@ -84,12 +84,14 @@ def small_model(backbone):
     if backbone in TEXT_BACKBONES:
         config = RePaTextConfig(backbone_config={"model_type": backbone, **SMALL_ENCODERS[backbone]})
         return RePaTextForMaskedLM(config)
+    if backbone == "siglip2_vision_model":
+        return RePaViTForImageClassification(RePaViTConfig(backbone_config=SIGLIP2))
     points = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     sizes = SMALL_BACKBONES.get(backbone, points | {"num_groups": 16, "group_size": 8})
     return RePaViTForImageClassification(RePaViTConfig(backbone_config={"model_type": backbone, **sizes}))
 
 
-@pytest.mark.parametrize("backbone", [*SMALL_BACKBONES, "point_vit", *TEXT_BACKBONES])
+@pytest.mark.parametrize("backbone", [*SMALL_BACKBONES, "point_vit", "siglip2_vision_model", *TEXT_BACKBONES])
 def test_no_option_of_a_backbone_changes_a_saved_model_silently(backbone, tmp_path):
     """A change in config.json is refused, or the outputs are what they were."""
     model = small_model(backbone).eval()

@@ -104,6 +104,7 @@ def test_every_class_of_a_family_is_in_its_file(model_type):
 def test_families_do_not_carry_each_other():
     assert "RePa" not in joined("s4") and "Swin" not in joined("s4")
     assert "class PointViT" not in joined("repavit") and "class S4" not in joined("repavit")
+    assert "class RePaViT" not in joined("repa_text") and "class RePaText" not in joined("repavit")
 
 
 def test_models_inside_are_carried_and_registered(tmp_path):

@@ -16,7 +16,8 @@ SIZES = {
     "image_size": 16,
     "patch_size": 8,
 }
-SMALL_BACKBONES = {name: SIZES for name in BACKBONES if name != "point_vit"} | {  # that one has tests of its own
+OTHER_INPUTS = ("point_vit", "siglip2_vision_model")  # than images; they have tests of their own
+SMALL_BACKBONES = {name: SIZES for name in BACKBONES if name not in OTHER_INPUTS} | {
     "dinov2": SIZES | {"mlp_ratio": 4, "layerscale_value": 0.7},
     "dinov2_with_registers": SIZES | {"mlp_ratio": 4, "layerscale_value": 0.7, "num_register_tokens": 2},
     "dinov3_vit": SIZES | {"layerscale_value": 0.7, "mlp_bias": False, "num_register_tokens": 1},
@@ -38,6 +39,11 @@ SMALL_BACKBONES = {name: SIZES for name in BACKBONES if name != "point_vit"} | {
         "num_encoder_blocks": 2,
         "layer_scale_init_value": 0.5,
     },
+}
+SIGLIP2 = {key: value for key, value in SIZES.items() if key != "image_size"} | {
+    "model_type": "siglip2_vision_model",
+    "patch_size": 4,
+    "num_patches": 16,
 }
 
 

@@ -6,6 +6,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from fusible import (
+    RePaTextConfig,
+    RePaTextForSequenceClassification,
     RePaViTConfig,
     RePaViTForImageClassification,
     S4Config,
@@ -14,6 +16,7 @@ from fusible import (
     ZeroI2VForVideoClassification,
 )
 from fusible.training.optim import Lamb, optimizer_cls_and_kwargs, param_groups
+from support.text_models import SMALL_ENCODERS
 
 
 SSM = {"inv_dt", "A_real", "A_imag", "B", "P"}
@@ -169,6 +172,16 @@ def test_rates_of_backbone_and_layers(kind):
     for options, message in (({"layer_decay": 0.5}, "no backbone with blocks"), ({}, "has no backbone, whose")):
         with pytest.raises(ValueError, match=message):
             param_groups(nn.Linear(2, 2), 0.1, **options or {"backbone_learning_rate_factor": 0.1})
+
+
+def test_rates_of_text_encoders_layers():
+    config = RePaTextConfig(backbone_config={"model_type": "bert", **SMALL_ENCODERS["bert"]})
+    model = RePaTextForSequenceClassification(config)
+    found = settings(model, param_groups(model, 0.1, layer_decay=0.5))
+    starts = {f"model.bert.encoder.layer.{i}.": i for i in range(3)} | {"model.bert.embeddings.": -1}
+    for name, (rate, _) in found.items():
+        numbers = [number for start, number in starts.items() if name.startswith(start)]
+        assert rate == pytest.approx(0.1 * 0.5 ** (3 - (numbers or [3])[0])), name
 
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, None])

@@ -1,5 +1,6 @@
 """Supported vision backbones: names of their sub-layers, sizes and image features."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -72,6 +73,7 @@ class BackboneSpec:
     classifier: str | None = None  # the backbone's method that makes a head of its own for so many classes
     pools_class_token: bool = False  # `pool` needs the first token of the last block, and no other
     needs_final_norm: bool = False  # the model ends without one
+    takes_patches: bool = False  # with a mask of padding and the images' sizes, in place of images
     patch_grid: bool = True  # one token per patch in all blocks, after tokens of other kinds
     needs_interpolate_pos_encoding: bool = False  # takes other image sizes only with interpolate_pos_encoding=True
     structure_options: Mapping[str, Any] = field(default_factory=dict)  # see `structure_of`
@@ -136,6 +138,8 @@ class BackboneSpec:
         if backbone.main_input_name != "pixel_values":
             return cast(dict[str, torch.Tensor], backbone.dummy_inputs)
         values = _vision_values(backbone.config)
+        if self.takes_patches:
+            return _dummy_patches(values)
         size = values.get("image_size", 224)  # PoolFormer takes any
         size = size if isinstance(size, list | tuple) else [size] * 2
         # on the CPU whatever the default device: a seed gives other numbers on others, and none on meta
@@ -147,6 +151,16 @@ def _vision_values(config: PreTrainedConfig | dict[str, Any] | None) -> dict[str
     """A configuration's values; of a CLIP-like one those of its vision tower."""
     values = config.to_dict() if isinstance(config, PreTrainedConfig) else config or {}
     return values.get("vision_config") or values
+
+
+def _dummy_patches(values: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Two images as patches: one of the trained size, and one with a row less, padded."""
+    side, channels = math.isqrt(values["num_patches"]), values["num_channels"] * values["patch_size"] ** 2
+    shapes = torch.tensor([[side, side], [side - 1, side]], device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, side**2, channels, generator=generator, device="cpu")
+    mask = (torch.arange(side**2, device="cpu") < shapes.prod(1, keepdim=True)).long()
+    return {"pixel_values": pixels * mask[..., None], "pixel_attention_mask": mask, "spatial_shapes": shapes}
 
 
 def _structure(heads: int | None, eps: float | None, **others: Any) -> dict[str, Any]:
@@ -253,6 +267,16 @@ BACKBONES: dict[str, BackboneSpec] = {
         block="SiglipEncoderLayer",
         special_tokens=0,
         pools_class_token=False,
+        structure_options=_structure(12, 1e-6, hidden_act="gelu_pytorch_tanh"),
+    ),
+    "siglip2_vision_model": replace(
+        _CLIP,
+        block="Siglip2EncoderLayer",
+        pools_class_token=False,
+        takes_patches=True,
+        classifier_pooling=None,  # a mean of the patches that are no padding
+        supports_frame_batches=False,
+        needs_interpolate_pos_encoding=False,
         structure_options=_structure(12, 1e-6, hidden_act="gelu_pytorch_tanh"),
     ),
     "swin": BackboneSpec(

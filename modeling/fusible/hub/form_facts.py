@@ -4,10 +4,12 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -21,6 +23,15 @@ class FormFacts:
     parameters: int  # without buffers, such as the running statistics of BatchNorm
     macs: int  # multiply-adds for one input
     num_bytes: int  # of all saved tensors
+
+
+class ConditionsHold(TorchDispatchMode):
+    """Answers yes where a model on meta asks for a value: whether inputs are valid, or a mask leaves nothing out."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True
+        return func(*args, **(kwargs or {}))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -47,11 +58,11 @@ def form_facts(model: FusibleModel, fused: bool) -> FormFacts:
         form: nn.Module = twin.fuse(share=True) if fused else twin.eval()
     # the size is that of the saved precision
     form.to(model.dtype)
-    # without a mask of padding: nothing is counted less for it, and models look at its values, of which meta has none
-    inputs = {name: tensor[:1] for name, tensor in model.dummy_inputs.items() if name != "attention_mask"}
+    inputs = {name: tensor[:1] for name, tensor in model.dummy_inputs.items()}
     num_bytes = sum(tensor.nbytes for tensor in form.state_dict().values())
     # on meta only shapes are computed
-    macs = count_macs(form, **moved(inputs, torch.device("meta"), model.dtype))
+    with ConditionsHold():
+        macs = count_macs(form, **moved(inputs, torch.device("meta"), model.dtype))
     return FormFacts(count_parameters(form), macs, num_bytes)
 
 

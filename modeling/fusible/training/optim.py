@@ -9,7 +9,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from ..core.backbones import BACKBONES, backbone_spec
+from ..core.backbones import BACKBONES
+from ..core.text_backbones import TEXT_BACKBONES
 
 
 # as in timm: what stands for a place or a whole, and no matrix that a feature passes
@@ -96,11 +97,12 @@ def _factors(model: nn.Module, backbone_factor: float, layer_decay: float | None
             raise ValueError(f"{type(model).__name__} has no backbone, whose learning rate could have a factor.")
         factors |= {id(parameter): backbone_factor for parameter in inside}
     if layer_decay is not None:
-        models = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config.model_type in BACKBONES]
+        specs: dict[str, Any] = {**BACKBONES, **TEXT_BACKBONES}
+        models = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config.model_type in specs]
         if not models:
             raise ValueError(f"{type(model).__name__} has no backbone with blocks, for layer_decay.")
         # the first one in the order of modules() is the outermost
-        (blocks, backbone) = (list(backbone_spec(models[0].config).blocks(models[0])), models[0])
+        (blocks, backbone) = (list(specs[models[0].config.model_type].blocks(models[0])), models[0])
         numbers = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
         last = -1  # what stands between two blocks belongs to the one before
         for parameter in backbone.parameters():

@@ -98,7 +98,8 @@ def test_without_idle_channels_it_is_the_dense_model(name, auto_class):
 def test_idle_channels_are_the_last_ones_of_the_dense_ffn(name):
     """Against the equation: the block's output is norm(x + W2 [act(h[:a]), h[a:]] + b2) with h = W1 x + b1."""
     dense = make_dense(name).double()
-    model = RePaTextModel.from_dense(dense, active_channels=[5, 64, 0]).eval()
+    config = RePaTextConfig(backbone_config=copy.deepcopy(dense.config), active_channels=[5, 64, 0])
+    model = RePaTextModel(config, copy.deepcopy(dense)).eval()
     spec = TEXT_BACKBONES[name]
     x = torch.randn(2, 6, 16, dtype=torch.float64)
     with torch.no_grad():

@@ -220,15 +220,28 @@ class EWAModel(EWAPreTrainedModel):
         return super().from_pretrained(*args, key_mapping={HEADLESS: "model.", **(key_mapping or {})}, **kwargs)
 
     def forward(
-        self, pixel_values: torch.Tensor | None = None, points: torch.Tensor | None = None, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor | None = None,
+        points: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         """
         Args:
             pixel_values: `[batch, channels, height, width]`, normalized by the image processor.
             points: `[batch, points, channels]`, instead of images, for models of point clouds.
+            pixel_attention_mask: `[batch, patches]`, 0 for padding, for models that take patches as `pixel_values`.
+            spatial_shapes: `[batch, 2]`, rows and columns of these patches.
             **kwargs: what else the plain model takes.
         """
-        return self._forward_backbone(pixel_values=pixel_values, points=points, **kwargs)
+        return self._forward_backbone(
+            pixel_values=pixel_values,
+            points=points,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            **kwargs,
+        )
 
 
 class EWAForImageClassification(EWAPreTrainedModel):
@@ -241,6 +254,8 @@ class EWAForImageClassification(EWAPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """
@@ -248,9 +263,18 @@ class EWAForImageClassification(EWAPreTrainedModel):
             pixel_values: `[batch, channels, height, width]`, normalized by the image processor.
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
             points: `[batch, points, channels]`, instead of images, for models of point clouds.
+            pixel_attention_mask: `[batch, patches]`, 0 for padding, for models that take patches as `pixel_values`.
+            spatial_shapes: `[batch, 2]`, rows and columns of these patches.
             **kwargs: what else the plain model takes.
         """
-        return self._forward_backbone(pixel_values=pixel_values, labels=labels, points=points, **kwargs)
+        return self._forward_backbone(
+            pixel_values=pixel_values,
+            labels=labels,
+            points=points,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            **kwargs,
+        )
 
 
 class EWAForSemanticSegmentation(EWAPreTrainedModel):

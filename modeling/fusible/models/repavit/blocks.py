@@ -14,6 +14,7 @@ from ...core.fusion import make_linear
 from ...core.subclassing import mix_in_
 from .configuration_repavit import RePaViTConfig
 from .feed_forward import ChannelIdleFeedForward
+from .zero_branch import ZeroBranch
 
 
 class ChannelScale(nn.Module):
@@ -26,14 +27,6 @@ class ChannelScale(nn.Module):
 
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
         return branch * (self.weight[:, None, None] if self.channels_first else self.weight)
-
-
-class ZeroBranch(nn.Module):
-    """In the place of a block's FFN: adds zero to the residual stream."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # one element, which broadcasts in the block's own addition
-        return hidden_states.new_zeros([1] * hidden_states.ndim)
 
 
 def attend_from_class_token(attention: nn.Module, output: str, hidden_states: torch.Tensor) -> torch.Tensor:

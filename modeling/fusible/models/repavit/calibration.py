@@ -116,7 +116,8 @@ class CalibrationData:
         generator = torch.Generator().manual_seed(self.seed + batch)
         order = torch.rand(tuple(shape), generator=generator, device="cpu")
         order[:, 0] = 2
-        mask = self.batches[batch].get("attention_mask")
+        masks = (self.batches[batch].get(name) for name in ("attention_mask", "pixel_attention_mask"))
+        mask = next((found for found in masks if found is not None), None)
         if mask is not None and mask.shape == order.shape:
             order = order.masked_fill(mask.cpu() == 0, -1)
         best = order.topk(min(self.tokens_per_sample, order.shape[1]), dim=1)

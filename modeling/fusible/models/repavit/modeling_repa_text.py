@@ -14,11 +14,11 @@ from ...core.modeling import FusiblePreTrainedModel
 from ...core.stock_models import build_stock, load_stock
 from ...core.text_backbones import TextBackboneSpec, text_backbone_spec
 from ...hub.processors import SavedProcessor
-from .blocks import ZeroBranch
 from .calibration import CalibrationData
 from .configuration_repa_text import RePaTextConfig
 from .conversion import ConvertedBlock, convert_
 from .feed_forward import ChannelIdleFeedForward
+from .zero_branch import ZeroBranch
 
 
 class PostNormFeedForward(nn.Module):

@@ -118,8 +118,11 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             )
             for block, own in zip(spec.blocks(dense), spec.blocks(repavit.backbone), strict=True)
         ]
-        example = repavit.dummy_inputs[dense.main_input_name]
-        data = None if calibration is None else CalibrationData(calibration, dense.main_input_name, example, seed=seed)
+        data = None
+        if calibration is not None:
+            others = dict(repavit.dummy_inputs)  # such as a mask of padding
+            example = others.pop(dense.main_input_name)
+            data = CalibrationData(calibration, dense.main_input_name, example, tuple(others), seed=seed)
         convert_(dense, repavit.backbone, blocks, data)
         return repavit.to(dtype).eval()
 
@@ -150,6 +153,8 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             **kwargs: for the backbone.
         """
         self._check_arguments(kwargs)
+        # most backbones take no patches
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         pooling = self.config.pooling
         if class_token_only and self.backbone_spec.pools_class_token and pooling is None:
             kwargs["class_token_only"] = True
@@ -181,14 +186,24 @@ class RePaViTModel(RePaViTPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: `[batch, channels, height, width]`, normalized by the image processor.
             points: `[batch, points, channels]`, instead of images, for backbones of point clouds.
+            pixel_attention_mask: `[batch, patches]`, 0 for padding, for backbones that take patches as `pixel_values`:
+                `[batch, patches, channels * patch_size**2]`.
+            spatial_shapes: `[batch, 2]`, rows and columns of these patches.
         """
-        return self._forward_backbone(points if pixel_values is None else pixel_values, **kwargs)
+        return self._forward_backbone(
+            points if pixel_values is None else pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            **kwargs,
+        )
 
 
 class RePaViTForImageClassification(RePaViTPreTrainedModel):
@@ -248,6 +263,8 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """
@@ -255,6 +272,9 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
             pixel_values: `[batch, channels, height, width]`, normalized by the image processor.
             labels: `[batch]` class ids (int64), or targets in the form that `config.problem_type` names.
             points: `[batch, points, channels]`, instead of images, for backbones of point clouds.
+            pixel_attention_mask: `[batch, patches]`, 0 for padding, for backbones that take patches as `pixel_values`:
+                `[batch, patches, channels * patch_size**2]`.
+            spatial_shapes: `[batch, 2]`, rows and columns of these patches.
         """
         # recorded outputs of the last block have all tokens; without them the class token is enough
         needs_all_tokens = (
@@ -262,7 +282,11 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
         )
         inputs = points if pixel_values is None else pixel_values
         outputs = self._forward_backbone(
-            inputs, class_token_only=not (self.training or any(needs_all_tokens)), **kwargs
+            inputs,
+            class_token_only=not (self.training or any(needs_all_tokens)),
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            **kwargs,
         )
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
@@ -280,7 +304,8 @@ class RePaViTBackbone(BackboneMixin, RePaViTPreTrainedModel):
 
     def __init__(self, config: RePaViTConfig) -> None:
         super().__init__(config)
-        if self.backbone_spec.channels_first or self.main_input_name != "pixel_values":
+        spec = self.backbone_spec
+        if spec.channels_first or spec.takes_patches or self.main_input_name != "pixel_values":
             raise ValueError(f"RePaViTBackbone has no feature maps of {self.backbone.config.model_type!r}.")
         self.num_features = self.backbone_spec.stage_widths(self.backbone.config)
         widths = dict(zip(self.out_features, self.channels, strict=True))

@@ -132,7 +132,9 @@ class ZeroI2VConfig(BackboneFusibleConfig):
         dense = cast(PreTrainedConfig, self.backbone_config)
         spec = backbone_spec(dense)
         if not spec.supports_frame_batches:
-            raise ValueError(f"{dense.model_type!r} has no attention within images, so no heads for other frames.")
+            raise ValueError(
+                f"{dense.model_type!r} has no attention within images of one size, so no heads for other frames."
+            )
         spec.check_ffn(dense)
         for name in ("num_frames", "frame_interval", "num_clips", "num_crops"):
             if getattr(self, name) < 1:
