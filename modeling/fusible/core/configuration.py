@@ -75,6 +75,8 @@ class FusibleConfig(PortableConfig):
     # of weight files. Headers do not say 1, whose digests have a rule of their own; since 3, fused FFNs with idle
     # channels have the shortcut beside their linears and not in them
     format_number: ClassVar[int] = 3
+    # fields that came after the first rule of digests, which counts all
+    later_fields: ClassVar[frozenset[str]] = frozenset()
     # fields in which weights and configuration may differ
     non_structural_fields: ClassVar[frozenset[str]] = frozenset()
     # what the constructor takes or files hold besides fields
@@ -189,7 +191,7 @@ class FusibleConfig(PortableConfig):
             points: Any = value
             return [value.model_type, points.num_groups, points.group_size]
 
-        skipped = self.non_structural_fields | unused
+        skipped = self.non_structural_fields | self.later_fields | unused
         values = {field.name: self.__dict__[field.name] for field in self._own_fields()}
         structure = {name: of(value) for name, value in values.items() if name not in skipped}
         return _digest({"model_type": self.model_type, **structure})

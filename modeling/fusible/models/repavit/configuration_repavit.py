@@ -48,6 +48,7 @@ class RePaViTConfig(BackboneConfigMixin, IdleChannelsConfig):
         {"batch_norm_momentum", "sync_batch_norm", "drop_path_rate", "_out_features", "_out_indices"}
     )
 
+    later_fields: ClassVar[frozenset[str]] = frozenset({"pooling"})
     derived_fields: ClassVar[frozenset[str]] = frozenset({"out_features", "out_indices", "stage_names"})
 
     ffn_norm: Literal["batch", "layer"] = "batch"
