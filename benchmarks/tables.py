@@ -115,6 +115,15 @@ TRAINING: Columns = {
     "step with loader, ms": milliseconds("loader_ms_per_step"),
     "busy, %": lambda row: f"{100 * row['busy']:.1f}",
 }
+LOW_BITS: Columns = {
+    "`ffn_norm`": lambda row: row["ffn_norm"],
+    "form": lambda row: row["form"],
+    "format": lambda row: row["format"],
+    "size, MB": lambda row: f"{row['megabytes']:.1f}",
+    "ms": milliseconds("ms"),
+    "error of logits": lambda row: f"{row['error']:.2g}",
+    "test accuracy, %": lambda row: f"{row['accuracy']:.1f}",
+}
 # name -> files, columns, and which rows
 TABLES: dict[str, tuple[str, Columns, Callable[[dict[str, Any]], bool]]] = {
     "repavit": ("repavit_cpu", REPAVIT, lambda row: row["mode"] == "inference"),
@@ -130,6 +139,7 @@ TABLES: dict[str, tuple[str, Columns, Callable[[dict[str, Any]], bool]]] = {
         lambda row: "fused_test_accuracy" in row,  # the last one of each run
     ),
     "s4_generation": ("s4_generation_cpu", S4_GENERATION, lambda row: True),
+    "low_bits": ("low_bits_cpu", LOW_BITS, lambda row: True),
     "training": ("training_cpu", TRAINING, lambda row: True),
 }
 

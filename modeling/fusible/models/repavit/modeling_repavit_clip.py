@@ -1,7 +1,6 @@
 """CLIP with a RePaViT as vision tower, for zero-shot image classification (section 4 of the RePaViT paper)."""
 
 import os
-from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import torch
@@ -41,7 +40,10 @@ class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
     def from_dense(
         cls,
         model: PreTrainedModel | str | os.PathLike,
-        calibration: Iterable[Mapping[str, Any]] | None = None,
+        calibration: Any = None,
+        *,
+        device: torch.device | str | None = None,
+        seed: int = 0,
         **kwargs: Any,
     ) -> Self:
         """
@@ -50,18 +52,22 @@ class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
         Args:
             model: a CLIP model, which stays as it is, or its folder or Hub repository.
             calibration: as for `RePaViTModel.from_dense`.
+            device: where the conversion runs, and the new model is.
+            seed: of the choice of tokens that the fit reads.
             **kwargs: options of `RePaViTConfig`, and arguments for loading the CLIP, such as `revision`.
         """
         options, loading = split_options(RePaViTConfig, model, kwargs)
         clip: Any = load_dense("AutoModel", model, **loading)
         # it finds the vision tower inside the CLIP
-        vision = RePaViTModel.from_dense(clip, calibration, **options)
-        repavit = cls(RePaViTCLIPConfig.from_clip(clip, **options)).to(clip.device, clip.dtype)
+        vision: Any = RePaViTModel.from_dense(clip, calibration, device=device, seed=seed, **options)
+        # which depends on the dense tower by default
+        options["ffn_norm"] = vision.config.ffn_norm
+        repavit = cls(RePaViTCLIPConfig.from_clip(clip, **options)).to(vision.device, vision.dtype)
         repavit.vision_model = vision
         own = {name: tensor for name, tensor in clip.state_dict().items() if not name.startswith("vision_model.")}
         # not strict: the vision tower's weights are in place already
         repavit.load_state_dict(own, strict=False)
-        return repavit
+        return repavit.eval()
 
     def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
         return load_earlier_format(files)
