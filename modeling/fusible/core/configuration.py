@@ -94,7 +94,7 @@ class FusibleConfig(PortableConfig):
     def validate_architecture(self) -> None:
         """Raises `ValueError` for numbers that are NaN or infinite, which comparisons with bounds would let pass."""
         super().validate_architecture()
-        for field in self._own_fields():
+        for field in self.own_fields():
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{field.name} is {value}; it must be finite.")
@@ -159,7 +159,7 @@ class FusibleConfig(PortableConfig):
         Another default for an old field would change them.
         """
         options: dict[str, Any] = {}
-        for field in self._own_fields():
+        for field in self.own_fields():
             value = self.__dict__[field.name]
             if isinstance(value, FusibleConfig):
                 options[field.name] = value.structure()
@@ -173,8 +173,8 @@ class FusibleConfig(PortableConfig):
         """The same of a configuration without forms."""
         return config.model_type
 
-    def _own_fields(self) -> list[Any]:
-        # options that all models have, such as labels and recorded outputs, say nothing of the structure
+    def own_fields(self) -> list[Any]:
+        """The method's fields: without the options that all models have, such as labels and recorded outputs."""
         inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
         return [field for field in dataclasses.fields(self) if field.name not in inherited]
 
@@ -192,7 +192,7 @@ class FusibleConfig(PortableConfig):
             return [value.model_type, points.num_groups, points.group_size]
 
         skipped = self.non_structural_fields | self.later_fields | unused
-        values = {field.name: self.__dict__[field.name] for field in self._own_fields()}
+        values = {field.name: self.__dict__[field.name] for field in self.own_fields()}
         structure = {name: of(value) for name, value in values.items() if name not in skipped}
         return _digest({"model_type": self.model_type, **structure})
 

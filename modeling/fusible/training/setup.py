@@ -161,6 +161,11 @@ def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
     # these follow from the dense model; the rest of config.json are options of the method
     given = ("architectures", "backbone_config", "model_type", "transformers_version")
     options = {name: value for name, value in recipe.raw_config.items() if name not in given}
+    # what config.json leaves out has the configuration's defaults, where those of `from_dense` differ
+    for field in config.own_fields():
+        value = getattr(config, field.name)
+        if value is not None and field.name not in (*given, *config.derived_fields, "fused") and field.init:
+            options.setdefault(field.name, value)
     if changes := recipe.model.get("backbone_config"):
         options["backbone_config"] = changes
     if labels:
