@@ -148,8 +148,9 @@ def warn_of_non_finite(tensors: Mapping[str, torch.Tensor], whose: str) -> None:
 
     def is_finite(tensor: torch.Tensor) -> bool:
         if is_traceable_wrapper_subclass(tensor):
-            # a quantized tensor cannot be asked, but what it is made of
-            return all(is_finite(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+            # a quantized tensor cannot be asked, but what it is made of; of a sharded one the part in this process
+            parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+            return all(is_finite(part) for part in parts if isinstance(part, torch.Tensor))
         return not tensor.is_floating_point() or tensor.is_meta or bool(tensor.isfinite().all())
 
     names = [name for name, tensor in tensors.items() if not is_finite(tensor)]
