@@ -22,7 +22,7 @@ from support.commands import run
         (["inspect", "{fused}", "--check"], "fused already"),
         (["fuse", "{fused}", "{out}"], "fused already"),
         (["fuse", "{source}", "{out}", "--dtype", "int3"], "'int3' is no dtype"),
-        (["inspect", "{stock}"], "is a 'vit' model; fusible has ewa, repavit"),
+        (["inspect", "{stock}"], "is a 'vit' model; fusible has ewa, repa_text, repavit"),
         (["inspect", "{out}"], "nowhere"),
         (["fuse", "{bare}", "{out}", "--check", "--image", "{image}"], "need an image processor"),
     ],
