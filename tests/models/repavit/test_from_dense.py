@@ -205,12 +205,13 @@ def test_a_new_classifier_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("fusible.models.repavit.modeling_repavit.logger.warning", warnings.append)
     dense = ViTForImageClassification(ViTConfig(**SIZES, num_labels=3)).eval()
     same = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
-    RePaViTForImageClassification.from_dense(dense, idle_ratio=0.5, id2label=same)
+    RePaViTForImageClassification.from_dense(dense, idle_ratio=0.5, id2label=same, pooling=None)
     assert not warnings
     for model, options, why in (
         (dense, {"num_labels": 4}, "has other labels"),
         (dense, {"id2label": {0: "a", 1: "b", 2: "c"}}, "has other labels"),
         (dense.vit, {"num_labels": 3}, "has no linear classifier"),
+        (dense, {"pooling": "class_token_and_mean"}, "has other pooling"),
     ):
         new = RePaViTForImageClassification.from_dense(model, idle_ratio=0.5, **options)
         assert why in warnings.pop() and new.config.num_labels == new.classifier.out_features
