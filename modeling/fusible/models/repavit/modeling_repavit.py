@@ -241,13 +241,15 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
             names = kwargs.get("id2label", dense.config.id2label)
             keeps_labels = {int(label): name for label, name in names.items()} == dense.config.id2label
             keeps_labels &= kwargs.get("num_labels", dense.config.num_labels) == dense.config.num_labels
+        # a loaded model is not loaded again
+        done = () if dense is None else (*loading, "backbone_config")
+        options = {name: value for name, value in kwargs.items() if name not in done}
         keeps_pooling = kwargs.get("pooling", spec.classifier_pooling) == spec.classifier_pooling
         if dense is None or not (keeps_labels and keeps_pooling):
             why = "has no linear classifier" if dense is None else f"has other {'pooling' * keeps_labels or 'labels'}"
             logger.warning(f"The classifier is new and has to be trained: the dense model {why}.")
-            return super().from_dense(model, calibration, **kwargs)
-        settled = (*loading, *LABEL_OPTIONS, "backbone_config", "pooling")
-        options = {name: value for name, value in kwargs.items() if name not in settled}
+            return super().from_dense(model if dense is None else dense, calibration, **options)
+        options = {name: value for name, value in options.items() if name not in (*LABEL_OPTIONS, "pooling")}
         # of a CLIP-like classifier they are not in the vision tower's configuration
         options |= {"id2label": dense.config.id2label, "label2id": kwargs.get("label2id", dense.config.label2id)}
         repavit = super().from_dense(dense, calibration, pooling=spec.classifier_pooling, **options)
