@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 from typer.testing import CliRunner
 
 from fusible import RePaViTConfig, RePaViTForImageClassification, ZeroI2VForVideoClassification
@@ -78,6 +85,12 @@ def workplace(hub, tmp_path, monkeypatch) -> Path:
     for name in ("hub_configs", "conversion_scripts"):
         Path(name).symlink_to(ROOT / name)
     RePaViTForImageClassification(RePaViTConfig(backbone_config=TINY_VIT, num_labels=10)).push_to_hub("user/my-model")
+    dense = ViTForImageClassification(ViTConfig.from_dict({**TINY_VIT, "num_labels": 3}))
+    dense.push_to_hub("user/my-vit")
+    ViTImageProcessorPil().push_to_hub("user/my-vit")
+    Path("photos").mkdir()
+    for number in range(80):
+        Image.effect_noise((16, 16), 80 + number).save(f"photos/{number}.png")
     weights, _, facts = read("stack_wt103_like_lm")
     torch.save(weights, "s4_wt103_v4.pt")
     Path("wt103.json").write_text(json.dumps(facts["config"]))
@@ -93,7 +106,13 @@ def test_commands_run(hub, workplace):
         run(words + more(words))
     assert AutoModelForCausalLM.from_pretrained("s4-wt103").config.fused
     assert ZeroI2VForVideoClassification.from_pretrained("out/zeroi2v-large-ssv2-32f/fused").config.fused
-    for folder in ("out/digits/fused", "out/repavit-vit-base-0.75/fused", "out/tiny/fused", "my-model-fused"):
+    for folder in (
+        "my-vit-fast",
+        "out/digits/fused",
+        "out/repavit-vit-base-0.75/fused",
+        "out/tiny/fused",
+        "my-model-fused",
+    ):
         assert AutoModelForImageClassification.from_pretrained(folder).config.fused
     assert "accuracy" in Path("out/tiny/README.md").read_text()
     assert "model.safetensors" in hub.files("user/my-model-fused")

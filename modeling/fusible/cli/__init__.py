@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import typer
 
-from . import bench, demo, evaluate, export, fuse, inspect, list_recipes, push, train
+from . import bench, convert, demo, evaluate, export, fuse, inspect, list_recipes, push, train
 from ._common import errors_as_messages
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
+    "convert": convert.convert,
     "fuse": fuse.fuse,
     "inspect": inspect.inspect,
     "list": list_recipes.list_recipes,

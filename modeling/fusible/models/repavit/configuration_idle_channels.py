@@ -1,7 +1,7 @@
 """Options of models whose FFNs let most hidden channels skip the activation."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
@@ -22,11 +22,16 @@ class IdleChannelsConfig(BackboneFusibleConfig):
             block (the authors' heuristic; needs `idle_ratio` >= 0.5).
         active_channels (`list[int]`, *optional*):
             Number of active channels of each block, instead of `idle_ratio`; the first ones of the hidden width.
+        conversion (`dict`, *optional*):
+            Where the weights were made from, if by a conversion: `block_errors`, and what the converter adds.
     """
+
+    non_structural_fields: ClassVar[frozenset[str]] = frozenset({"conversion"})
 
     idle_ratio: float | int | None = None
     idle_schedule: Literal["static", "linear"] = "static"
     active_channels: list[int] | tuple[int, ...] | None = None
+    conversion: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.idle_ratio is None and self.active_channels is None:

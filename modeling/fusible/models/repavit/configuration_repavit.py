@@ -45,7 +45,7 @@ class RePaViTConfig(BackboneConfigMixin, IdleChannelsConfig):
     model_type = "repavit"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
     non_structural_fields: ClassVar[frozenset[str]] = frozenset(
-        {"batch_norm_momentum", "sync_batch_norm", "drop_path_rate", "_out_features", "_out_indices"}
+        {"conversion", "batch_norm_momentum", "sync_batch_norm", "drop_path_rate", "_out_features", "_out_indices"}
     )
 
     later_fields: ClassVar[frozenset[str]] = frozenset({"pooling"})

@@ -143,7 +143,7 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
                 calibration, "input_ids", repa_text.dummy_inputs["input_ids"], inputs, padding, seed=seed
             )
         # without the head, whose outputs nothing needs
-        convert_(dense.base_model, repa_text.stock.base_model, blocks, data)
+        config.conversion = convert_(dense.base_model, repa_text.stock.base_model, blocks, data)
         # its tokenizer and what comes after it, such as pooling, go along with the inference form
         repa_text.name_or_path = dense.name_or_path
         if not isinstance(model, PreTrainedModel):

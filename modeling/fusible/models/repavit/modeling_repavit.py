@@ -123,7 +123,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             others = dict(repavit.dummy_inputs)  # such as a mask of padding
             example = others.pop(dense.main_input_name)
             data = CalibrationData(calibration, dense.main_input_name, example, tuple(others), seed=seed)
-        convert_(dense, repavit.backbone, blocks, data)
+        config.conversion = convert_(dense, repavit.backbone, blocks, data)
         return repavit.to(dtype).eval()
 
     def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:

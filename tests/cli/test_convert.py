@@ -1,0 +1,129 @@
+"""`fusible convert`: dense models of transformers, converted on images or texts without labels."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    ModernBertConfig,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
+
+from support.commands import run
+from support.model_tests.base import perturb_
+from support.small_models import SIZES
+from support.text_models import WORDS, save_dense
+
+
+@pytest.fixture
+def texts(tmp_path):
+    generator = random.Random(0)
+    lines = [" ".join(generator.choices(WORDS, k=generator.randint(3, 15))) for _ in range(120)]
+    (tmp_path / "texts.txt").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    return tmp_path / "texts.txt"
+
+
+@pytest.fixture
+def images(tmp_path):
+    generator = np.random.default_rng(0)
+    for number in range(90):
+        folder = tmp_path / "images" / f"class{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path / "images"
+
+
+def save_vit(folder):
+    dense = ViTForImageClassification(ViTConfig(**SIZES, num_labels=5)).eval()
+    perturb_(dense)
+    dense.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return dense
+
+
+def test_images(images, tmp_path):
+    dense = save_vit(tmp_path / "dense")
+    result = run("convert", tmp_path / "dense", tmp_path / "fast", "--data", images, "--samples", "64", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    fast = AutoModelForImageClassification.from_pretrained(tmp_path / "fast")
+    assert fast.config.fused and fast.config.id2label == dense.config.id2label
+    # what the table says, done by hand: the rows of the fit and those after it, from one shuffle
+    files = sorted(images.glob("**/*.png"))
+    chosen = random.Random(0).sample(files, 90)
+    processor = ViTImageProcessorPil.from_pretrained(tmp_path / "fast")
+    pixels = processor([Image.open(file) for file in chosen[64:]], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected, found = dense(pixels).logits, fast(pixels).logits
+    same = (expected.argmax(1) == found.argmax(1)).float().mean().item()
+    cosine = torch.nn.functional.cosine_similarity(expected, found).mean().item()
+    kl = (expected.softmax(1) * (expected.log_softmax(1) - found.log_softmax(1))).sum(1).mean().item()
+    assert facts["agreement"] == pytest.approx({"cosine": cosine, "same_predictions": same, "kl": kl}, abs=1e-5)
+    assert facts["samples"] == 64 and facts["test_rows"] == 26 and len(facts["block_errors"]) == len(dense.vit.layers)
+    assert facts["fused"]["parameters"] == sum(p.numel() for p in fast.parameters()) < facts["dense"]["parameters"]
+    assert facts["fused"]["macs"] < facts["dense"]["macs"]
+    record = fast.config.conversion
+    assert record["source"] == str(tmp_path / "dense") and record["agreement"] == facts["agreement"]
+    with torch.no_grad():
+        again = run("convert", tmp_path / "dense", tmp_path / "again", "--data", images, "--samples", "64")
+    assert again.exit_code == 0 and "same_predictions" in again.stdout
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "fast" / "model.safetensors"
+    ).read_bytes(), "one seed, the same bytes"
+
+
+def test_texts(texts, tmp_path):
+    dense = save_dense(tmp_path / "dense")
+    result = run(
+        "convert",
+        tmp_path / "dense",
+        tmp_path / "fast",
+        "--data",
+        texts,
+        "--idle-ratio",
+        "0.75",
+        "--dtype",
+        "bfloat16",
+    )
+    assert result.exit_code == 0, result.output
+    # fewer rows than asked for, so a tenth was held out for the table and then fitted, too
+    fast = AutoModel.from_pretrained(tmp_path / "fast")
+    assert fast.config.conversion["samples"] == 120 and fast.config.conversion["test_rows"] == 12
+    assert fast.dtype == torch.bfloat16
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "fast")("word1 word2 word3", return_tensors="pt")
+    with torch.no_grad():
+        expected, found = dense(**inputs)[0].flatten(), fast.float()(**inputs)[0].flatten()
+    assert torch.nn.functional.cosine_similarity(expected, found, dim=0) > 0.9
+
+
+def test_errors(texts, images, tmp_path):
+    save_dense(tmp_path / "dense")
+    save_vit(tmp_path / "vit")
+    ModernBertConfig(architectures=["ModernBertModel"]).save_pretrained(tmp_path / "gated")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "few.txt").write_text("word1\n")
+    for source, data, options, message in (
+        ("dense", texts, ["--min-agreement", "1.1"], "less than 1.1"),
+        ("dense", images, [], "takes a text file"),
+        ("vit", texts, [], "takes a folder of images"),
+        ("dense", tmp_path / "empty.txt", [], "has no texts"),
+        ("dense", tmp_path / "few.txt", [], "give at least"),
+        ("gated", texts, [], "'modernbert' model, which has no converter"),
+    ):
+        result = run("convert", tmp_path / source, tmp_path / "out", "--data", data, *options)
+        assert result.exit_code == 1 and message in result.stderr.replace("\n", " "), result.output
+        assert not (tmp_path / "out").exists()
+    result = run("convert", tmp_path / "dense", tmp_path / "dense" / ".", "--data", texts)
+    assert result.exit_code == 1 and "both source and destination" in result.stderr
+    (images / "class0" / "0.png").write_bytes(b"broken")
+    result = run("convert", tmp_path / "vit", tmp_path / "out", "--data", images)
+    assert result.exit_code == 1 and "0.png cannot be read" in result.stderr.replace("\n", "")
