@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ._auto import AUTO_CLASSES
 from .core.completeness import check_complete
@@ -18,6 +18,12 @@ from .hub.saving import save_model
 from .hub.weight_files import FusibleModel, warn_of_non_finite
 
 
+def class_for(model_type: str, auto_class: str) -> type[PreTrainedModel]:
+    """The model class that an Auto class gives for a model type of fusible's."""
+    # by transformers' mapping, which imports the code of this model alone
+    return getattr(transformers, auto_class)._model_mapping[CONFIG_MAPPING[model_type]]
+
+
 def load_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """
     The class of fusible's that a configuration names in `architectures`.
@@ -28,8 +34,7 @@ def load_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     name = (config.architectures or ["none"])[0]
     for auto_class, class_name in AUTO_CLASSES.get(config.model_type, {}).items():
         if class_name == name:
-            # by transformers' mapping, which imports the code of this model alone
-            return getattr(transformers, auto_class)._model_mapping[type(config)]
+            return class_for(config.model_type, auto_class)
     raise ValueError(
         f"The configuration of type {config.model_type!r} names {name}, a class that fusible does not have."
     )
@@ -154,4 +159,4 @@ def publish(
     repository.commit(destination, names)
 
 
-__all__ = ["find_dtype", "load", "load_complete", "load_processor", "publish"]
+__all__ = ["class_for", "find_dtype", "load", "load_complete", "load_processor", "publish"]

@@ -182,13 +182,11 @@ def load_dense_for(source: str, revision: str | None) -> tuple[Any, Any]:
     import transformers
     from transformers import AutoConfig
 
-    import fusible
-
     from .._auto import AUTO_CLASSES
     from ..core.backbones import BACKBONES, backbone_spec
     from ..core.dense import dense_config
     from ..core.text_backbones import TEXT_BACKBONES
-    from ..saved_models import load_complete
+    from ..saved_models import class_for, load_complete
 
     config = dense_config(source, revision=revision or "main")  # of a CLIP its vision tower's
     whole = AutoConfig.from_pretrained(source, revision=revision or "main")
@@ -206,8 +204,9 @@ def load_dense_for(source: str, revision: str | None) -> tuple[Any, Any]:
             f"{source} is a {whole.model_type!r} model of two towers; convert its vision tower, saved by itself, or "
             "use RePaViTForZeroShotImageClassification.from_dense."
         )
-    model_class = getattr(fusible, AUTO_CLASSES[family][auto])
-    return model_class, load_complete(getattr(transformers, auto), source, revision=revision or "main").eval()
+    return class_for(family, auto), load_complete(
+        getattr(transformers, auto), source, revision=revision or "main"
+    ).eval()
 
 
 def _outputs(model: Any, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
