@@ -24,6 +24,7 @@ ORDER = (
     "recipes",
     "data",
     "training",
+    "converting",
     "cli",
     "_registration",
     "__init__",
