@@ -17,9 +17,9 @@ from .core.backbones import BACKBONES, backbone_spec
 from .core.dense import dense_config
 from .core.text_backbones import TEXT_BACKBONES
 from .data.inputs import input_batches, sample_rows
-from .hub.form_facts import moved
+from .hub.form_facts import check_agreement, compare_forms, moved
 from .hub.processors import SavedProcessor
-from .saved_models import class_for, find_dtype, load_complete, load_processor, publish
+from .saved_models import check_destination, class_for, find_dtype, load_complete, publish
 
 
 TEST_ROWS = 256  # that agreement is measured on, beyond those of the fit
@@ -31,15 +31,19 @@ def convert_and_publish(
     data: str,
     options: Mapping[str, Any],
     *,
+    column: str | None = None,
     samples: int = 512,
     min_agreement: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    tolerance: float | None = None,
     seed: int = 0,
     repo_id: str | None = None,
     revision: str | None = None,
     push_revision: str | None = None,
     private: bool | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """
     Converts a dense model, measures how far it agrees with it on other rows, and saves the inference form.
@@ -48,38 +52,50 @@ def convert_and_publish(
         source: folder or Hub repository of a model of transformers.
         destination: folder, other than the source.
         data: see `data.inputs.sample_rows`.
+        column: of a data set.
         options: of the configuration, such as `idle_ratio`.
         samples: rows of the fit. Agreement is measured on up to 256 others; if there are none, on a tenth of these,
             without which the model is then fitted for the measurement alone.
         min_agreement: least share of equal predictions, or mean cosine of models without a head.
         device: where the conversion runs.
         dtype: of the saved weights; the source's by default.
+        tolerance: how much the two forms of the result may differ on these rows, relative to the largest output;
+            `None` does not compare.
         seed: of the choice of rows and tokens.
         repo_id: where to push, if anywhere.
         revision: of the source repository.
         push_revision: branch to push to.
         private: visibility of a new repository.
+        token: of the Hub.
+        trust_remote_code: whether Python files of the source may run.
 
     Returns:
         `source`, `revision`, `data`, `samples`, `test_rows`, `block_errors`, `agreement`, `options`, and of `dense`
         and `fused` the `parameters`, `macs` (per input), `megabytes` and `latency_ms`.
 
     Raises:
-        ValueError: if the model or the data cannot be converted, source and destination are one, or too little agrees.
+        ValueError: if the model or the data cannot be converted, source and destination are one, the destination is a
+            file or holds a training form, the forms of the result differ, or too little agrees.
         OSError: if the source or the data are not there, or the folder or the push cannot be completed.
     """
-    if destination.exists() and Path(source).exists() and destination.samefile(source):
-        raise ValueError(f"{source} is both source and destination; give another folder.")
+    _check_places(source, destination, repo_id, revision, push_revision)
     cast_to = None if dtype is None else find_dtype(dtype)
-    model_class, dense = load_dense_for(source, revision)
-    processor = load_processor(source, revision, dense.main_input_name)
+    loading: dict[str, Any] = {"token": token} if token else {}
+    loading |= {"trust_remote_code": True} if trust_remote_code else {}
+    model_class, dense = load_dense_for(source, revision, **loading)
+    saved_processor = SavedProcessor(source, revision=revision or "main", **loading)
+    rows = sample_rows(data, dense.main_input_name, samples + TEST_ROWS, seed, column, token)
+    processor = saved_processor.load(dense.main_input_name)
     if processor is None:
         raise ValueError(f"{source} has nothing that makes {dense.main_input_name}; save its processor there.")
     dense.to(device or "cpu")
-    rows = sample_rows(data, dense.main_input_name, samples + TEST_ROWS, seed)
     fit, test = rows[:samples], rows[samples:]
     held_out = not test
     if held_out:
+        if len(rows) == 1:
+            raise ValueError(
+                f"{data} has one row, which cannot both be fitted and show how well that went; give more."
+            )
         tenth = max(1, len(rows) // 10)
         fit, test = rows[tenth:], rows[:tenth]
     test_batches = list(input_batches(test, processor))
@@ -89,6 +105,8 @@ def convert_and_publish(
     if held_out:
         model = model_class.from_dense(dense, input_batches(rows, processor), seed=seed, **options)
         fused = model.fuse(share=True)
+    if tolerance is not None:
+        check_agreement(compare_forms(model, fused, test_batches), tolerance)
     measure = "same_predictions" if "same_predictions" in agreement else "cosine"
     # also refuses what is no number
     if min_agreement is not None and not agreement[measure] >= min_agreement:
@@ -111,26 +129,46 @@ def convert_and_publish(
     publish(
         fused.to(torch.device("cpu")),
         destination,
-        SavedProcessor(source, revision=revision or "main"),
+        saved_processor,
         None,
         measure=False,
         repo_id=repo_id,
         revision=push_revision,
         private=private,
+        token=token,
         card_data={"base_model": source} if not Path(source).exists() else None,
     )
     return facts
 
 
-def load_dense_for(source: str, revision: str | None) -> tuple[Any, Any]:
+def _check_places(
+    source: str, destination: Path, repo_id: str | None, revision: str | None, push_revision: str | None
+) -> None:
+    """Raises `ValueError` if a destination is the source, or nothing can be saved there."""
+    is_same = destination.exists() and Path(source).exists() and destination.samefile(source)
+    # a folder of this name would stand for the repository from then on
+    if is_same or str(destination) == source:
+        raise ValueError(f"{source} is both source and destination; give another folder.")
+    if repo_id == source and (push_revision or "main") == (revision or "main"):
+        raise ValueError(f"{source} is both the source and where to push; give another repository or --push-revision.")
+    check_destination(destination)
+
+
+def load_dense_for(source: str, revision: str | None, **loading: Any) -> tuple[Any, Any]:
     """
     The class that a dense model is converted to, and the model.
+
+    Args:
+        source: folder or Hub repository.
+        revision: of the repository.
+        **loading: `token` and `trust_remote_code`, as for `from_pretrained`.
 
     Raises:
         ValueError: if there is none for it.
     """
-    config = dense_config(source, revision=revision or "main")  # of a CLIP its vision tower's
-    whole = AutoConfig.from_pretrained(source, revision=revision or "main")
+    loading["revision"] = revision or "main"
+    config = dense_config(source, **loading)  # of a CLIP its vision tower's
+    whole = AutoConfig.from_pretrained(source, **loading)
     family = "repa_text" if config.model_type in TEXT_BACKBONES else "repavit"
     if config.model_type not in {**BACKBONES, **TEXT_BACKBONES}:
         known = ", ".join(sorted({*BACKBONES, *TEXT_BACKBONES}))
@@ -145,9 +183,7 @@ def load_dense_for(source: str, revision: str | None) -> tuple[Any, Any]:
             f"{source} is a {whole.model_type!r} model of two towers; convert its vision tower, saved by itself, or "
             "use RePaViTForZeroShotImageClassification.from_dense."
         )
-    return class_for(family, auto), load_complete(
-        getattr(transformers, auto), source, revision=revision or "main"
-    ).eval()
+    return class_for(family, auto), load_complete(getattr(transformers, auto), source, **loading).eval()
 
 
 def _outputs(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

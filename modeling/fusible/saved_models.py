@@ -1,11 +1,13 @@
 """Loading and publishing saved models."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from ._auto import AUTO_CLASSES
 from .core.completeness import check_complete
@@ -119,6 +121,27 @@ def find_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def check_destination(folder: Path) -> None:
+    """
+    Checks that a fused model can be saved into a folder, and that no training form is overwritten by it, the source's
+    for one, as nothing brings it back.
+
+    Raises:
+        ValueError: if the folder holds one, or is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder.")
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        is_training_form = config["model_type"] in METHODS and not config.get("fused")
+    except (OSError, ValueError, KeyError, TypeError):  # no model, or none of fusible's
+        return
+    if is_training_form:
+        raise ValueError(
+            f"{folder} holds a training form, which the inference form would overwrite for good. Give another folder."
+        )
+
+
 def publish(
     model: PreTrainedModel,
     destination: Path,
@@ -129,6 +152,7 @@ def publish(
     repo_id: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
+    token: str | None = None,
     card_data: dict[str, Any] | None = None,
 ) -> None:
     """
@@ -144,6 +168,7 @@ def publish(
         repo_id: where to push, if anywhere.
         revision: branch to push to.
         private: visibility of a new repository.
+        token: of the Hub.
         card_data: more metadata for the card.
 
     Raises:
@@ -153,10 +178,10 @@ def publish(
     if repo_id is None:
         write_card(destination, model, destination.name, source, card_data, measure=measure)
         return
-    repository = open_repository(repo_id, revision=revision, private=private)
+    repository = open_repository(repo_id, revision=revision, private=private, token=token)
     if repository.takes_card_from(destination):
         write_card(destination, model, repository.repo_id, source, card_data, measure=measure)
     repository.commit(destination, names)
 
 
-__all__ = ["class_for", "find_dtype", "load", "load_complete", "load_processor", "publish"]
+__all__ = ["check_destination", "class_for", "find_dtype", "load", "load_complete", "load_processor", "publish"]

@@ -2,25 +2,34 @@
 
 import json
 import random
+import re
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoTokenizer,
+    BertConfig,
+    Dinov2Config,
     ModernBertConfig,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
 )
 
+from fusible import RePaTextModel
+from fusible.data.inputs import input_batches, sample_rows
+from fusible.data.videos.decoding import read_frames, write_video
 from support.commands import run
 from support.model_tests.base import perturb_
 from support.small_models import SIZES
-from support.text_models import WORDS, save_dense
+from support.text_models import WORDS, make_dense, make_tokenizer, save_dense
 
 
 @pytest.fixture
@@ -105,25 +114,150 @@ def test_texts(texts, tmp_path):
     assert torch.nn.functional.cosine_similarity(expected, found, dim=0) > 0.9
 
 
-def test_errors(texts, images, tmp_path):
+def test_videos_are_frames_for_image_models(tmp_path):
+    """Some frames of each video; the record has the numbers of rows, also where none is left for the table."""
+    save_vit(tmp_path / "dense")
+    generator = np.random.default_rng(0)
+    for number in range(5):
+        (tmp_path / "videos" / "walking").mkdir(parents=True, exist_ok=True)
+        frames = generator.integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
+        write_video(tmp_path / "videos" / "walking" / f"{number}.mkv", frames)
+    arguments = ("convert", tmp_path / "dense", tmp_path / "fast", "--data", tmp_path / "videos", "--check", "--json")
+    for samples, rows, test_rows in ((24, 24, 16), (40, 40, 4), (99, 40, 4)):
+        result = run(*arguments, "--samples", samples)
+        assert result.exit_code == 0, result.output
+        facts = json.loads(result.stdout)
+        assert (facts["samples"], facts["test_rows"]) == (rows, test_rows)
+    rows = sample_rows(str(tmp_path / "videos"), "pixel_values", 24)
+    assert len({row.video for row in rows[:5]}) == 1 and len({row.video for row in rows}) == 5
+    (batch,) = input_batches(rows[5:10], ViTImageProcessorPil.from_pretrained(tmp_path / "dense"))
+    shown = read_frames(rows[5].video, lambda total: np.array([int(row.place * total) for row in rows[5:10]]))
+    pictures = [Image.fromarray(frame) for frame in shown]
+    expected = ViTImageProcessorPil.from_pretrained(tmp_path / "dense")(pictures, return_tensors="pt")
+    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+    result = run(*arguments, "--tolerance", "0", "--samples", 24)
+    assert result.exit_code == 1 and "The forms differ by" in result.stderr
+
+
+def test_data_sets(texts, hub, monkeypatch, tmp_path):
+    """A folder that `datasets` reads, and a private data set of the Hub beside a private model."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    lines = texts.read_text(encoding="utf-8").split("\n")
+    rows = datasets.Dataset.from_dict({"title": [None, " ", *lines], "text": ["a", "b", *lines]})
+    rows.to_parquet(tmp_path / "data" / "train.parquet")
     save_dense(tmp_path / "dense")
-    save_vit(tmp_path / "vit")
-    ModernBertConfig(architectures=["ModernBertModel"]).save_pretrained(tmp_path / "gated")
-    (tmp_path / "empty.txt").write_text("\n")
-    (tmp_path / "few.txt").write_text("word1\n")
-    for source, data, options, message in (
-        ("dense", texts, ["--min-agreement", "1.1"], "less than 1.1"),
-        ("dense", images, [], "takes a text file"),
-        ("vit", texts, [], "takes a folder of images"),
-        ("dense", tmp_path / "empty.txt", [], "has no texts"),
-        ("dense", tmp_path / "few.txt", [], "give at least"),
-        ("gated", texts, [], "'modernbert' model, which has no converter"),
+    folders = {"model": tmp_path / "dense", "dataset": tmp_path / "data"}
+    api = HfApi(token="hf_bob")
+    for kind, folder in folders.items():
+        api.create_repo(f"bob/{kind}", repo_type=kind, private=True)
+        api.upload_folder(repo_id=f"bob/{kind}", repo_type=kind, folder_path=folder)
+    result = run("convert", folders["model"], tmp_path / "fast", "--data", folders["dataset"])
+    assert result.exit_code == 1 and "choose one with --column" in result.stderr.replace("\n", " "), result.output
+    weights = []
+    for source, data, options in (
+        (folders["model"], folders["dataset"], []),
+        ("bob/model", "bob/dataset", ["--token", "hf_bob", "--trust-remote-code", "--push-to-hub", "bob/fast"]),
     ):
-        result = run("convert", tmp_path / source, tmp_path / "out", "--data", data, *options)
-        assert result.exit_code == 1 and message in result.stderr.replace("\n", " "), result.output
-        assert not (tmp_path / "out").exists()
-    result = run("convert", tmp_path / "dense", tmp_path / "dense" / ".", "--data", texts)
+        arguments = ["convert", source, tmp_path / "fast", "--data", data, "--column", "title", *options]
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+        record = AutoModel.from_pretrained(tmp_path / "fast").config.conversion
+        assert record["samples"] == 120, "rows without a text are none"
+        assert (record["source"], record["data"]) == (str(source), str(data))
+        weights.append((tmp_path / "fast" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] == hub.read("bob/fast", "model.safetensors")
+    assert record["revision"] == hub.repo("bob/model").resolve("main")
+    result = run(*arguments[:-1], "bob/model")
+    assert result.exit_code == 1 and "where to push" in result.stderr.replace("\n", " ")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Sources and data that cannot be converted, in one folder."""
+    root = tmp_path_factory.mktemp("places")
+    save_dense(root / "text")
+    save_vit(root / "vit")
+    ModernBertConfig(architectures=["ModernBertModel"]).save_pretrained(root / "gated")
+    Dinov2Config(use_swiglu_ffn=True, architectures=["Dinov2Model"]).save_pretrained(root / "swiglu")
+    BertConfig(quantization_config={"quant_method": "torchao"}, architectures=["BertModel"]).save_pretrained(
+        root / "quantized"
+    )
+    adapted = get_peft_model(make_dense("bert"), LoraConfig(target_modules=["query"]))
+    adapted.save_pretrained(root / "adapter")
+    save_dense(root / "with-adapter")
+    adapted.save_pretrained(root / "with-adapter")
+    broken = make_dense("bert")
+    broken.base_model.encoder.layer[0].output.dense.bias.data[0] = float("nan")
+    broken.save_pretrained(root / "nan")
+    make_tokenizer().save_pretrained(root / "nan")
+    RePaTextModel.from_dense(make_dense("bert")).save_pretrained(root / "training")
+    (root / "link").symlink_to(root / "text")
+    for name, content in {
+        "texts.txt": "\n".join(WORDS * 9).encode(),
+        "blank.txt": b"\xef\xbb\xbf\n  \n",
+        "few.txt": b"word1\nword2\n",
+        "one.txt": b"word1\n",
+        "latin.txt": "caf\u00e9\n".encode("latin-1"),
+        "utf16.txt": "word1\n".encode("utf-16"),
+        "sounds/a.wav": b"RIFF",
+        "others/a.doc": b"",
+        "images/broken.png": b"broken",
+        "videos/broken.mp4": b"broken",
+    }.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(content)
+    Image.new("RGB", (16, 16)).save(root / "images" / "whole.png")
+    (root / "nothing").mkdir()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("source", "data", "message", "options"),
+    [
+        ("text", "texts.txt", "less than 1.1", {"--min-agreement": 1.1}),
+        ("text", "images", "has no texts, but 2 .png; this model takes a text file", {}),
+        ("text", "blank.txt", "has no texts", {}),
+        ("text", "few.txt", r"has 3 tokens for a fit .* at least 49 tokens", {}),
+        ("text", "one.txt", "has one row", {}),
+        ("text", "latin.txt", "no text file in UTF-8 .byte 3 is 0xe9", {}),
+        ("text", "utf16.txt", "no text file in UTF-8", {}),
+        ("text", "missing.txt", "missing.txt is no file or folder with texts", {}),
+        ("text", "sounds/a.wav", "takes a text file", {}),
+        ("vit", "texts.txt", "takes a folder of images", {}),
+        ("vit", "sounds", "has sounds .1 files., which no model", {}),
+        ("vit", "others", "has no images, but 1 .doc; this model takes a folder of images or videos", {}),
+        ("vit", "nothing", "no files", {}),
+        ("vit", "images", "broken.png cannot be read as an image", {}),
+        ("vit", "videos", "broken.mp4 cannot be read", {}),
+        ("gated", "texts.txt", "'modernbert' model, which has no converter", {}),
+        ("swiglu", "images", "SwiGLU|gated", {}),
+        ("quantized", "texts.txt", "quantized is quantized", {}),
+        ("adapter", "texts.txt", "has an adapter", {}),
+        ("with-adapter", "texts.txt", "has an adapter", {}),
+        ("nan", "texts.txt", "hidden states are not finite", {}),
+        ("text", "texts.txt", "both source and destination", {"destination": "text/."}),
+        ("link", "texts.txt", "both source and destination", {"destination": "text"}),
+        ("../text", "texts.txt", "both source and destination", {"destination": "images/../text"}),
+        ("text", "texts.txt", "is a file", {"destination": "few.txt"}),
+        ("text", "texts.txt", "holds a training form", {"destination": "training"}),
+        ("text", "texts.txt", "no dtype", {"--dtype": "int8"}),
+    ],
+)
+def test_errors(places, source, data, message, options, monkeypatch):
+    """One line, and nothing is written."""
+    monkeypatch.chdir(places / "images")
+    before = {path: path.stat().st_mtime_ns for path in places.rglob("*")}
+    destination = places / options.get("destination", "out")
+    more = [part for pair in options.items() if pair[0].startswith("--") for part in pair]
+    source = source if source.startswith(".") else places / source
+    result = run("convert", source, destination, "--data", places / data, *more)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1 and re.search(message, errors[0]), result.output
+    assert before == {path: path.stat().st_mtime_ns for path in places.rglob("*")}
+
+
+def test_a_name_on_the_hub_is_no_folder_to_save_to(hub, texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("convert", "alice/dense", "alice/dense", "--data", texts)
     assert result.exit_code == 1 and "both source and destination" in result.stderr
-    (images / "class0" / "0.png").write_bytes(b"broken")
-    result = run("convert", tmp_path / "vit", tmp_path / "out", "--data", images)
-    assert result.exit_code == 1 and "0.png cannot be read" in result.stderr.replace("\n", "")

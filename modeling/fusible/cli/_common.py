@@ -2,7 +2,6 @@
 
 import contextlib
 import json as json_module
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +41,9 @@ Images = Annotated[
     typer.Option("--image", help="With --check: compare on this image too; may be repeated.", exists=True),
 ]
 DtypeName = Annotated[str | None, typer.Option(help="Such as bfloat16; cast after fusing.")]
+Token = Annotated[str | None, typer.Option(help="Of the Hub; by default that of `hf auth login`.", show_default=False)]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files of the source.")]
+Tolerance = Annotated[float, typer.Option(help="For --check: largest difference / largest output.")]
 PushRevision = Annotated[str | None, typer.Option(help="Branch to push to; made if missing.")]
 Private = Annotated[bool, typer.Option("--private", help="If the repository is made, make it private.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; do nothing.")]
@@ -102,25 +104,15 @@ def compare_outputs(
     from transformers.utils import IMAGE_PROCESSOR_NAME
 
     from ..data.images.color_modes import to_rgb
-    from ..hub.form_facts import max_difference
+    from ..hub.form_facts import compare_forms
 
-    # random inputs always: images alone may leave parts of a model unused
-    results = [max_difference(training_form, fused_form)]
+    batches = []
     if images:
         if processor is None:
             raise ValueError(f"Images need an image processor, but the model's folder has no {IMAGE_PROCESSOR_NAME}.")
         pictures = [to_rgb(Image.open(file)) for file in images]
-        results.append(max_difference(training_form, fused_form, processor(pictures, return_tensors="pt")))
-
-    def relative(result: tuple[float, float]) -> float:
-        # the tolerance is relative to the outputs; no difference that is not a number is small
-        ratio = result[0] / result[1] if result[1] else result[0]
-        return math.inf if math.isnan(ratio) else ratio
-
-    difference, output = max(results, key=relative)
-    if difference == output == 0:
-        raise ValueError("All outputs of both forms are zero, which compares nothing. Are these the trained weights?")
-    return {"max_difference": difference, "max_output": output}
+        batches.append(processor(pictures, return_tensors="pt"))
+    return compare_forms(training_form, fused_form, batches)
 
 
 @contextlib.contextmanager
@@ -148,6 +140,9 @@ __all__ = [
     "RecipeName",
     "Revision",
     "Source",
+    "Token",
+    "Tolerance",
+    "TrustRemoteCode",
     "compare_outputs",
     "errors_as_messages",
     "forms_table",

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._common import DtypeName, Json, Private, PushRevision, Revision, show
+from ._common import (
+    DtypeName,
+    Json,
+    Private,
+    PushRevision,
+    Revision,
+    Token,
+    Tolerance,
+    TrustRemoteCode,
+    show,
+)
 
 
 if TYPE_CHECKING:
@@ -18,8 +28,13 @@ def convert(
     destination: Annotated[Path, typer.Argument(help="Folder for the inference form.", show_default=False)],
     data: Annotated[
         str,
-        typer.Option(help="Folder of images, file with a text per line, or data set of the Hub; no labels needed."),
+        typer.Option(
+            help="Folder of images or videos, file with a text per line, or data set of the Hub; no labels needed."
+        ),
     ],
+    column: Annotated[
+        str | None, typer.Option(help="Of a data set with several columns of texts or of images.")
+    ] = None,
     idle_ratio: Annotated[
         float, typer.Option(min=0, max=1, help="Share of hidden channels without activation.")
     ] = 0.5,
@@ -27,6 +42,10 @@ def convert(
     min_agreement: Annotated[
         float | None, typer.Option(help="Exit 1 and write nothing if fewer predictions, or less cosine, stay.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare both forms of the result on the data; exit 1 if they differ.")
+    ] = False,
+    tolerance: Tolerance = 1e-4,
     ffn_norm: Annotated[str | None, typer.Option(help="layer (exact) or batch (faster); for image models.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda; the CPU by default.")] = None,
     dtype: DtypeName = None,
@@ -35,6 +54,8 @@ def convert(
     revision: Revision = None,
     push_revision: PushRevision = None,
     private: Private = False,
+    token: Token = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """
@@ -54,15 +75,19 @@ def convert(
         destination,
         data,
         options,
+        column=column,
         samples=samples,
         min_agreement=min_agreement,
         device=device,
         dtype=dtype,
+        tolerance=tolerance if check else None,
         seed=seed,
         repo_id=push_to_hub,
         revision=revision,
         push_revision=push_revision,
         private=private or None,
+        token=token,
+        trust_remote_code=trust_remote_code,
     )
     show(facts, json, conversion_table(facts))
 

@@ -1,13 +1,12 @@
 """The command `fusible fuse`."""
 
-import json as json_module
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ._common import DtypeName, Images, Private, PushRevision, Revision, Source, compare_outputs, show
+from ._common import DtypeName, Images, Private, PushRevision, Revision, Source, Tolerance, compare_outputs, show
 
 
 def fuse(
@@ -20,7 +19,7 @@ def fuse(
     dtype: DtypeName = None,
     check: Annotated[bool, typer.Option("--check", help="Compare both forms first; exit 1 if they differ.")] = False,
     image: Images = None,
-    tolerance: Annotated[float, typer.Option(help="For --check: largest difference / largest output.")] = 1e-4,
+    tolerance: Tolerance = 1e-4,
     json: Annotated[bool, typer.Option("--json", help="Say as JSON what was done.")] = False,
 ) -> None:
     """
@@ -78,16 +77,15 @@ def fuse_and_publish(
         `source`, `destination`, `repo_id` and, if the forms were compared, `max_difference` and `max_output`.
 
     Raises:
-        ValueError: if the source is fused or no model of fusible's, if the destination holds a training form, if the
-            forms differ, or if the dtype is unknown.
+        ValueError: if the source is fused or no model of fusible's, if the destination is a file or holds a training
+            form, if the forms differ, or if the dtype is unknown.
         OSError: if the source is not there, or the folder or the push cannot be completed.
     """
-    from transformers.utils import logging
-
+    from ..hub.form_facts import check_agreement
     from ..hub.processors import processor_of
-    from ..saved_models import find_dtype, load, load_processor, publish
+    from ..saved_models import check_destination, find_dtype, load, load_processor, publish
 
-    _check_destination(destination)
+    check_destination(destination)
     cast_to = None if dtype is None else find_dtype(dtype)
     model = load(source, revision)
     # loaded although it is copied as files below: a broken one is told before anything is written
@@ -97,18 +95,8 @@ def fuse_and_publish(
     if tolerance is not None:
         # before the cast, whose rounding would hide an error of fusing
         compared = compare_outputs(model, fused, processor, images)
-        difference, output = compared["max_difference"], compared["max_output"]
-        if not difference <= tolerance * output:  # also refuses NaN
-            raise ValueError(
-                f"The forms differ by {difference:.1e} where outputs reach {output:.1e}; the tolerance is "
-                f"{tolerance:.0e} of that. Nothing was written. Is the model in half precision, or are its weights "
-                "not finite?"
-            )
+        check_agreement(compared, tolerance)
         facts |= compared
-        # a log and not stdout, which with --json is for JSON only
-        logging.get_logger(__name__).warning(
-            f"Both forms agree: they differ by {difference:.1e} where outputs reach {output:.1e}."
-        )
     if cast_to is not None:
         fused.to(cast_to)
     publish(
@@ -123,28 +111,6 @@ def fuse_and_publish(
         private=private,
     )
     return facts
-
-
-def _check_destination(folder: Path) -> None:
-    """
-    Checks that no training form is overwritten, the source's for one, as nothing brings it back.
-
-    Raises:
-        ValueError: if the folder holds one.
-    """
-    from transformers.utils import CONFIG_NAME
-
-    from ..hub.methods import METHODS
-
-    try:
-        config = json_module.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        is_training_form = config["model_type"] in METHODS and not config.get("fused")
-    except (OSError, ValueError, KeyError, TypeError):  # no model, or none of fusible's
-        return
-    if is_training_form:
-        raise ValueError(
-            f"{folder} holds a training form, which the inference form would overwrite for good. Give another folder."
-        )
 
 
 __all__ = ["fuse"]

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import find_adapter_config_file
 
 from .backbones import backbone_spec
 from .completeness import check_complete, shared_prefixes
@@ -59,11 +60,7 @@ def dense_config(
         ValueError: if there are changes of a model at hand, or of what the configuration does not have; if the model
             is a quantized one or has adapters.
     """
-    if isinstance(model, nn.Module) and (not isinstance(model, PreTrainedModel) or hasattr(model, "peft_config")):
-        raise ValueError(
-            f"{type(model).__name__} is no plain model of transformers. Merge adapters into it first "
-            "(merge_and_unload), or give the model inside."
-        )
+    check_plain(model, **download)
     if isinstance(model, PreTrainedModel):
         if changes:
             raise ValueError(
@@ -72,11 +69,51 @@ def dense_config(
         config = copy.deepcopy(model.config)
     else:
         config = AutoConfig.from_pretrained(model, **download)
-    if getattr(config, "quantization_config", None) is not None:
+    check_not_quantized(model, config)
+    return changed(config.vision_config if "vision_config" in config.sub_configs else config, changes)
+
+
+def check_plain(model: PreTrainedModel | str | os.PathLike, **download: Any) -> None:
+    """
+    Refuses dense models with adapters.
+
+    Args:
+        model: the dense model, or its folder or Hub repository.
+        **download: as for `AutoConfig.from_pretrained`.
+
+    Raises:
+        ValueError: if it has adapters, or is no model of transformers.
+    """
+    if isinstance(model, nn.Module):
+        if not isinstance(model, PreTrainedModel) or hasattr(model, "peft_config"):
+            raise ValueError(
+                f"{type(model).__name__} is no plain model of transformers. Merge adapters into it first "
+                "(merge_and_unload), or give the model inside."
+            )
+        return
+    where = {name: value for name, value in download.items() if name in DOWNLOAD_ARGUMENTS}
+    if find_adapter_config_file(str(model), **where) is not None:
+        raise ValueError(
+            f"{model} has an adapter (adapter_config.json). Merge it into its base model first (merge_and_unload) "
+            "and save that."
+        )
+
+
+def check_not_quantized(model: PreTrainedModel | str | os.PathLike, config: PreTrainedConfig) -> None:
+    """
+    Refuses quantized dense models.
+
+    Raises:
+        ValueError: if the configuration says so, or weights at hand are of a quantized kind.
+    """
+    quantized = getattr(config, "quantization_config", None) is not None
+    if isinstance(model, PreTrainedModel):
+        # libraries that quantize a model in place leave no word in its configuration, but tensors of their own kinds
+        quantized |= any(type(parameter.data) is not torch.Tensor for parameter in model.parameters())
+    if quantized:
         raise ValueError(
             f"{_where(model)} is quantized. Convert the weights that it was made from, and quantize after."
         )
-    return changed(config.vision_config if "vision_config" in config.sub_configs else config, changes)
 
 
 def _where(model: PreTrainedModel | str | os.PathLike) -> str:
@@ -211,6 +248,8 @@ def _copy_part(model: PreTrainedModel, auto: Any, config: PreTrainedConfig, **op
 __all__ = [
     "LABEL_OPTIONS",
     "changed",
+    "check_not_quantized",
+    "check_plain",
     "dense_classifier",
     "dense_config",
     "load_backbone",

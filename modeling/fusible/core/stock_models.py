@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .backbone_configuration import BackboneFusibleConfig
 from .backbones import backbone_spec
-from .dense import LABEL_OPTIONS, changed, load_dense, split_options
+from .dense import LABEL_OPTIONS, changed, check_not_quantized, check_plain, load_dense, split_options
 from .options import DOWNLOAD_ARGUMENTS
 
 
@@ -54,9 +54,12 @@ def load_stock(
         find_spec: gives the names inside a backbone, or raises.
 
     Raises:
-        ValueError: if the backbone is not supported, an option is wrong, or a model at hand has other labels.
+        ValueError: if the backbone is not supported, an option is wrong, the model is quantized or has adapters, or a
+            model at hand has other labels.
     """
     options, loading = split_options(config_class, model, arguments)
+    download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
+    check_plain(model, **download)
     labels = {name: options.pop(name) for name in LABEL_OPTIONS if name in options}
     changes = options.pop("backbone_config", None)
     if isinstance(model, PreTrainedModel):
@@ -66,10 +69,10 @@ def load_stock(
             )
         found = model.config
     else:
-        download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
         found = changed(AutoConfig.from_pretrained(model, **labels, **download), changes)
         # other labels make a head of another size, which transformers loads only if told to
         loading |= {"config": found, "ignore_mismatched_sizes": bool(labels or changes)}
+    check_not_quantized(model, found)
     find_spec(found)  # before the weights are read
     stock = load_dense(auto_class, model, find_spec, **loading)
     config = config_class(backbone_config=copy.deepcopy(stock.config), **labels, **options)

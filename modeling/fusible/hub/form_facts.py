@@ -1,7 +1,8 @@
 """Size of a model's forms and the difference of their outputs, as model cards give them."""
 
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .weight_files import FusibleModel
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,52 @@ def max_difference(
     return (actual - expected).abs().max().item(), expected.abs().max().item()
 
 
+def compare_forms(
+    training_form: FusibleModel, fused_form: PreTrainedModel, batches: Iterable[Mapping[str, torch.Tensor]] = ()
+) -> dict[str, float]:
+    """
+    `max_difference` and `max_output` of both forms on random inputs, and on batches of inputs if there are any.
+
+    Raises:
+        ValueError: if all outputs are zero.
+    """
+    # random inputs always: data alone may leave parts of a model unused
+    results = [max_difference(training_form, fused_form)]
+    results += [max_difference(training_form, fused_form, batch) for batch in batches]
+
+    def relative(result: tuple[float, float]) -> float:
+        # the tolerance is relative to the outputs; no difference that is not a number is small
+        ratio = result[0] / result[1] if result[1] else result[0]
+        return math.inf if math.isnan(ratio) else ratio
+
+    difference, output = max(results, key=relative)
+    if difference == output == 0:
+        raise ValueError("All outputs of both forms are zero, which compares nothing. Are these the trained weights?")
+    return {"max_difference": difference, "max_output": output}
+
+
+def check_agreement(compared: Mapping[str, float], tolerance: float) -> None:
+    """
+    Refuses two forms that differ, and says it if they agree.
+
+    Args:
+        compared: by `compare_forms`.
+        tolerance: the most that they may differ, relative to the largest output.
+
+    Raises:
+        ValueError: if they differ more, or are not finite.
+    """
+    difference, output = compared["max_difference"], compared["max_output"]
+    if not difference <= tolerance * output:  # also refuses NaN
+        raise ValueError(
+            f"The forms differ by {difference:.1e} where outputs reach {output:.1e}; the tolerance is "
+            f"{tolerance:.0e} of that. Nothing was written. Is the model in half precision, or are its weights "
+            "not finite?"
+        )
+    # a log and not stdout, which with --json is for JSON only
+    logger.warning(f"Both forms agree: they differ by {difference:.1e} where outputs reach {output:.1e}.")
+
+
 def moved(inputs: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Inputs on a device, floating-point ones in a dtype."""
     return {
@@ -106,4 +157,13 @@ def moved(inputs: Mapping[str, torch.Tensor], device: torch.device, dtype: torch
     }
 
 
-__all__ = ["FormFacts", "count_macs", "count_parameters", "form_facts", "max_difference", "moved"]
+__all__ = [
+    "FormFacts",
+    "check_agreement",
+    "compare_forms",
+    "count_macs",
+    "count_parameters",
+    "form_facts",
+    "max_difference",
+    "moved",
+]
