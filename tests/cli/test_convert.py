@@ -17,7 +17,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from support.commands import run
+from fusible.benchmark import count_macs
+from support.commands import output_of, run
 from support.model_tests.base import perturb_
 from support.small_models import SIZES
 from support.text_models import WORDS, save_dense
@@ -127,3 +128,34 @@ def test_errors(texts, images, tmp_path):
     (images / "class0" / "0.png").write_bytes(b"broken")
     result = run("convert", tmp_path / "vit", tmp_path / "out", "--data", images)
     assert result.exit_code == 1 and "0.png cannot be read" in result.stderr.replace("\n", "")
+
+
+def test_a_speedup_instead_of_a_ratio(images, tmp_path):
+    dense = save_vit(tmp_path / "dense")
+    before = sorted((tmp_path / "dense").iterdir())
+    found = output_of("inspect", tmp_path / "dense", "--linearity", images, "--samples", "40")
+    assert found["samples"] == 40 and len(found["linear"]) == 3 and list(found["errors"]) == list(found["speedups"])
+    assert all(0 < share < 1 for share in found["linear"])
+    for number, share in enumerate(found["linear"]):
+        errors = [found["errors"][ratio][number] for ratio in ("0.25", "0.5", "0.75", "0.9", "1.0")]
+        assert errors == sorted(errors) and errors[-1] == pytest.approx(1 - share)
+    result = run("inspect", tmp_path / "dense", "--linearity", images)
+    assert result.exit_code == 0 and "speedup" in result.stdout and f"{found['speedups']['0.5']:.2f}" in result.stdout
+    assert sorted((tmp_path / "dense").iterdir()) == before
+    facts = output_of("convert", tmp_path / "dense", tmp_path / "fast", "--data", images, "--speedup", "1.5")
+    fast = AutoModelForImageClassification.from_pretrained(tmp_path / "fast")
+    pixels = torch.zeros(1, 3, 16, 16)
+    macs = [count_macs(model, pixel_values=pixels) for model in (dense, fast)]
+    assert macs == [facts["dense"]["macs"], facts["fused"]["macs"]]
+    assert 1.5 <= macs[0] / macs[1] == facts["speedup"] < 1.52
+    for command, message in (
+        (["convert", "dense", "out", "--data", images, "--idle-ratio", "0.5", "--speedup", "2"], "not both"),
+        (["convert", "dense", "out", "--data", images, "--speedup", "9"], "out of reach"),
+        (["inspect", "dense", "--linearity", images, "--check"], "a dense model has one"),
+        (["inspect", "dense", "--samples", "9"], "--linearity, which is not given"),
+        (["inspect", "fast", "--linearity", images], "'repavit' model, which has no converter"),
+    ):
+        folders = [tmp_path / word if word in ("dense", "out", "fast") else word for word in command]
+        result = run(*folders)
+        assert result.exit_code == 1 and message in result.stderr.replace("\n", " "), result.output
+        assert not (tmp_path / "out").exists()

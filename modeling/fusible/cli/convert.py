@@ -25,8 +25,11 @@ def convert(
         typer.Option(help="Folder of images, file with a text per line, or data set of the Hub; no labels needed."),
     ],
     idle_ratio: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of hidden channels without activation.")
-    ] = 0.5,
+        float | None, typer.Option(min=0, max=1, help="Share of hidden channels without activation; 0.5 by default.")
+    ] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="Instead: dense multiply-adds over fused; each block gets a share of its own.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Rows that the fit reads.")] = 512,
     min_agreement: Annotated[
         float | None, typer.Option(help="Exit 1 and write nothing if fewer predictions, or less cosine, stay.")
@@ -48,9 +51,15 @@ def convert(
 
         fusible convert my-vit my-vit-fast --data photos --idle-ratio 0.75
 
-        fusible convert sentence-transformers/all-MiniLM-L6-v2 minilm-fast --data sentences.txt
+        fusible convert sentence-transformers/all-MiniLM-L6-v2 minilm-fast --data sentences.txt --speedup 1.5
     """
-    options = {"idle_ratio": idle_ratio, **({} if ffn_norm is None else {"ffn_norm": ffn_norm})}
+    if idle_ratio is not None and speedup is not None:
+        raise ValueError("Give --idle-ratio or --speedup, not both.")
+    options: dict[str, Any] = {"idle_ratio": 0.5 if idle_ratio is None else idle_ratio}
+    if speedup is not None:
+        options = {"idle_ratio": "auto", "speedup": speedup}
+    if ffn_norm is not None:
+        options["ffn_norm"] = ffn_norm
     facts = convert_and_publish(
         source,
         destination,
@@ -116,15 +125,13 @@ def convert_and_publish(
 
     from ..data.inputs import input_batches, sample_rows
     from ..hub.processors import SavedProcessor
-    from ..saved_models import find_dtype, load_processor, publish
+    from ..saved_models import find_dtype, publish
 
     if destination.exists() and Path(source).exists() and destination.samefile(source):
         raise ValueError(f"{source} is both source and destination; give another folder.")
     cast_to = None if dtype is None else find_dtype(dtype)
     model_class, dense = load_dense_for(source, revision)
-    processor = load_processor(source, revision, dense.main_input_name)
-    if processor is None:
-        raise ValueError(f"{source} has nothing that makes {dense.main_input_name}; save its processor there.")
+    processor = needed_processor(source, revision, dense)
     dense.to(device or "cpu")
     rows = sample_rows(data, dense.main_input_name, samples + TEST_ROWS, seed)
     fit, test = rows[:samples], rows[samples:]
@@ -207,6 +214,21 @@ def load_dense_for(source: str, revision: str | None) -> tuple[Any, Any]:
     return class_for(family, auto), load_complete(
         getattr(transformers, auto), source, revision=revision or "main"
     ).eval()
+
+
+def needed_processor(source: str, revision: str | None, dense: Any) -> Any:
+    """
+    What makes a dense model's inputs.
+
+    Raises:
+        ValueError: if nothing there does.
+    """
+    from ..saved_models import load_processor
+
+    processor = load_processor(source, revision, dense.main_input_name)
+    if processor is None:
+        raise ValueError(f"{source} has nothing that makes {dense.main_input_name}; save its processor there.")
+    return processor
 
 
 def _outputs(model: Any, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":

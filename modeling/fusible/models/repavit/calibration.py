@@ -1,7 +1,7 @@
 """Calibration data: some inputs without labels, in any of the forms in which users have them."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -49,6 +49,25 @@ class CalibrationData:
         self.batches = list(self._batches([calibration] if whole else calibration))
         if not self.batches:
             raise ValueError(f"calibration is empty; give at least one batch with {main_input}.")
+
+    @classmethod
+    def for_model(cls, model: Any, calibration: Any, seed: int = 0) -> Self:
+        """Data for a model, whose `dummy_inputs` say what it takes."""
+        others = dict(model.dummy_inputs)  # such as a mask of padding
+        example = others.pop(model.main_input_name)
+        padding = getattr(model.config.backbone_config, "pad_token_id", None) or 0
+        return cls(calibration, model.main_input_name, example, tuple(others), padding, seed=seed)
+
+    def typical_input(self) -> dict[str, torch.Tensor]:
+        """One input of the size that the data have: the first one; of texts, one of their mean length."""
+        if self.example.is_floating_point():
+            return {name: value[:1] for name, value in self.batches[0].items()}
+        samples = tokens = 0
+        for batch in self.batches:
+            mask = batch.get("attention_mask", torch.ones_like(batch[self.main_input]))
+            samples, tokens = samples + len(mask), tokens + int(mask.sum())
+        # any token will do
+        return {self.main_input: self.batches[0][self.main_input][:1, :1].expand(1, round(tokens / samples))}
 
     def _batches(self, calibration: Iterable[Any]) -> Iterator[dict[str, torch.Tensor]]:
         examples: list[dict[str, torch.Tensor]] = []
