@@ -16,7 +16,9 @@ from fusible import (
     RePaViTModel,
 )
 from fusible.benchmark import count_macs
-from fusible.models.repavit.budget import least_loss
+from fusible.models.repavit.budget import OutputChange, least_loss, refits
+from fusible.models.repavit.calibration import CalibrationData
+from fusible.models.repavit.conversion import Conversion
 from fusible.models.repavit.linearity import measure_linearity
 from support.model_tests.base import perturb_, relative_error
 from support.small_models import SIZES, SMALL_BACKBONES
@@ -104,6 +106,37 @@ def test_channels_go_where_a_line_will_not_do(pixels):
         expected = dense.vit(inputs)[0]
         errors = [relative_error(m(inputs).last_hidden_state, expected) for m in (model, same)]
     assert errors[0] < 0.1 * errors[1]
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "bert"])
+def test_the_change_of_the_output(name, pixels):
+    """The dense model with one fitted FFN in place of its own, against our model, whose FFN is replaced by hand."""
+    mask = torch.ones(32, 20, dtype=torch.long)
+    mask[8:, 12:] = 0
+    batch = {"input_ids": torch.randint(2, 40, (32, 20)), "attention_mask": mask}
+    if name == "bert":
+        dense, kind = make_dense("bert"), RePaTextModel
+    else:
+        dense, kind = AutoModel.from_config(AutoConfig.for_model(name, **SMALL_BACKBONES[name])).eval(), RePaViTModel
+        perturb_(dense)
+        batch = {"pixel_values": pixels}
+    model = kind.from_dense(dense, idle_ratio=0)
+    conversion = Conversion(*model.converted_parts(dense), CalibrationData.for_model(model, batch))
+    block = conversion.blocks[1]
+    ffn, (fit,) = list(refits(conversion, [[8]] * 3))[1]
+    found = OutputChange(conversion).by(block, ffn, fit)
+
+    def by_hand(rows: torch.Tensor) -> torch.Tensor:
+        normed = block.ffn.input_norm(rows)
+        hidden = torch.nn.functional.gelu(block.ffn.fc1(normed))[..., fit.active]
+        return rows + hidden @ fit.down.T.float() + normed @ fit.linear.T.float() + fit.bias.float()
+
+    block.ffn.forward = by_hand
+    sample = {name: value[:16] for name, value in batch.items()}
+    with torch.no_grad():
+        change = (model(**sample)[0] - dense(**sample)[0]).square().sum(-1)
+    expected = change[mask[:16] == 1].sum() if name == "bert" else change.sum()
+    assert found == pytest.approx(expected.item(), rel=1e-4) and found > 0
 
 
 def test_the_least_loss_is_that_of_all_combinations():

@@ -247,4 +247,12 @@ def least_loss(costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]]
     return chosen[::-1]
 
 
-__all__ = ["MultiplyAdds", "distribute_", "least_loss", "refits", "take_speedup", "useful_counts"]
+__all__ = [
+    "MultiplyAdds",
+    "OutputChange",
+    "distribute_",
+    "least_loss",
+    "refits",
+    "take_speedup",
+    "useful_counts",
+]
