@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from fusible.benchmark import count_macs
+from fusible.cli import convert
 from support.commands import output_of, run
 from support.model_tests.base import perturb_
 from support.small_models import SIZES
@@ -104,6 +105,35 @@ def test_texts(texts, tmp_path):
     with torch.no_grad():
         expected, found = dense(**inputs)[0].flatten(), fast.float()(**inputs)[0].flatten()
     assert torch.nn.functional.cosine_similarity(expected, found, dim=0) > 0.9
+
+
+def test_distillation(texts, tmp_path, monkeypatch):
+    """On the rows of the fit and more, but never on those that agreement is measured on."""
+    save_dense(tmp_path / "dense")
+    monkeypatch.setattr(convert, "TEST_ROWS", 20)
+    options = ("--data", texts, "--samples", "48", "--json")
+    results = []
+    for folder, more in (("fast", []), ("better", ["--distill", "2"])):
+        result = run("convert", tmp_path / "dense", tmp_path / folder, *options, *more)
+        assert result.exit_code == 0, result.output
+        results.append(json.loads(result.stdout))
+    record = AutoModel.from_pretrained(tmp_path / "better").config.conversion
+    assert record["agreement"] == results[1]["agreement"] and record["samples"] == 48 and record["test_rows"] == 20
+    # two steps take 64 rows: 16 more than the fit
+    found = record["distillation"]
+    assert (found["steps"], found["rows"]) == (2, 64) and found == results[1]["distillation"]
+    assert found["agreement_before"].keys() == record["agreement"].keys()
+    assert found["agreement_before"] != record["agreement"] and "distillation" not in results[0]
+    chosen = random.Random(0).sample(texts.read_text().splitlines()[:120], 48 + 20 + 16)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "dense")
+    models = [AutoModel.from_pretrained(tmp_path / name) for name in ("dense", "better")]
+    cosines = []
+    for text in chosen[48:68]:
+        inputs = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            pair = [model(**inputs).last_hidden_state.mean(1) for model in models]
+        cosines.append(torch.nn.functional.cosine_similarity(*pair).item())
+    assert record["agreement"]["cosine"] == pytest.approx(sum(cosines) / 20, abs=1e-5)
 
 
 def test_errors(texts, images, tmp_path):

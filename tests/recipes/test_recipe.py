@@ -307,6 +307,34 @@ def test_a_teacher(tmp_path):
     plain.model.save_pretrained(tmp_path / "teacher")
     section = f"distillation={{teacher: {tmp_path / 'teacher'}, alpha: 0.7, kind: hard}}"
     taught, _ = prepare(Recipe.load(REPAVIT, [*changes, section]))
+    assert taught.hidden_states == 0 and not taught.as_inference
     assert taught.teacher.config.fused and (taught.alpha, taught.kind) == (0.7, "hard")
     losses = [trainer.train().metrics["train_loss"] for trainer in (plain, taught)]
     assert all(map(math.isfinite, losses)) and losses[0] != losses[1]
+
+
+def test_recovery_of_a_dense_model(tmp_path):
+    """The teacher is the base model, and no labels are needed."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8}
+    config = ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=5, layer_norm_eps=1e-6)
+    config.id2label = {i: f"class_{i}" for i in range(5)}
+    vit = AutoModelForImageClassification.from_config(config)
+    vit.save_pretrained(tmp_path / "vit")
+    section = ["distillation={alpha: 1, hidden_states: 0.5, as_inference: true}"]
+    changes = overrides(REPAVIT, tmp_path / "out", save_strategy="no", eval_strategy="no")
+    with pytest.raises(ValueError, match="distillation needs a teacher"):
+        prepare(Recipe.load(REPAVIT, [*changes, *section]))
+    recipe = Recipe.load(REPAVIT, [*changes, *section, f"base_model={tmp_path / 'vit'}"])
+    trainer, _ = prepare(recipe)
+    assert trainer.hidden_states == 0.5 and trainer.as_inference
+    for name, tensor in vit.state_dict().items():
+        assert torch.equal(trainer.teacher.state_dict()[name], tensor), name
+    collate, seen = trainer.data_collator, []
+
+    def without_labels(rows):
+        batch = {name: value for name, value in collate(rows).items() if name != "labels"}
+        seen.append(len(batch["pixel_values"]))
+        return batch
+
+    trainer.data_collator = without_labels
+    assert math.isfinite(trainer.train().metrics["train_loss"]) and seen

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TEST_ROWS = 256  # that agreement is measured on, beyond those of the fit
+DISTILLED_ROWS = 4096  # most rows that a distillation reads
 
 
 def convert(
@@ -31,6 +32,9 @@ def convert(
         float | None, typer.Option(help="Instead: dense multiply-adds over fused; each block gets a share of its own.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Rows that the fit reads.")] = 512,
+    distill: Annotated[
+        int | None, typer.Option(min=1, metavar="STEPS", help="Then train so long towards the dense model.")
+    ] = None,
     min_agreement: Annotated[
         float | None, typer.Option(help="Exit 1 and write nothing if fewer predictions, or less cosine, stay.")
     ] = None,
@@ -66,6 +70,7 @@ def convert(
         data,
         options,
         samples=samples,
+        distill_steps=distill,
         min_agreement=min_agreement,
         device=device,
         dtype=dtype,
@@ -85,6 +90,7 @@ def convert_and_publish(
     options: Mapping[str, Any],
     *,
     samples: int = 512,
+    distill_steps: int | None = None,
     min_agreement: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -104,6 +110,8 @@ def convert_and_publish(
         options: of the configuration, such as `idle_ratio`.
         samples: rows of the fit. Agreement is measured on up to 256 others; if there are none, on a tenth of these,
             without which the model is then fitted for the measurement alone.
+        distill_steps: see `training.distill`, on up to `DISTILLED_ROWS`: those of the fit and, if there are more rows
+            than these and those of the measurement, as many others as the steps take.
         min_agreement: least share of equal predictions, or mean cosine of models without a head.
         device: where the conversion runs.
         dtype: of the saved weights; the source's by default.
@@ -115,17 +123,22 @@ def convert_and_publish(
 
     Returns:
         `source`, `revision`, `data`, `samples`, `test_rows`, `block_errors`, `agreement`, `options`, and of `dense`
-        and `fused` the `parameters`, `macs` (per input), `megabytes` and `latency_ms`.
+        and `fused` the `parameters`, `macs` (per input), `megabytes` and `latency_ms`. With `distill_steps` also
+        `distillation`: what `training.distill` returns, and `agreement_before`.
 
     Raises:
         ValueError: if the model or the data cannot be converted, source and destination are one, or too little agrees.
         OSError: if the source or the data are not there, or the folder or the push cannot be completed.
     """
+    from functools import partial
+
     import torch
 
-    from ..data.inputs import input_batches, sample_rows
+    from ..data.dataset import MappedDataset
+    from ..data.inputs import example_of, input_batches, sample_rows
     from ..hub.processors import SavedProcessor
     from ..saved_models import find_dtype, publish
+    from ..training.recovery import BATCH_SIZE, distill
 
     if destination.exists() and Path(source).exists() and destination.samefile(source):
         raise ValueError(f"{source} is both source and destination; give another folder.")
@@ -133,25 +146,35 @@ def convert_and_publish(
     model_class, dense = load_dense_for(source, revision)
     processor = needed_processor(source, revision, dense)
     dense.to(device or "cpu")
-    rows = sample_rows(data, dense.main_input_name, samples + TEST_ROWS, seed)
-    fit, test = rows[:samples], rows[samples:]
+    more = max(0, min((distill_steps or 0) * BATCH_SIZE, DISTILLED_ROWS) - samples)
+    rows = sample_rows(data, dense.main_input_name, samples + TEST_ROWS + more, seed)
+    fit, test, others = rows[:samples], rows[samples : samples + TEST_ROWS], rows[samples + TEST_ROWS :]
     held_out = not test
     if held_out:
         tenth = max(1, len(rows) // 10)
         fit, test = rows[tenth:], rows[:tenth]
     test_batches = list(input_batches(test, processor))
-    model = model_class.from_dense(dense, input_batches(fit, processor), seed=seed, **options)
-    fused = model.fuse(share=True)
+
+    def converted(fit: Sequence[Any]) -> tuple[Any, dict[str, float]]:
+        """The inference form and, if it is distilled, the agreement before that."""
+        model = model_class.from_dense(dense, input_batches(fit, processor), seed=seed, **options)
+        after_fit = {}
+        if distill_steps is not None:
+            after_fit = compare_outputs_of(dense, model, test_batches)
+            learned = MappedDataset([*fit, *others], partial(example_of, processor=processor))
+            distill(model, dense, learned, steps=distill_steps, seed=seed)
+        return model.fuse(share=True), after_fit
+
+    fused, after_fit = converted(fit)
     agreement = compare_outputs_of(dense, fused, test_batches)
     if held_out:
-        model = model_class.from_dense(dense, input_batches(rows, processor), seed=seed, **options)
-        fused = model.fuse(share=True)
+        fused, _ = converted(rows)
     measure = "same_predictions" if "same_predictions" in agreement else "cosine"
     # also refuses what is no number
     if min_agreement is not None and not agreement[measure] >= min_agreement:
         raise ValueError(
             f"{measure} is {agreement[measure]:.4f} on {len(test)} other rows, less than {min_agreement}. Nothing was "
-            "written. A lower --idle-ratio or more --samples keep more."
+            "written. A lower --idle-ratio, more --samples or --distill keep more."
         )
     record = {
         "source": source,
@@ -161,6 +184,8 @@ def convert_and_publish(
         **fused.config.conversion,
         "agreement": agreement,
     }
+    if distill_steps is not None:
+        record["distillation"]["agreement_before"] = after_fit
     fused.config.conversion = record
     facts = {**record, "options": dict(options), **sizes_and_times(dense, fused, test_batches[0])}
     if cast_to is not None:
@@ -300,6 +325,8 @@ def conversion_table(facts: Mapping[str, Any]) -> "Table":
         table.add_row(name, format(before, form), format(after, form), f"{after / before:.2f}")
     for name, value in facts["agreement"].items():
         table.add_row(f"{name} ({facts['test_rows']} rows)", "", f"{value:.4f}", "")
+    for name, value in facts.get("distillation", {}).get("agreement_before", {}).items():
+        table.add_row(f"{name} before distillation", "", f"{value:.4f}", "")
     for number, error in enumerate(facts["block_errors"]):
         table.add_row(f"error of block {number}", "", f"{error:.4f}", "")
     return table

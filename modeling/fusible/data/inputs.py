@@ -88,6 +88,11 @@ def input_batches(
             yield dict(processor([_picture(row) for row in part], return_tensors="pt"))
 
 
+def example_of(row: Any, processor: Any) -> dict[str, torch.Tensor]:
+    """What a processor makes of one row of `sample_rows`, without a batch dimension."""
+    return {name: values[0] for name, values in next(input_batches([row], processor)).items()}
+
+
 def _picture(row: Any) -> Image.Image:
     if not isinstance(row, Path):
         return to_rgb(row)
@@ -98,4 +103,4 @@ def _picture(row: Any) -> Image.Image:
         raise ValueError(f"{row} cannot be read as an image: {error}") from error
 
 
-__all__ = ["input_batches", "sample_rows"]
+__all__ = ["example_of", "input_batches", "sample_rows"]

@@ -62,7 +62,7 @@ class Recipe:
             these changes.
         training: `Settings` and `TrainingArguments`.
         augmentation: see `Augmentation`.
-        distillation: see `Distillation`.
+        distillation: see `Distillation`; the teacher is `base_model` where the section names none.
         output_dir: gets checkpoints, the training form and, in `fused`, the inference form; by default
             `out/<folder of the recipe>`.
         resume: "auto" goes on from the last checkpoint, if there is one; "none" starts anew; or a checkpoint's folder.
@@ -200,6 +200,21 @@ class Recipe:
         if not issubclass(model_class, FusiblePreTrainedModel):
             raise ValueError(f"{self.folder / CONFIG_NAME} names {model_class.__name__}, which has one form only.")
         return model_class
+
+    @property
+    def teacher(self) -> str | None:
+        """
+        The model to learn from, a folder or Hub repository; `None` if `distillation` says nothing.
+
+        Raises:
+            ValueError: if it says something, but neither it nor `base_model` names a model.
+        """
+        if all(value is None for value in self.distillation.values()):
+            return None
+        teacher = self.distill.teacher or self.base_model
+        if teacher is None:
+            raise ValueError("distillation needs a teacher: name one there, or a base_model.")
+        return teacher
 
     @property
     def output(self) -> Path:

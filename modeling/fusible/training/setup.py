@@ -186,7 +186,7 @@ def _calibration(data: DataBundle) -> Iterator[dict[str, Any]]:
 
 
 def load_teacher(name: str, student: PreTrainedModel) -> PreTrainedModel:
-    """A classifier for the same task, in its inference form if it has two."""
+    """A model for the same task, in its inference form if it has two."""
     auto_class = getattr(transformers, auto_class_of(type(student)))
     teacher = load_complete(auto_class, name)
     # plain models have no `fused`; those that are fused already have True

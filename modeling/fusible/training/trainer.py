@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -130,10 +131,10 @@ def make_trainer(
     mark, arguments.save_total_limit = CheckpointMark(arguments.save_total_limit), None
     collate, options = _batch_augmentation(recipe, model, data)
     trainer_class: type[RecipeTrainer] = RecipeTrainer
-    if recipe.distill.teacher is not None:
+    if recipe.teacher is not None:
         trainer_class = DistillingTrainer
-        options |= {name: getattr(recipe.distill, name) for name in ("alpha", "kind", "temperature")}
-        options["teacher"] = load_teacher(recipe.distill.teacher, model)
+        options |= {entry.name: getattr(recipe.distill, entry.name) for entry in fields(recipe.distill)}
+        options["teacher"] = load_teacher(recipe.teacher, model)
     groups = {
         name: getattr(settings, name)
         for name in ("backbone_learning_rate_factor", "layer_decay", "ssm_learning_rate", "ssm_parameters")

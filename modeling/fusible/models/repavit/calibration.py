@@ -72,7 +72,7 @@ class CalibrationData:
     def _batches(self, calibration: Iterable[Any]) -> Iterator[dict[str, torch.Tensor]]:
         examples: list[dict[str, torch.Tensor]] = []
         for item in calibration:
-            inputs = self._inputs(item)
+            inputs = self.inputs_of(item)
             missing = self.example.ndim - inputs[self.main_input].ndim
             if missing == 0:
                 yield inputs
@@ -82,12 +82,12 @@ class CalibrationData:
                 raise ValueError(f"{self.main_input} of the calibration is {shape}; batches have {wanted} dimensions.")
             examples.append(inputs)
             if len(examples) == BATCH_SIZE:
-                yield self._collate(examples)
+                yield self.collate(examples)
                 examples = []
         if examples:
-            yield self._collate(examples)
+            yield self.collate(examples)
 
-    def _collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         if len({example[self.main_input].shape for example in examples}) == 1:
             return default_collate(examples)
         if self.example.is_floating_point():
@@ -101,7 +101,7 @@ class CalibrationData:
             for name in masked[0]
         }
 
-    def _inputs(self, item: Any) -> dict[str, torch.Tensor]:
+    def inputs_of(self, item: Any) -> dict[str, torch.Tensor]:
         """What a model takes of a batch or an example."""
         if not isinstance(item, Mapping):
             # inputs and labels side by side, as data sets of torch have them

@@ -173,11 +173,17 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         outputs = BaseModelOutputWithPooling(
             hidden_states, outputs.get("pooler_output"), outputs.hidden_states, outputs.get("attentions")
         )
-        if pooling is None:
-            outputs.pooler_output = self.backbone_spec.pool(outputs)
-        else:
-            outputs.pooler_output = self.backbone_spec.pooled_patches(hidden_states, self.backbone.config, pooling)
+        outputs.pooler_output = self._pool(outputs)
         return outputs
+
+    def _pool(self, outputs: Any) -> torch.Tensor:
+        if self.config.pooling is None:
+            return self.backbone_spec.pool(outputs)
+        return self.backbone_spec.pooled_patches(outputs.last_hidden_state, self.backbone.config, self.config.pooling)
+
+    def feature(self, outputs: Any) -> torch.Tensor | None:
+        # with a norm of its own it is none of the dense model
+        return None if self.backbone_spec.needs_final_norm else self._pool(outputs)
 
 
 class RePaViTModel(RePaViTPreTrainedModel):
