@@ -14,9 +14,12 @@ from transformers import (
     CLIPVisionModel,
     TrainingArguments,
     ViTConfig,
+    ViTForImageClassification,
 )
 from transformers.optimization import get_scheduler
 
+from fusible import RePaViTForImageClassification
+from fusible.hub.methods import METHODS
 from fusible.models.ewa.modeling_ewa import EWAPreTrainedModel
 from fusible.recipes.recipe import Recipe
 from fusible.training.optim import Lamb
@@ -28,7 +31,8 @@ from support.tiny_recipes import FOLDERS, overrides
 
 
 REPAVIT = HUB_CONFIGS / "repavit-vit-tiny-0.5"
-ONE_OF_EACH = {AutoConfig.from_pretrained(folder).model_type: folder for folder in FOLDERS}
+TYPES = {AutoConfig.from_pretrained(folder).model_type: folder for folder in FOLDERS}
+ONE_OF_EACH = {model_type: folder for model_type, folder in TYPES.items() if model_type in METHODS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
@@ -68,6 +72,25 @@ def test_it_ends_with_two_repositories(method, tmp_path):
     fused = type(source.fuse()).from_pretrained(tmp_path / "fused")
     with torch.no_grad():
         torch.testing.assert_close(fused(**inputs)[0], source.eval()(**inputs)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_model_ends_with_one_folder_that_can_be_converted(tmp_path):
+    folder = HUB_CONFIGS / "vit-fashion-mnist"
+    results = run(folder, overrides(folder, tmp_path))
+    assert results.keys() == {"train", "training_form"}
+    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith("checkpoint-")}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "results.json"} <= names
+    assert names.isdisjoint({"README.md", "fused"})
+    plain, inputs = ViTForImageClassification.from_pretrained(tmp_path), torch.randn(2, 3, 16, 16)
+    converted = RePaViTForImageClassification.from_dense(tmp_path, idle_ratio=0).fuse()
+    with torch.no_grad():
+        torch.testing.assert_close(converted(inputs).logits, plain(inputs).logits)
+
+
+def test_launchers_of_processes_without_gpus_are_seen(monkeypatch):
+    """Else `Trainer` trains a copy of the model in each process, and takes them for one."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert Recipe.load(REPAVIT, ["training.mixed_precision=no"]).training_arguments().use_cpu
 
 
 def test_it_is_published_if_asked(hub, tmp_path):
