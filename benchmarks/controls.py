@@ -2,8 +2,8 @@
 Other ways to make the FFNs of ViT and BERT faster than RePa's refit, for `conversion.py` to compare.
 
 Each way converts the blocks from first to last, on the same inputs without labels, and aims at the dense model's
-hidden states, so that errors of earlier blocks are corrected. With idle ratio r and an expansion of 4 the inference form
-of RePa has (1 - r) * 4C active channels and one C x C linear; each way gets as many multiply-adds:
+hidden states, so that errors of earlier blocks are corrected. With idle ratio r and an expansion of 4 the inference
+form of RePa has (1 - r) * 4C active channels and one C x C linear; each way gets as many multiply-adds:
 
     sign rule       those channels active that are positive least often, all others with slope 1: no fit
     least squares   pruning: fewer hidden channels, fc2 refitted

@@ -153,16 +153,15 @@ def package_sentences() -> list[str]:
     return texts
 
 
-def measure(task: Task, ratios: Sequence[float], samples: int, seeds: int, steps: int) -> list[Row]:
-    rows = [{"idle_ratio": 0.0, "way": "dense", "seeds": 1, "mean": task.measure(task.dense), "deviation": 0.0}]
+def measure(task: Task, ratios: Sequence[float], samples: int, seeds: int, steps: int) -> Iterator[list[Row]]:
+    """All rows so far, after each seed."""
     ways = ["refit", *(["refit, distilled"] if steps else []), *CONTROLS]
-    found: dict[tuple[float, str], list[float]] = {pair: [] for pair in itertools.product(ratios, ways)}
-    seconds: dict[tuple[float, str], list[float]] = {pair: [] for pair in found}
+    found: dict[tuple[float, str], list[float]] = {(0.0, "dense"): [task.measure(task.dense)]}
+    found |= {pair: [] for pair in itertools.product(ratios, ways)}
     for seed in range(seeds):
         batches = task.batches(samples, seed)
         sums = dense_sums(task.dense, batches)
-        for ratio, way in track(list(found), description=f"seed {seed + 1} of {seeds}"):
-            start = time.perf_counter()
+        for ratio, way in track(list(found)[1:], description=f"seed {seed + 1} of {seeds}"):
             if way in CONTROLS:
                 model: nn.Module = convert(task.dense, batches, sums, CONTROLS[way], ratio, seed)
             else:
@@ -170,21 +169,17 @@ def measure(task: Task, ratios: Sequence[float], samples: int, seeds: int, steps
                 if way == "refit, distilled":
                     distill(model, task.dense, task.more_inputs(), steps=steps, seed=seed)
                 model = model.eval().fuse()
-            seconds[ratio, way].append(time.perf_counter() - start)
             found[ratio, way].append(task.measure(model))
-    for (ratio, way), values in found.items():
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        rows.append(
+        yield [
             {
                 "idle_ratio": ratio,
                 "way": way,
-                "seeds": seeds,
+                "seeds": len(values),
                 "mean": statistics.mean(values),
-                "deviation": deviation,
-                "seconds": statistics.median(seconds[ratio, way]),
+                "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
             }
-        )
-    return rows
+            for (ratio, way), values in found.items()
+        ]
 
 
 def resident_bytes() -> int:
@@ -245,14 +240,14 @@ def main() -> None:
         save(rows, options.folder / "conversion_cost_cpu.json", key=("model", "idle_ratio"))
         return
     task: Task = (Images if options.kind == "images" else Sentences)(options.source)
-    rows = measure(task, options.ratios, samples, options.seeds, options.distill)
-    print_table(rows)
     extra = {"model": task.name, "measure": task.measure_name, "samples": samples, "distill_steps": options.distill}
-    # the folder's name is no one else's
     where = facts("cpu")
+    # a folder of one's own says nothing to others
     where["command"] = where["command"].replace(options.source, task.name)
-    rows = [extra | row | where for row in rows]
-    save(rows, options.folder / "conversion_cpu.json", key=("model", "idle_ratio", "way"))
+    for rows in measure(task, options.ratios, samples, options.seeds, options.distill):
+        print_table(rows)
+        file = options.folder / "conversion_cpu.json"
+        save([extra | row | where for row in rows], file, key=("model", "idle_ratio", "way"))
 
 
 if __name__ == "__main__":
