@@ -36,6 +36,13 @@ def milliseconds(name: str) -> Callable[[dict[str, Any]], str]:
     return lambda row: significant(row[name])
 
 
+def with_deviation(row: dict[str, Any]) -> str:
+    """A mean over seeds, in as many digits as its measure has."""
+    digits = 2 if row["mean"] > 1 else 4
+    deviation = f" ± {row['deviation']:.{digits}f}" if row["seeds"] > 1 else ""
+    return f"{row['mean']:.{digits}f}{deviation}"
+
+
 def signed(value: float, error: float) -> str:
     return "" if error == 0 else f"{value:+.1f} ± {error:.1f}"
 
@@ -124,6 +131,23 @@ LOW_BITS: Columns = {
     "error of logits": lambda row: f"{row['error']:.2g}",
     "test accuracy, %": lambda row: f"{row['accuracy']:.1f}",
 }
+CONVERSION: Columns = {
+    "model": lambda row: row["model"],
+    "idle ratio": lambda row: f"{row['idle_ratio']:g}",
+    "way": lambda row: row["way"],
+    "measure": lambda row: row["measure"],
+    "result": with_deviation,
+}
+CONVERSION_COST: Columns = {
+    "model": lambda row: row["model"],
+    "idle ratio": lambda row: f"{row['idle_ratio']:g}",
+    "conversion, s": lambda row: f"{row['conversion_seconds']:.0f}",
+    "memory, GiB": lambda row: f"{row['memory_gib']:.1f}",
+    "dense, ms": milliseconds("dense_ms"),
+    "fused, ms": milliseconds("fused_ms"),
+    "times faster": lambda row: f"{row['speedup']:.2f}",
+    "multiply-adds, dense / fused": lambda row: f"{row['macs_ratio']:.2f}",
+}
 # name -> files, columns, and which rows
 TABLES: dict[str, tuple[str, Columns, Callable[[dict[str, Any]], bool]]] = {
     "repavit": ("repavit_cpu", REPAVIT, lambda row: row["mode"] == "inference"),
@@ -141,6 +165,9 @@ TABLES: dict[str, tuple[str, Columns, Callable[[dict[str, Any]], bool]]] = {
     "s4_generation": ("s4_generation_cpu", S4_GENERATION, lambda row: True),
     "low_bits": ("low_bits_cpu", LOW_BITS, lambda row: True),
     "training": ("training_cpu", TRAINING, lambda row: True),
+    "conversion": ("conversion_cpu", CONVERSION, lambda row: True),
+    "conversion_short": ("conversion_cpu", CONVERSION, lambda row: row["way"].startswith(("dense", "refit"))),
+    "conversion_cost": ("conversion_cost_cpu", CONVERSION_COST, lambda row: True),
 }
 
 

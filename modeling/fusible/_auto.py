@@ -61,6 +61,10 @@ def auto_class_of(model_class: type) -> str:
     for base in model_class.__mro__:
         if base.__name__ in autos:
             return autos[base.__name__]
+    head = f"AutoModelFor{model_class.__name__.partition('For')[2]}"
+    # plain models are named alike
+    if model_class.__module__.startswith("transformers.") and head in autos.values():
+        return head
     raise ValueError(f"No Auto class gives {model_class.__name__}; fusible has {', '.join(sorted(autos))}.")
 
 

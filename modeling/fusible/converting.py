@@ -10,19 +10,24 @@ import torch
 import torch.nn.functional as F
 import transformers
 from transformers import AutoConfig
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ._auto import AUTO_CLASSES
 from .benchmark import count_macs, count_parameters, median_seconds
 from .core.backbones import BACKBONES, backbone_spec
 from .core.dense import dense_config
 from .core.text_backbones import TEXT_BACKBONES
-from .data.inputs import input_batches, sample_rows
+from .data.dataset import MappedDataset
+from .data.inputs import example_of, input_batches, sample_rows
 from .hub.form_facts import check_agreement, compare_forms, moved
+from .hub.partial_work import PartialWork, digest_of
 from .hub.processors import SavedProcessor
 from .saved_models import check_destination, class_for, find_dtype, load_complete, publish
+from .training.recovery import BATCH_SIZE, distill
 
 
 TEST_ROWS = 256  # that agreement is measured on, beyond those of the fit
+DISTILLED_ROWS = 4096  # most rows that a distillation reads
 
 
 def convert_and_publish(
@@ -33,6 +38,7 @@ def convert_and_publish(
     *,
     column: str | None = None,
     samples: int = 512,
+    distill_steps: int | None = None,
     min_agreement: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -48,6 +54,8 @@ def convert_and_publish(
     """
     Converts a dense model, measures how far it agrees with it on other rows, and saves the inference form.
 
+    A killed conversion goes on at its block when it is called again.
+
     Args:
         source: folder or Hub repository of a model of transformers.
         destination: folder, other than the source.
@@ -56,6 +64,8 @@ def convert_and_publish(
         options: of the configuration, such as `idle_ratio`.
         samples: rows of the fit. Agreement is measured on up to 256 others; if there are none, on a tenth of these,
             without which the model is then fitted for the measurement alone.
+        distill_steps: see `training.distill`, on up to `DISTILLED_ROWS`: those of the fit and, if there are more rows
+            than these and those of the measurement, as many others as the steps take.
         min_agreement: least share of equal predictions, or mean cosine of models without a head.
         device: where the conversion runs.
         dtype: of the saved weights; the source's by default.
@@ -71,7 +81,8 @@ def convert_and_publish(
 
     Returns:
         `source`, `revision`, `data`, `samples`, `test_rows`, `block_errors`, `agreement`, `options`, and of `dense`
-        and `fused` the `parameters`, `macs` (per input), `megabytes` and `latency_ms`.
+        and `fused` the `parameters`, `macs` (per input), `megabytes` and `latency_ms`. With `distill_steps` also
+        `distillation`: what `training.distill` returns, and `agreement_before`.
 
     Raises:
         ValueError: if the model or the data cannot be converted, source and destination are one, the destination is a
@@ -83,13 +94,11 @@ def convert_and_publish(
     loading: dict[str, Any] = {"token": token} if token else {}
     loading |= {"trust_remote_code": True} if trust_remote_code else {}
     model_class, dense = load_dense_for(source, revision, **loading)
-    saved_processor = SavedProcessor(source, revision=revision or "main", **loading)
-    rows = sample_rows(data, dense.main_input_name, samples + TEST_ROWS, seed, column, token)
-    processor = saved_processor.load(dense.main_input_name)
-    if processor is None:
-        raise ValueError(f"{source} has nothing that makes {dense.main_input_name}; save its processor there.")
+    more = max(0, min((distill_steps or 0) * BATCH_SIZE, DISTILLED_ROWS) - samples)
+    rows = sample_rows(data, dense.main_input_name, samples + TEST_ROWS + more, seed, column, token)
+    processor = needed_processor(source, revision, dense, **loading)
     dense.to(device or "cpu")
-    fit, test = rows[:samples], rows[samples:]
+    fit, test, others = rows[:samples], rows[samples : samples + TEST_ROWS], rows[samples + TEST_ROWS :]
     held_out = not test
     if held_out:
         if len(rows) == 1:
@@ -98,46 +107,66 @@ def convert_and_publish(
             )
         tenth = max(1, len(rows) // 10)
         fit, test = rows[tenth:], rows[:tenth]
-    test_batches = list(input_batches(test, processor))
-    model = model_class.from_dense(dense, input_batches(fit, processor), seed=seed, **options)
-    fused = model.fuse(share=True)
-    agreement = compare_outputs_of(dense, fused, test_batches)
-    if held_out:
-        model = model_class.from_dense(dense, input_batches(rows, processor), seed=seed, **options)
+    work = PartialWork(destination)
+    with work.kept_if_killed():
+        test_batches = list(input_batches(test, processor))
+
+        def converted(fit: Sequence[Any]) -> tuple[Any, dict[str, float]]:
+            """The training form and, if it is distilled, the agreement before that."""
+            batches = list(input_batches(fit, processor))
+            key = digest_of(dense.state_dict(), batches, dict(options), seed, str(dense.device))
+            finished = work.files(key, is_first=fit is not rows)
+            model = model_class.from_dense(dense, batches, seed=seed, finished=finished, **options)
+            after_fit = {}
+            if distill_steps is not None:
+                after_fit = compare_outputs_of(dense, model, test_batches)
+                learned = MappedDataset([*fit, *others], partial(example_of, processor=processor))
+                distill(model, dense, learned, steps=distill_steps, seed=seed)
+            return model, after_fit
+
+        model, after_fit = converted(fit)
         fused = model.fuse(share=True)
-    if tolerance is not None:
-        check_agreement(compare_forms(model, fused, test_batches), tolerance)
-    measure = "same_predictions" if "same_predictions" in agreement else "cosine"
-    # also refuses what is no number
-    if min_agreement is not None and not agreement[measure] >= min_agreement:
-        raise ValueError(
-            f"{measure} is {agreement[measure]:.4f} on {len(test)} other rows, less than {min_agreement}. Nothing was "
-            "written. A lower --idle-ratio or more --samples keep more."
+        agreement = compare_outputs_of(dense, fused, test_batches)
+        if held_out:
+            model, _ = converted(rows)
+            fused = model.fuse(share=True)
+        if tolerance is not None:
+            check_agreement(compare_forms(model, fused, test_batches), tolerance)
+        measure = "same_predictions" if "same_predictions" in agreement else "cosine"
+        # also refuses what is no number
+        if min_agreement is not None and not agreement[measure] >= min_agreement:
+            raise ValueError(
+                f"{measure} is {agreement[measure]:.4f} on {len(test)} other rows, less than {min_agreement}. Nothing "
+                "was written. A lower --idle-ratio, more --samples or --distill keep more."
+            )
+        # of a Hub repository the path of a downloaded file says it
+        config_file = cached_file(source, CONFIG_NAME, revision=revision or "main", token=token)
+        record = {
+            "source": source,
+            "revision": extract_commit_hash(config_file, None) or revision,
+            "data": data,
+            "test_rows": len(test),
+            **fused.config.conversion,
+            "agreement": agreement,
+        }
+        if distill_steps is not None:
+            record["distillation"]["agreement_before"] = after_fit
+        fused.config.conversion = record
+        facts = {**record, "options": dict(options), **sizes_and_times(dense, fused, test_batches[0])}
+        if cast_to is not None:
+            fused.to(cast_to)
+        publish(
+            fused.to(torch.device("cpu")),
+            destination,
+            SavedProcessor(source, revision=revision or "main", **loading),
+            None,
+            measure=False,
+            repo_id=repo_id,
+            revision=push_revision,
+            private=private,
+            token=token,
+            card_data={"base_model": source} if not Path(source).exists() else None,
         )
-    record = {
-        "source": source,
-        "revision": getattr(dense.config, "_commit_hash", None) or revision,
-        "data": data,
-        "test_rows": len(test),
-        **fused.config.conversion,
-        "agreement": agreement,
-    }
-    fused.config.conversion = record
-    facts = {**record, "options": dict(options), **sizes_and_times(dense, fused, test_batches[0])}
-    if cast_to is not None:
-        fused.to(cast_to)
-    publish(
-        fused.to(torch.device("cpu")),
-        destination,
-        saved_processor,
-        None,
-        measure=False,
-        repo_id=repo_id,
-        revision=push_revision,
-        private=private,
-        token=token,
-        card_data={"base_model": source} if not Path(source).exists() else None,
-    )
     return facts
 
 
@@ -184,6 +213,25 @@ def load_dense_for(source: str, revision: str | None, **loading: Any) -> tuple[A
             "use RePaViTForZeroShotImageClassification.from_dense."
         )
     return class_for(family, auto), load_complete(getattr(transformers, auto), source, **loading).eval()
+
+
+def needed_processor(source: str, revision: str | None, dense: Any, **loading: Any) -> Any:
+    """
+    What makes a dense model's inputs.
+
+    Args:
+        source: the model's folder or Hub repository.
+        revision: of the repository.
+        dense: the model.
+        **loading: as for `load_dense_for`.
+
+    Raises:
+        ValueError: if nothing there does.
+    """
+    processor = SavedProcessor(source, revision=revision or "main", **loading).load(dense.main_input_name)
+    if processor is None:
+        raise ValueError(f"{source} has nothing that makes {dense.main_input_name}; save its processor there.")
+    return processor
 
 
 def _outputs(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -234,4 +282,4 @@ def sizes_and_times(dense: Any, fused: Any, batch: Mapping[str, torch.Tensor]) -
     }
 
 
-__all__ = ["compare_outputs_of", "convert_and_publish", "load_dense_for", "sizes_and_times"]
+__all__ = ["compare_outputs_of", "convert_and_publish", "load_dense_for", "needed_processor", "sizes_and_times"]

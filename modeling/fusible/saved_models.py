@@ -17,7 +17,7 @@ from .hub.model_card import write_card
 from .hub.processors import SavedProcessor
 from .hub.publishing import open_repository
 from .hub.saving import save_model
-from .hub.weight_files import FusibleModel, warn_of_non_finite
+from .hub.weight_files import FusibleModel, is_fusible_model, warn_of_non_finite
 
 
 def class_for(model_type: str, auto_class: str) -> type[PreTrainedModel]:
@@ -26,14 +26,25 @@ def class_for(model_type: str, auto_class: str) -> type[PreTrainedModel]:
     return getattr(transformers, auto_class)._model_mapping[CONFIG_MAPPING[model_type]]
 
 
-def load_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+def load_model_class(config: PreTrainedConfig, plain: bool = False) -> type[PreTrainedModel]:
     """
-    The class of fusible's that a configuration names in `architectures`.
+    The class that a configuration names in `architectures`.
+
+    Args:
+        config: of a model of fusible's.
+        plain: also of a model without two forms, whose class is one of transformers.
 
     Raises:
-        ValueError: if fusible does not have it.
+        ValueError: if there is none.
     """
     name = (config.architectures or ["none"])[0]
+    if plain and config.model_type not in AUTO_CLASSES:
+        model_class = getattr(transformers, name, None)
+        if model_class is None:
+            raise ValueError(
+                f"The configuration of type {config.model_type!r} names the class {name}, which is unknown."
+            )
+        return model_class
     for auto_class, class_name in AUTO_CLASSES.get(config.model_type, {}).items():
         if class_name == name:
             return class_for(config.model_type, auto_class)
@@ -59,15 +70,7 @@ def load(source: str, revision: str | None, plain: bool = False) -> Any:
     config = AutoConfig.from_pretrained(source, revision=revision or "main")
     if not plain and config.model_type not in METHODS:
         raise ValueError(f"{source} is a {config.model_type!r} model; fusible has {', '.join(sorted(METHODS))}.")
-    if config.model_type in AUTO_CLASSES:
-        model_class: Any = load_model_class(config)
-    else:
-        # a model without two forms is of a class of transformers
-        name = (config.architectures or ["none"])[0]
-        model_class = getattr(transformers, name, None)
-        if model_class is None:
-            raise ValueError(f"{source} names the class {name}, which is unknown.")
-    return load_complete(model_class, source, config=config, revision=revision or "main")
+    return load_complete(load_model_class(config, plain), source, config=config, revision=revision or "main")
 
 
 def load_complete(model_class: Any, source: str, **kwargs: Any) -> Any:
@@ -163,7 +166,7 @@ def publish(
         destination: folder; files that are there already stay, except older weights and a card of fusible's.
         processor: what makes the model's inputs, if there is anything: an image processor, a tokenizer, or a
             `SavedProcessor` for all that another folder or repository has.
-        source: what a fused model was made from.
+        source: what a fused model was made from. A plain model without gets no card.
         measure: also measure the difference of the two for the card.
         repo_id: where to push, if anywhere.
         revision: branch to push to.
@@ -175,11 +178,13 @@ def publish(
         OSError: if the folder or the push cannot be completed.
     """
     names = save_model(model, destination, processor=processor)
-    if repo_id is None:
+    has_card = is_fusible_model(model) or source is not None
+    if repo_id is None and has_card:
         write_card(destination, model, destination.name, source, card_data, measure=measure)
+    if repo_id is None:
         return
     repository = open_repository(repo_id, revision=revision, private=private, token=token)
-    if repository.takes_card_from(destination):
+    if has_card and repository.takes_card_from(destination):
         write_card(destination, model, repository.repo_id, source, card_data, measure=measure)
     repository.commit(destination, names)
 

@@ -23,10 +23,12 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from fusible import RePaTextModel
+from fusible import RePaTextModel, converting
+from fusible.benchmark import count_macs
 from fusible.data.inputs import input_batches, sample_rows
 from fusible.data.videos.decoding import read_frames, write_video
-from support.commands import run
+from fusible.models.repavit.refit import RefitStatistics
+from support.commands import output_of, run
 from support.model_tests.base import perturb_
 from support.small_models import SIZES
 from support.text_models import WORDS, make_dense, make_tokenizer, save_dense
@@ -261,3 +263,98 @@ def test_a_name_on_the_hub_is_no_folder_to_save_to(hub, texts, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     result = run("convert", "alice/dense", "alice/dense", "--data", texts)
     assert result.exit_code == 1 and "both source and destination" in result.stderr
+
+
+def test_distillation(texts, tmp_path, monkeypatch):
+    """On the rows of the fit and more, but never on those that agreement is measured on."""
+    save_dense(tmp_path / "dense")
+    monkeypatch.setattr(converting, "TEST_ROWS", 20)
+    options = ("--data", texts, "--samples", "48", "--json")
+    results = []
+    for folder, more in (("fast", []), ("better", ["--distill", "2"])):
+        result = run("convert", tmp_path / "dense", tmp_path / folder, *options, *more)
+        assert result.exit_code == 0, result.output
+        results.append(json.loads(result.stdout))
+    record = AutoModel.from_pretrained(tmp_path / "better").config.conversion
+    assert record["agreement"] == results[1]["agreement"] and record["samples"] == 48 and record["test_rows"] == 20
+    # two steps take 64 rows: 16 more than the fit
+    found = record["distillation"]
+    assert (found["steps"], found["rows"]) == (2, 64) and found == results[1]["distillation"]
+    assert found["agreement_before"].keys() == record["agreement"].keys()
+    assert found["agreement_before"] != record["agreement"] and "distillation" not in results[0]
+    chosen = random.Random(0).sample(texts.read_text().splitlines()[:120], 48 + 20 + 16)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "dense")
+    models = [AutoModel.from_pretrained(tmp_path / name) for name in ("dense", "better")]
+    cosines = []
+    for text in chosen[48:68]:
+        inputs = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            pair = [model(**inputs).last_hidden_state.mean(1) for model in models]
+        cosines.append(torch.nn.functional.cosine_similarity(*pair).item())
+    assert record["agreement"]["cosine"] == pytest.approx(sum(cosines) / 20, abs=1e-5)
+
+
+def test_a_speedup_instead_of_a_ratio(images, tmp_path):
+    dense = save_vit(tmp_path / "dense")
+    before = sorted((tmp_path / "dense").iterdir())
+    found = output_of("inspect", tmp_path / "dense", "--linearity", images, "--samples", "40")
+    assert found["samples"] == 40 and len(found["linear"]) == 3 and list(found["errors"]) == list(found["speedups"])
+    assert all(0 < share < 1 for share in found["linear"])
+    for number, share in enumerate(found["linear"]):
+        errors = [found["errors"][ratio][number] for ratio in ("0.25", "0.5", "0.75", "0.9", "1.0")]
+        assert errors == sorted(errors) and errors[-1] == pytest.approx(1 - share)
+    result = run("inspect", tmp_path / "dense", "--linearity", images)
+    assert result.exit_code == 0 and "speedup" in result.stdout and f"{found['speedups']['0.5']:.2f}" in result.stdout
+    assert sorted((tmp_path / "dense").iterdir()) == before
+    facts = output_of("convert", tmp_path / "dense", tmp_path / "fast", "--data", images, "--speedup", "1.5")
+    fast = AutoModelForImageClassification.from_pretrained(tmp_path / "fast")
+    pixels = torch.zeros(1, 3, 16, 16)
+    macs = [count_macs(model, pixel_values=pixels) for model in (dense, fast)]
+    assert macs == [facts["dense"]["macs"], facts["fused"]["macs"]]
+    assert 1.5 <= macs[0] / macs[1] == facts["speedup"] < 1.52
+    for command, message in (
+        (["convert", "dense", "out", "--data", images, "--idle-ratio", "0.5", "--speedup", "2"], "not both"),
+        (["convert", "dense", "out", "--data", images, "--speedup", "9"], "out of reach"),
+        (["inspect", "dense", "--linearity", images, "--check"], "a dense model has one"),
+        (["inspect", "dense", "--samples", "9"], "--linearity, which is not given"),
+        (["inspect", "fast", "--linearity", images], "'repavit' model, which has no converter"),
+    ):
+        folders = [tmp_path / word if word in ("dense", "out", "fast") else word for word in command]
+        result = run(*folders)
+        assert result.exit_code == 1 and message in result.stderr.replace("\n", " "), result.output
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("samples", [64, 512])
+def test_a_killed_conversion_goes_on_at_its_block(samples, images, tmp_path, monkeypatch):
+    """With the bytes of one that was not interrupted; also where a tenth is held out and then fitted, too."""
+    save_vit(tmp_path / "dense")
+    arguments = ["convert", tmp_path / "dense", tmp_path / "fast", "--data", images, "--samples", samples]
+    assert run(*arguments[:2], tmp_path / "whole", *arguments[3:]).exit_code == 0
+    fits = 3 if samples == 64 else 6
+    refit, calls, kills = RefitStatistics.refit, [], [fits - 1]
+
+    def killed(self, active_channels):
+        calls.append(active_channels)
+        if kills and len(calls) == kills[0]:
+            raise RuntimeError("killed")
+        return refit(self, active_channels)
+
+    monkeypatch.setattr(RefitStatistics, "refit", killed)
+    assert isinstance(run(*arguments).exception, RuntimeError) and not (tmp_path / "fast").exists()
+    assert (tmp_path / ".fast.partial").exists()
+    kills.clear()
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert len(calls) == fits + 1, "two are left, of which one was begun"
+    assert not (tmp_path / ".fast.partial").exists()
+    names = sorted(file.name for file in (tmp_path / "whole").iterdir())
+    assert names == sorted(file.name for file in (tmp_path / "fast").iterdir())
+    for name in set(names) - {"README.md"}:  # which has the name of the folder
+        assert (tmp_path / "fast" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    # other options begin from the start
+    for ratio, killed_at in (("0.5", [fits - 1]), ("0.75", [])):
+        calls.clear()
+        kills[:] = killed_at
+        run(*arguments, "--idle-ratio", ratio)
+    assert len(calls) == fits and not (tmp_path / ".fast.partial").exists()

@@ -119,8 +119,14 @@ def test_few_blocks_are_not_run():
 def test_every_block_has_a_language_that_is_known():
     for page in PAGES + MORE_PAGES:
         for block in blocks(page, *{match["language"] for match in BLOCK.finditer(page.read_text())}):
-            assert block.language in ("", "python", "bash", "math"), f"{page.name}:{block.line}"
+            assert block.language in ("", "python", "bash", "math", "yaml"), f"{page.name}:{block.line}"
             assert block.language or "fusible" not in block.text.replace(" fused", ""), f"{page.name}:{block.line}"
+
+
+def test_yaml_is_of_recipes():
+    for page in PAGES + MORE_PAGES:
+        for block in blocks(page, "yaml"):
+            Recipe(**{"dataset": "digits", **yaml.safe_load(block.text)})
 
 
 def test_stand_ins_stand_in_for_something():

@@ -14,9 +14,12 @@ from transformers import (
     CLIPVisionModel,
     TrainingArguments,
     ViTConfig,
+    ViTForImageClassification,
 )
 from transformers.optimization import get_scheduler
 
+from fusible import RePaViTForImageClassification
+from fusible.hub.methods import METHODS
 from fusible.models.ewa.modeling_ewa import EWAPreTrainedModel
 from fusible.recipes.recipe import Recipe
 from fusible.training.optim import Lamb
@@ -28,7 +31,8 @@ from support.tiny_recipes import FOLDERS, overrides
 
 
 REPAVIT = HUB_CONFIGS / "repavit-vit-tiny-0.5"
-ONE_OF_EACH = {AutoConfig.from_pretrained(folder).model_type: folder for folder in FOLDERS}
+TYPES = {AutoConfig.from_pretrained(folder).model_type: folder for folder in FOLDERS}
+ONE_OF_EACH = {model_type: folder for model_type, folder in TYPES.items() if model_type in METHODS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
@@ -68,6 +72,25 @@ def test_it_ends_with_two_repositories(method, tmp_path):
     fused = type(source.fuse()).from_pretrained(tmp_path / "fused")
     with torch.no_grad():
         torch.testing.assert_close(fused(**inputs)[0], source.eval()(**inputs)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_model_ends_with_one_folder_that_can_be_converted(tmp_path):
+    folder = HUB_CONFIGS / "vit-fashion-mnist"
+    results = run(folder, overrides(folder, tmp_path))
+    assert results.keys() == {"train", "training_form"}
+    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith("checkpoint-")}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "results.json"} <= names
+    assert names.isdisjoint({"README.md", "fused"})
+    plain, inputs = ViTForImageClassification.from_pretrained(tmp_path), torch.randn(2, 3, 16, 16)
+    converted = RePaViTForImageClassification.from_dense(tmp_path, idle_ratio=0).fuse()
+    with torch.no_grad():
+        torch.testing.assert_close(converted(inputs).logits, plain(inputs).logits)
+
+
+def test_launchers_of_processes_without_gpus_are_seen(monkeypatch):
+    """Else `Trainer` trains a copy of the model in each process, and takes them for one."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert Recipe.load(REPAVIT, ["training.mixed_precision=no"]).training_arguments().use_cpu
 
 
 def test_it_is_published_if_asked(hub, tmp_path):
@@ -307,6 +330,34 @@ def test_a_teacher(tmp_path):
     plain.model.save_pretrained(tmp_path / "teacher")
     section = f"distillation={{teacher: {tmp_path / 'teacher'}, alpha: 0.7, kind: hard}}"
     taught, _ = prepare(Recipe.load(REPAVIT, [*changes, section]))
+    assert taught.hidden_states == 0 and not taught.as_inference
     assert taught.teacher.config.fused and (taught.alpha, taught.kind) == (0.7, "hard")
     losses = [trainer.train().metrics["train_loss"] for trainer in (plain, taught)]
     assert all(map(math.isfinite, losses)) and losses[0] != losses[1]
+
+
+def test_recovery_of_a_dense_model(tmp_path):
+    """The teacher is the base model, and no labels are needed."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8}
+    config = ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=5, layer_norm_eps=1e-6)
+    config.id2label = {i: f"class_{i}" for i in range(5)}
+    vit = AutoModelForImageClassification.from_config(config)
+    vit.save_pretrained(tmp_path / "vit")
+    section = ["distillation={alpha: 1, hidden_states: 0.5, as_inference: true}"]
+    changes = overrides(REPAVIT, tmp_path / "out", save_strategy="no", eval_strategy="no")
+    with pytest.raises(ValueError, match="distillation needs a teacher"):
+        prepare(Recipe.load(REPAVIT, [*changes, *section]))
+    recipe = Recipe.load(REPAVIT, [*changes, *section, f"base_model={tmp_path / 'vit'}"])
+    trainer, _ = prepare(recipe)
+    assert trainer.hidden_states == 0.5 and trainer.as_inference
+    for name, tensor in vit.state_dict().items():
+        assert torch.equal(trainer.teacher.state_dict()[name], tensor), name
+    collate, seen = trainer.data_collator, []
+
+    def without_labels(rows):
+        batch = {name: value for name, value in collate(rows).items() if name != "labels"}
+        seen.append(len(batch["pixel_values"]))
+        return batch
+
+    trainer.data_collator = without_labels
+    assert math.isfinite(trainer.train().metrics["train_loss"]) and seen

@@ -24,6 +24,7 @@ MODELS = {
     "ewa": ["model.num_labels=5"],
     "repavit": ["model.num_labels=5"],
     "s4": ["model.hidden_size=8", "model.num_hidden_layers=2", "model.num_ssm=1", "model.div_val=2"],
+    "vit": ["model.num_labels=5", *(f"model.{change.replace(': ', '=')}" for change in PLAIN.split(", "))],
     "zeroi2v": ["model.num_labels=5", "model.num_frames=4"],
 }
 TRAINING = {

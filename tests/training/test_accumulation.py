@@ -11,14 +11,19 @@ from fusible import (
     EWAForImageClassification,
     PointViTConfig,
     PointViTForPointCloudClassification,
+    RePaTextConfig,
+    RePaTextForTokenClassification,
     RePaViTConfig,
     RePaViTForImageClassification,
     ZeroI2VConfig,
     ZeroI2VForVideoClassification,
 )
 from fusible.training.distillation import DistillationTrainer
+from support.model_tests.base import perturb_
 from support.model_tests.training import Rows
+from support.processes import run_script
 from support.small_models import SIZES, backbone_of
+from support.text_models import SIZES as TEXT_SIZES
 
 
 POINTS = {
@@ -108,7 +113,72 @@ def test_teachers_of_micro_batches(tmp_path):
         return 0.3 * torch.nn.functional.cross_entropy(logits, columns["labels"]) + 0.7 * distance
 
     check(trainer, start, "pixel_values", loss_of, columns)
-    with pytest.raises(ValueError, match="problem_type is 'multi_label_classification'; teachers are for"):
-        DistillationTrainer(
-            MODELS["repavit"](num_labels=5, problem_type="multi_label_classification"), trainer.args, teacher=teacher
-        )
+
+
+@pytest.mark.parametrize("problem", LABELS)
+def test_teachers_of_micro_batches_without_labels(problem, tmp_path):
+    start, teacher = (MODELS["repavit"](num_labels=5, problem_type=problem) for _ in range(2))
+    teacher.classifier.weight.data.normal_()
+    pixels = torch.randn(8, 3, 16, 16)
+    taught = teacher.eval()(pixels).logits.detach()
+    shares = {"single_label_classification": taught.softmax(1), "multi_label_classification": taught.sigmoid()}
+    _, loss_of = LABELS[problem]
+    # cross entropies have the teacher's own entropy inside
+    entropy = (shares[problem] * taught.log_softmax(1)).sum() / 8 if problem == "single_label_classification" else 0
+    columns = {"pixel_values": pixels}
+    trainer = train(DistillationTrainer, copy.deepcopy(start), columns, tmp_path, teacher=teacher, alpha=1.0)
+    check(
+        trainer, start, "pixel_values", lambda logits: loss_of(logits, shares.get(problem, taught)) + entropy, columns
+    )
+
+
+TEXT = {"model_type": "bert", **TEXT_SIZES}
+
+
+def text_columns() -> dict[str, torch.Tensor]:
+    """Eight texts of several lengths; their padding is any tokens."""
+    lengths = torch.tensor([2, 6, 3, 6, 1, 4, 5, 2])
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.arange(6) < lengths[:, None]).long()
+    return {"input_ids": torch.randint(2, 40, (8, 6), generator=generator), "attention_mask": mask}
+
+
+def loss_of_texts(model, teacher, columns) -> torch.Tensor:
+    """Hidden states and tokens' predictions, text by text, without padding."""
+    losses = []
+    for tokens, mask in zip(columns["input_ids"], columns["attention_mask"], strict=True):
+        text = {"input_ids": tokens[mask == 1][None], "output_hidden_states": True}
+        own, wanted = model(**text), teacher(**text)
+        p, q = wanted.logits.softmax(-1), own.logits.softmax(-1)
+        blocks = [
+            ((a - b).square().sum(-1) / (b - b.mean(-1, keepdim=True)).square().sum(-1)).mean()
+            for a, b in zip(own.hidden_states[1:], wanted.hidden_states[1:], strict=True)
+        ]
+        losses.append((p * (p / q).log()).sum(-1).mean() + 0.5 * sum(blocks) / len(blocks))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("num_processes", (1, 2))
+def test_hidden_states_of_micro_batches(num_processes, tmp_path):
+    """Steps of one process or of two, whatever is in the padding, against the gradient by hand."""
+    torch.manual_seed(0)
+    start, teacher = (
+        RePaTextForTokenClassification(RePaTextConfig(backbone_config=TEXT, num_labels=5)).eval() for _ in range(2)
+    )
+    for model in (start, teacher):
+        perturb_(model.requires_grad_(False))
+    columns, options = text_columns(), {"teacher": teacher, "alpha": 1.0, "hidden_states": 0.5, "as_inference": True}
+    if num_processes == 1:
+        trained = copy.deepcopy(start).requires_grad_(True)
+        train(DistillationTrainer, trained, columns, tmp_path, **options)
+    else:
+        start.save_pretrained(tmp_path / "start")
+        teacher.save_pretrained(tmp_path / "teacher")
+        torch.save(columns, tmp_path / "columns.pt")
+        run_script("distillation_two_processes.py", tmp_path, num_processes=2)
+        trained = RePaTextForTokenClassification.from_pretrained(tmp_path / "trained")
+    start.requires_grad_(True)
+    loss = loss_of_texts(start, teacher, columns)
+    gradients = torch.autograd.grad(loss, list(start.parameters()))
+    for (name, before), after, gradient in zip(start.named_parameters(), trained.parameters(), gradients, strict=True):
+        torch.testing.assert_close(before - after, gradient, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -68,6 +68,7 @@ def time_forms(
         ValueError: if the model is fused already or none of fusible's, or the dtype is unknown.
     """
     from ..benchmark import compare_forms
+    from ..core.modeling import FusiblePreTrainedModel
     from ..recipes.catalog import catalog_folder, names
     from ..recipes.recipe import Recipe
     from ..saved_models import find_dtype, load
@@ -77,9 +78,11 @@ def time_forms(
     if not Path(source).exists() and source in names():
         recipe = Recipe.load(catalog_folder() / source)
         # random weights: the time does not depend on their values
-        model = recipe.model_class(recipe.config)
+        model: Any = recipe.model_class(recipe.config)
     else:
         model = load(source, revision)
+    if not isinstance(model, FusiblePreTrainedModel):
+        raise ValueError(f"{source} is a plain {model.config.model_type!r} model, which has one form only.")
     if model.config.fused:
         raise ValueError(f"{source} is fused already; give the training form that it was made from.")
     options: dict[str, Any] = {"dtype": wanted, "device": device, "compiled": compiled, "repeats": repeats}

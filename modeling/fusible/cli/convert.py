@@ -36,9 +36,15 @@ def convert(
         str | None, typer.Option(help="Of a data set with several columns of texts or of images.")
     ] = None,
     idle_ratio: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of hidden channels without activation.")
-    ] = 0.5,
+        float | None, typer.Option(min=0, max=1, help="Share of hidden channels without activation; 0.5 by default.")
+    ] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="Instead: dense multiply-adds over fused; each block gets a share of its own.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Rows that the fit reads.")] = 512,
+    distill: Annotated[
+        int | None, typer.Option(min=1, metavar="STEPS", help="Then train so long towards the dense model.")
+    ] = None,
     min_agreement: Annotated[
         float | None, typer.Option(help="Exit 1 and write nothing if fewer predictions, or less cosine, stay.")
     ] = None,
@@ -65,11 +71,17 @@ def convert(
 
         fusible convert my-vit my-vit-fast --data photos --idle-ratio 0.75
 
-        fusible convert sentence-transformers/all-MiniLM-L6-v2 minilm-fast --data sentences.txt
+        fusible convert sentence-transformers/all-MiniLM-L6-v2 minilm-fast --data sentences.txt --speedup 1.5
     """
     from ..converting import convert_and_publish
 
-    options = {"idle_ratio": idle_ratio, **({} if ffn_norm is None else {"ffn_norm": ffn_norm})}
+    if idle_ratio is not None and speedup is not None:
+        raise ValueError("Give --idle-ratio or --speedup, not both.")
+    options: dict[str, Any] = {"idle_ratio": 0.5 if idle_ratio is None else idle_ratio}
+    if speedup is not None:
+        options = {"idle_ratio": "auto", "speedup": speedup}
+    if ffn_norm is not None:
+        options["ffn_norm"] = ffn_norm
     facts = convert_and_publish(
         source,
         destination,
@@ -77,6 +89,7 @@ def convert(
         options,
         column=column,
         samples=samples,
+        distill_steps=distill,
         min_agreement=min_agreement,
         device=device,
         dtype=dtype,
@@ -103,6 +116,8 @@ def conversion_table(facts: Mapping[str, Any]) -> "Table":
         table.add_row(name, format(before, form), format(after, form), f"{after / before:.2f}")
     for name, value in facts["agreement"].items():
         table.add_row(f"{name} ({facts['test_rows']} rows)", "", f"{value:.4f}", "")
+    for name, value in facts.get("distillation", {}).get("agreement_before", {}).items():
+        table.add_row(f"{name} before distillation", "", f"{value:.4f}", "")
     for number, error in enumerate(facts["block_errors"]):
         table.add_row(f"error of block {number}", "", f"{error:.4f}", "")
     return table

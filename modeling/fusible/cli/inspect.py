@@ -14,23 +14,46 @@ from ._common import Images, Json, Revision, Source, compare_outputs, forms_tabl
 if TYPE_CHECKING:
     from rich.table import Table
 
+IDLE_RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0)  # that `--linearity` prices
+
 
 def inspect(
     source: Source,
     revision: Revision = None,
     check: Annotated[bool, typer.Option("--check", help="Also compare both forms' outputs.")] = False,
     image: Images = None,
+    linearity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="What converting the source, a dense model, would cost, block by block; DATA as in fusible convert.",
+        ),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="With --linearity: rows to read; 512 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --linearity: of the choice of rows and tokens.")] = None,
     json: Json = False,
 ) -> None:
     """
     Say what a saved model is: method, form, size and cost of both forms, and, on request, their difference.
+
+    With --linearity: how much of a dense model's FFNs is linear, and what idle channels would cost.
 
     Examples:
 
         fusible inspect out/digits --check
 
         fusible inspect user/my-model --json
+
+        fusible inspect my-vit --linearity photos
     """
+    if linearity is not None:
+        if check or image:
+            raise ValueError("--check and --image compare both forms of a model; a dense model has one.")
+        found = linearity_of(source, revision, linearity, samples or 512, seed or 0)
+        show(found, json, linearity_table(found))
+        return
+    if samples is not None or seed is not None:
+        raise ValueError("--samples and --seed are about the DATA of --linearity, which is not given.")
     description = describe(source, revision, check, image or [])
     show(description, json, description_table(description))
 
@@ -71,6 +94,48 @@ def describe(source: str, revision: str | None, check: bool, images: Sequence[Pa
             raise ValueError(f"Outputs of {source} are not finite, so that its forms do not compare. Are its weights?")
         description |= compared
     return description
+
+
+def linearity_of(source: str, revision: str | None, data: str, samples: int, seed: int) -> dict[str, Any]:
+    """
+    What converting a dense model would cost; nothing is written.
+
+    Args:
+        source: folder or Hub repository of a dense model.
+        revision: of the repository.
+        data: see `data.inputs.sample_rows`.
+        samples: how many rows of it.
+        seed: of the choice of rows and tokens.
+
+    Returns:
+        `source`, `data`, `samples` and what `measure_linearity` returns.
+
+    Raises:
+        ValueError: if the model or the data cannot be converted.
+        OSError: if the source or the data are not there.
+    """
+    from ..converting import load_dense_for, needed_processor
+    from ..data.inputs import input_batches, sample_rows
+    from ..models.repavit.linearity import measure_linearity
+
+    model_class, dense = load_dense_for(source, revision)
+    processor = needed_processor(source, revision, dense)
+    rows = sample_rows(data, dense.main_input_name, samples, seed)
+    found = measure_linearity(dense, model_class, input_batches(rows, processor), IDLE_RATIOS, seed)
+    return {"source": source, "data": data, "samples": len(rows), **found}
+
+
+def linearity_table(found: dict[str, Any]) -> "Table":
+    """What `linearity_of` found, for the terminal."""
+    from rich.table import Table
+
+    headers = [f"error at {ratio:g}" for ratio in found["errors"]]
+    table = Table("block", "linear", *headers, title=f"{found['source']}, by idle ratio")
+    for number, share in enumerate(found["linear"]):
+        table.add_row(str(number), f"{share:.1%}", *(f"{errors[number]:.4f}" for errors in found["errors"].values()))
+    table.add_section()
+    table.add_row("speedup", "", *(f"{speedup:.2f}" for speedup in found["speedups"].values()))
+    return table
 
 
 def description_table(description: dict[str, Any]) -> "Table":

@@ -46,8 +46,10 @@ def plan(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """
     import torch
 
-    from ..hub.form_facts import form_facts
+    from ..core.modeling import FusiblePreTrainedModel
+    from ..hub.form_facts import count_parameters, form_facts
     from ..hub.methods import METHODS
+    from ..recipes.catalog import PLAIN
     from ..recipes.recipe import Recipe
 
     recipe = Recipe.load(path, overrides)
@@ -55,12 +57,16 @@ def plan(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     # sizes without the memory of weights
     with torch.device("meta"):
         model = recipe.model_class(recipe.config)
-    forms = {"training_form": False, **({"fused_form": True} if model.has_fused_form else {})}
+    if isinstance(model, FusiblePreTrainedModel):
+        forms = {"training_form": False, **({"fused_form": True} if model.has_fused_form else {})}
+        sizes: dict[str, Any] = {name: asdict(form_facts(model, fused)) for name, fused in forms.items()}
+    else:
+        sizes = {"parameters": count_parameters(model)}
     return {
         "recipe": str(path),
-        "method": METHODS[recipe.config.model_type].name,
+        "method": METHODS[recipe.config.model_type].name if recipe.config.model_type in METHODS else PLAIN,
         "class": type(model).__name__,
-        **{name: asdict(form_facts(model, fused)) for name, fused in forms.items()},
+        **sizes,
         "dataset": recipe.dataset,
         "output_dir": str(recipe.output),
         "device": str(arguments.device),

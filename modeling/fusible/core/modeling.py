@@ -298,6 +298,15 @@ class FusiblePreTrainedModel(TwoFormsModel):
         """New callbacks without which `Trainer` does not train the model as its method does."""
         return []
 
+    def feature(self, outputs: Any) -> torch.Tensor | None:
+        """
+        What heads read, `[batch, features]`, of this model's outputs or a dense one's; `None` if that is not defined.
+
+        Args:
+            outputs: of the model without a head.
+        """
+        return None
+
     @property
     def auxiliary_loss(self) -> Callable[..., torch.Tensor] | None:
         """

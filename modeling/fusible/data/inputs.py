@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -200,9 +201,17 @@ def _pictures(rows: Sequence[Any]) -> Iterator[Image.Image]:
             yield from map(_picture, group)
             continue
         places = np.array([frame.place for frame in group])
-        # places are bound at once, as the function is called at once
-        frames = read_frames(video, lambda total, places=places: (places * total).astype(int))
-        yield from map(Image.fromarray, frames)
+        yield from map(Image.fromarray, read_frames(video, partial(_numbers, places)))
+
+
+def _numbers(places: np.ndarray, total: int) -> np.ndarray:
+    """Of frames at shares of a video's length."""
+    return (places * total).astype(np.int64)
+
+
+def example_of(row: Any, processor: Any) -> dict[str, torch.Tensor]:
+    """What a processor makes of one row of `sample_rows`, without a batch dimension."""
+    return {name: values[0] for name, values in next(input_batches([row], processor)).items()}
 
 
 def _picture(row: Any) -> Image.Image:
@@ -215,4 +224,4 @@ def _picture(row: Any) -> Image.Image:
         raise ValueError(f"{row} cannot be read as an image: {error}") from error
 
 
-__all__ = ["Frame", "input_batches", "sample_rows"]
+__all__ = ["Frame", "example_of", "input_batches", "sample_rows"]

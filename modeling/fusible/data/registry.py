@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 from .._auto import auto_class_of
 from ..core.options import check_keys, nearest
 from .dataset import DataBundle
-from .images.classification import IMAGE_REPOSITORIES, digits, image_data, images
+from .images.classification import IMAGE_REPOSITORIES, digits, fashion_mnist, image_data, images
 from .images.segmentation import segmentation
 from .point_clouds.datasets import SHAPES, PointClouds, generate_shapes, load_modelnet40, scale_and_translate
 from .sequences.registry import SEQUENCES
@@ -99,6 +99,7 @@ DATASETS: dict[str, Callable[..., DataBundle]] = {
     **VIDEOS,
     **{name: partial(images, path=repository) for name, repository in IMAGE_REPOSITORIES.items()},
     "digits": digits,
+    "fashion_mnist": fashion_mnist,
     "generated": generated,
     "images": images,
     "modelnet40": modelnet40,
@@ -106,7 +107,7 @@ DATASETS: dict[str, Callable[..., DataBundle]] = {
     "shapes": shapes,
 }
 # data sets that read anything of a kind: the option that says what
-_READ_FROM = {"arrays": "folder", "forecasts": "file", "recordings": "folder"}
+_READ_FROM = {"arrays": "folder", "fashion_mnist": "folder", "forecasts": "file", "recordings": "folder"}
 _BY_TASK: dict[str, Callable[..., DataBundle]] = {
     "AutoModelForImageClassification": images,
     "AutoModelForSemanticSegmentation": segmentation,

@@ -11,6 +11,7 @@ from .parsing import RECIPE_NAME, read_recipe
 
 
 CARD_DATA_NAME = "card.yaml"
+PLAIN = "none: a plain model"  # instead of a method
 
 
 def catalog_folder() -> Path:
@@ -62,7 +63,7 @@ def describe_recipe(name: str) -> dict[str, Any]:
     card = yaml.safe_load((folder / CARD_DATA_NAME).read_text(encoding="utf-8"))
     return {
         "name": name,
-        "method": METHODS[model_type].name,
+        "method": METHODS[model_type].name if model_type in METHODS else PLAIN,
         "model_type": model_type,
         "dataset": recipe["dataset"],
         "parameters_m": card["parameters_m"],
@@ -71,4 +72,4 @@ def describe_recipe(name: str) -> dict[str, Any]:
     }
 
 
-__all__ = ["catalog_folder", "describe_recipe", "find_recipe", "names"]
+__all__ = ["PLAIN", "catalog_folder", "describe_recipe", "find_recipe", "names"]

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
+from accelerate.utils import parse_flag_from_env
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TrainingArguments
 from transformers.utils import CONFIG_NAME, logging
 
+from .._auto import AUTO_CLASSES
 from ..core.modeling import FusiblePreTrainedModel
 from ..core.options import check_keys, nearest
 from ..saved_models import load_model_class
@@ -62,7 +64,7 @@ class Recipe:
             these changes.
         training: `Settings` and `TrainingArguments`.
         augmentation: see `Augmentation`.
-        distillation: see `Distillation`.
+        distillation: see `Distillation`; the teacher is `base_model` where the section names none.
         output_dir: gets checkpoints, the training form and, in `fused`, the inference form; by default
             `out/<folder of the recipe>`.
         resume: "auto" goes on from the last checkpoint, if there is one; "none" starts anew; or a checkpoint's folder.
@@ -189,17 +191,32 @@ class Recipe:
         return AutoConfig.for_model(values.pop("model_type"), **values)
 
     @property
-    def model_class(self) -> type[FusiblePreTrainedModel]:
+    def model_class(self) -> type[PreTrainedModel]:
         """
-        The class that `config.json` names.
+        The class that `config.json` names: one of fusible's, or a plain one of transformers, to compare with.
 
         Raises:
-            ValueError: if it is none of fusible's with two forms.
+            ValueError: if there is none of that name, or it is a part of fusible's that is not trained by itself.
         """
-        model_class = load_model_class(self.config)
-        if not issubclass(model_class, FusiblePreTrainedModel):
+        model_class = load_model_class(self.config, plain=True)
+        if self.config.model_type in AUTO_CLASSES and not issubclass(model_class, FusiblePreTrainedModel):
             raise ValueError(f"{self.folder / CONFIG_NAME} names {model_class.__name__}, which has one form only.")
         return model_class
+
+    @property
+    def teacher(self) -> str | None:
+        """
+        The model to learn from, a folder or Hub repository; `None` if `distillation` says nothing.
+
+        Raises:
+            ValueError: if it says something, but neither it nor `base_model` names a model.
+        """
+        if all(value is None for value in self.distillation.values()):
+            return None
+        teacher = self.distill.teacher or self.base_model
+        if teacher is None:
+            raise ValueError("distillation needs a teacher: name one there, or a base_model.")
+        return teacher
 
     @property
     def output(self) -> Path:
@@ -215,7 +232,9 @@ class Recipe:
         """
         settings = self.settings
         values = DEFAULTS | {key: value for key, value in self.training.items() if key not in SETTINGS_KEYS}
-        use_cpu = bool(values.get("use_cpu"))
+        # by itself, Trainer does not see what launchers say, and would train a copy in each process
+        values.setdefault("use_cpu", parse_flag_from_env("ACCELERATE_USE_CPU"))
+        use_cpu = bool(values["use_cpu"])
         values |= precision(settings.mixed_precision, use_cpu)
         values.setdefault("dataloader_num_workers", default_workers())
         values.setdefault("dataloader_pin_memory", torch.accelerator.is_available() and not use_cpu)

@@ -93,10 +93,12 @@ class Augmentation(InputAugmentation):
 class Distillation:
     """A teacher to learn from, see `training.distillation`."""
 
-    teacher: str | None = field(default=None, metadata={"help": "folder or Hub repository"})
-    alpha: float = 0.5
+    teacher: str | None = field(default=None, metadata={"help": "folder or Hub repository; base_model by default"})
+    alpha: float = field(default=0.5, metadata={"help": "share of the teacher's outputs; with 1 labels are not used"})
     temperature: float = 1.0
     kind: Literal["soft", "hard"] = "soft"
+    hidden_states: float = field(default=0.0, metadata={"help": "weight of the distance of hidden states"})
+    as_inference: bool = field(default=False, metadata={"help": "without dropout, BatchNorms keep their statistics"})
 
 
 class _Parser(HfArgumentParser):

@@ -71,7 +71,9 @@ def load_processor(recipe: Recipe) -> Any:
         elif base is not None:
             _normalize_alike(processor, base, recipe.base_model)
     if isinstance(processor, BaseImageProcessor):
-        _fit_size(processor, getattr(getattr(model_config(recipe), "backbone_config", None), "image_size", None))
+        config = model_config(recipe)
+        # a plain model has no backbone inside
+        _fit_size(processor, getattr(getattr(config, "backbone_config", config), "image_size", None))
     return processor
 
 
@@ -135,14 +137,14 @@ def load_data(recipe: Recipe, processor: Any, config: PreTrainedConfig | None = 
     return data
 
 
-def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
+def build_model(recipe: Recipe, data: DataBundle) -> PreTrainedModel:
     """
-    The training form: new, or from the weights of `base_model`, with the classes of the data.
+    The training form, or a plain model: new, or from the weights of `base_model`, with the classes of the data.
 
     Raises:
         ValueError: if the model's class cannot start from these weights, or not with these options.
     """
-    config, model_class = recipe.config, recipe.model_class
+    config, model_class = recipe.config, cast(Any, recipe.model_class)
     labels: dict[str, Any] = {}
     if data.classes is not None:
         if len(data.classes) != config.num_labels:
@@ -153,9 +155,9 @@ def build_model(recipe: Recipe, data: DataBundle) -> FusiblePreTrainedModel:
     if recipe.base_model is None:
         return model_class(config)
     # a training form goes on as it is, but for a head of other classes; a dense model is converted below
-    if _has_forms(recipe.base_model):
+    if _has_forms(recipe.base_model) or not issubclass(model_class, FusiblePreTrainedModel):
         loading: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, info = cast(Any, model_class).from_pretrained(recipe.base_model, config=config, **loading)
+        model, info = model_class.from_pretrained(recipe.base_model, config=config, **loading)
         resize_positions_(model, info["mismatched_keys"], partial(model_class.from_pretrained, recipe.base_model))
         return model
     # these follow from the dense model; the rest of config.json are options of the method
@@ -186,7 +188,7 @@ def _calibration(data: DataBundle) -> Iterator[dict[str, Any]]:
 
 
 def load_teacher(name: str, student: PreTrainedModel) -> PreTrainedModel:
-    """A classifier for the same task, in its inference form if it has two."""
+    """A model for the same task, in its inference form if it has two."""
     auto_class = getattr(transformers, auto_class_of(type(student)))
     teacher = load_complete(auto_class, name)
     # plain models have no `fused`; those that are fused already have True

@@ -21,6 +21,7 @@ from transformers import Trainer
 from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
+from ..core.modeling import FusiblePreTrainedModel
 from ..data.registry import name_of_data
 from ..recipes.catalog import CARD_DATA_NAME, find_recipe
 from ..recipes.recipe import Recipe
@@ -41,7 +42,7 @@ def run(path: str | os.PathLike, overrides: Iterable[str] = ()) -> dict[str, Any
 
     `output_dir` gets the checkpoints, the training form with its processor and card, and `results.json`; its folder
     `fused` gets the same of the inference form. With `training.ema_decay`, both have the average of the weights. A
-    training that is finished is evaluated and saved again.
+    training that is finished is evaluated and saved again. A plain model has one form, and no card of ours.
 
     Args:
         path: of the recipe, or of its folder.
@@ -107,7 +108,8 @@ def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict
     """
     # from the folder and not from the trainer, whose model may be wrapped, sharded or in the state of training
     source = recipe.model_class.from_pretrained(recipe.output)
-    fused = source.fuse(share=True) if source.has_fused_form else None
+    is_fusible = isinstance(source, FusiblePreTrainedModel)
+    fused = source.fuse(share=True) if is_fusible and source.has_fused_form else None
     # DeepSpeed prepares no model that is not trained
     if fused is not None and trainer.eval_dataset is not None and not trainer.is_deepspeed_enabled:
         eval_trainer = Trainer(
@@ -136,7 +138,13 @@ def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict
             if model is not None:
                 measured = {key.removeprefix("eval_"): value for key, value in results.get(key, {}).items()}
                 card_data = card | model_index(name.rpartition("/")[2], task_of(source), dataset, measured)
-                save(model, folder, source=source, repo_id=name if recipe.push_to_hub else None, card_data=card_data)
+                save(
+                    model,
+                    folder,
+                    source=source if is_fusible else None,
+                    repo_id=name if recipe.push_to_hub else None,
+                    card_data=card_data,
+                )
     _barrier()
     return results
 

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
@@ -77,23 +78,29 @@ class DistillingTrainer(RecipeTrainer, DistillationTrainer):
     """A `RecipeTrainer` with a teacher."""
 
 
+def _of_fusible(model: PreTrainedModel, name: str) -> Any:
+    """What models of fusible's say about their training, and plain ones do not."""
+    return getattr(model, name) if isinstance(model, FusiblePreTrainedModel) else None
+
+
 def mixed_loss(
-    model: FusiblePreTrainedModel,
+    model: PreTrainedModel,
     outputs: Any,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """`soft_cross_entropy` and, in training, what a model has in its own loss beside the labels'."""
     loss = soft_cross_entropy(outputs, labels, num_items_in_batch)
-    if model.auxiliary_loss is not None and model.training:
-        loss = loss + model.auxiliary_loss(labels, num_items_in_batch)
+    auxiliary = _of_fusible(model, "auxiliary_loss")
+    if auxiliary is not None and model.training:
+        loss = loss + auxiliary(labels, num_items_in_batch)
     return loss
 
 
 def make_trainer(
     recipe: Recipe,
     arguments: TrainingArguments,
-    model: FusiblePreTrainedModel,
+    model: PreTrainedModel,
     data: DataBundle,
     processor: Any = None,
 ) -> RecipeTrainer:
@@ -104,14 +111,14 @@ def make_trainer(
         recipe: what to do.
         arguments: of this machine; `max_steps`, `eval_strategy` and `label_names` are set where the recipe leaves
             them open, and `save_total_limit` goes to `CheckpointMark`.
-        model: the training form.
+        model: the training form, or a plain model.
         data: to train with.
         processor: what makes the model's inputs, to be saved with each checkpoint.
 
     Raises:
         ValueError: if recipe, model and data do not go together.
     """
-    if arguments.label_smoothing_factor and model.auxiliary_loss is not None:
+    if arguments.label_smoothing_factor and _of_fusible(model, "auxiliary_loss") is not None:
         raise ValueError(
             "training.label_smoothing_factor would leave out the loss that the model adds to the labels'; give "
             "augmentation.label_smoothing."
@@ -119,21 +126,21 @@ def make_trainer(
     if data.eval is None and "eval_strategy" not in recipe.training:
         # the default of recipes evaluates each epoch, which Trainer refuses without data
         arguments.eval_strategy = IntervalStrategy.NO
-    if model.label_names is not None:
-        arguments.label_names = list(model.label_names)
+    if (label_names := _of_fusible(model, "label_names")) is not None:
+        arguments.label_names = list(label_names)
     settings = recipe.settings
     dataset, sampler, callbacks = _training_data(recipe, arguments, data)
     # before EMA: it averages the weights as the method's callbacks leave them
-    callbacks = [*model.training_callbacks(), *callbacks]
+    callbacks = [*(model.training_callbacks() if isinstance(model, FusiblePreTrainedModel) else ()), *callbacks]
     if settings.ema_decay is not None:
         callbacks.append(EMACallback(settings.ema_decay, checkpoint_of(recipe)))
     mark, arguments.save_total_limit = CheckpointMark(arguments.save_total_limit), None
     collate, options = _batch_augmentation(recipe, model, data)
     trainer_class: type[RecipeTrainer] = RecipeTrainer
-    if recipe.distill.teacher is not None:
+    if recipe.teacher is not None:
         trainer_class = DistillingTrainer
-        options |= {name: getattr(recipe.distill, name) for name in ("alpha", "kind", "temperature")}
-        options["teacher"] = load_teacher(recipe.distill.teacher, model)
+        options |= {entry.name: getattr(recipe.distill, entry.name) for entry in fields(recipe.distill)}
+        options["teacher"] = load_teacher(recipe.teacher, model)
     groups = {
         name: getattr(settings, name)
         for name in ("backbone_learning_rate_factor", "layer_decay", "ssm_learning_rate", "ssm_parameters")
@@ -193,7 +200,7 @@ def _training_data(
     return dataset, sampler, [EpochCallback(dataset)]
 
 
-def _batch_augmentation(recipe: Recipe, model: FusiblePreTrainedModel, data: DataBundle) -> tuple[Any, dict[str, Any]]:
+def _batch_augmentation(recipe: Recipe, model: PreTrainedModel, data: DataBundle) -> tuple[Any, dict[str, Any]]:
     """The collator of training batches, and the argument of `Trainer` for the loss of the labels that it makes."""
     augment = recipe.augment
     for name in ("mixup", "cutmix", "label_smoothing"):

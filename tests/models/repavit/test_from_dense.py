@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader, TensorDataset
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -254,6 +255,11 @@ def test_errors(tmp_path):
         RePaViTModel.from_dense(tmp_path, idle_ratio=2.0)
     with pytest.raises(ValueError, match="no plain model"):
         RePaViTModel.from_dense(get_peft_model(copy.deepcopy(dense), LoraConfig(target_modules=["fc1"])))
+    # libraries that quantize in place leave no word in the configuration
+    quantized = copy.deepcopy(dense)
+    quantize_(quantized, Int8WeightOnlyConfig(version=2))
+    with pytest.raises(ValueError, match="is quantized"):
+        RePaViTModel.from_dense(quantized)
     dense.config.quantization_config = {"quant_method": "quanto"}
     with pytest.raises(ValueError, match="is quantized"):
         RePaViTModel.from_dense(dense)

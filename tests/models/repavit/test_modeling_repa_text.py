@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -247,3 +248,12 @@ def test_a_perturbed_fused_form_loads_in_another_attention(tmp_path):
     with torch.no_grad():
         first, second = (form(**model.dummy_inputs)[0] for form in loaded)
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_and_quantized_weights_are_refused():
+    dense = make_dense("bert")
+    with pytest.raises(ValueError, match="no plain model"):
+        RePaTextModel.from_dense(get_peft_model(copy.deepcopy(dense), LoraConfig(target_modules=["query"])))
+    dense.config.quantization_config = {"quant_method": "torchao"}
+    with pytest.raises(ValueError, match="is quantized"):
+        RePaTextModel.from_dense(dense)

@@ -16,7 +16,7 @@ class Rows(torch.utils.data.Dataset):
         self.columns = columns
 
     def __len__(self) -> int:
-        return len(self.columns["labels"])
+        return len(next(iter(self.columns.values())))
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {name: values[index] for name, values in self.columns.items()}

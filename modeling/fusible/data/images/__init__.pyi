@@ -8,3 +8,4 @@ from .augmentation import (
 )
 from .classification import image_data as image_data
 from .digits import digit_images as digit_images, digits_dataset as digits_dataset
+from .fashion_mnist import fashion_mnist_dataset as fashion_mnist_dataset

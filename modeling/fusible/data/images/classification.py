@@ -19,6 +19,7 @@ from ..classes import class_numbers
 from ..dataset import DataBundle, MappedDataset
 from .augmentation import TrainingTransform, image_transform
 from .digits import digits_dataset
+from .fashion_mnist import fashion_mnist_dataset
 
 
 # names in recipes -> repository on the Hub
@@ -198,4 +199,11 @@ def digits(processor: Any, augmentation: Mapping[str, Any] | None = None, *, see
     return data
 
 
-__all__ = ["IMAGE_REPOSITORIES", "digits", "find_column", "find_eval_split", "image_data", "images"]
+def fashion_mnist(
+    processor: Any, augmentation: Mapping[str, Any] | None = None, *, folder: str | None = None
+) -> DataBundle:
+    """Fashion-MNIST from IDX files on this machine, or from the Hub; see `fashion_mnist_dataset`."""
+    return image_data(fashion_mnist_dataset(folder), processor, augmentation)
+
+
+__all__ = ["IMAGE_REPOSITORIES", "digits", "fashion_mnist", "find_column", "find_eval_split", "image_data", "images"]

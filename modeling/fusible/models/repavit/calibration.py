@@ -1,7 +1,7 @@
 """Calibration data: some inputs without labels, in any of the forms in which users have them."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -50,10 +50,29 @@ class CalibrationData:
         if not self.batches:
             raise ValueError(f"calibration is empty; give at least one batch with {main_input}.")
 
+    @classmethod
+    def for_model(cls, model: Any, calibration: Any, seed: int = 0) -> Self:
+        """Data for a model, whose `dummy_inputs` say what it takes."""
+        others = dict(model.dummy_inputs)  # such as a mask of padding
+        example = others.pop(model.main_input_name)
+        padding = getattr(model.config.backbone_config, "pad_token_id", None) or 0
+        return cls(calibration, model.main_input_name, example, tuple(others), padding, seed=seed)
+
+    def typical_input(self) -> dict[str, torch.Tensor]:
+        """One input of the size that the data have: the first one; of texts, one of their mean length."""
+        if self.example.is_floating_point():
+            return {name: value[:1] for name, value in self.batches[0].items()}
+        samples = tokens = 0
+        for batch in self.batches:
+            mask = batch.get("attention_mask", torch.ones_like(batch[self.main_input]))
+            samples, tokens = samples + len(mask), tokens + int(mask.sum())
+        # any token will do
+        return {self.main_input: self.batches[0][self.main_input][:1, :1].expand(1, round(tokens / samples))}
+
     def _batches(self, calibration: Iterable[Any]) -> Iterator[dict[str, torch.Tensor]]:
         examples: list[dict[str, torch.Tensor]] = []
         for item in calibration:
-            inputs = self._inputs(item)
+            inputs = self.inputs_of(item)
             missing = self.example.ndim - inputs[self.main_input].ndim
             if missing == 0:
                 yield inputs
@@ -63,12 +82,12 @@ class CalibrationData:
                 raise ValueError(f"{self.main_input} of the calibration is {shape}; batches have {wanted} dimensions.")
             examples.append(inputs)
             if len(examples) == BATCH_SIZE:
-                yield self._collate(examples)
+                yield self.collate(examples)
                 examples = []
         if examples:
-            yield self._collate(examples)
+            yield self.collate(examples)
 
-    def _collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         if len({example[self.main_input].shape for example in examples}) == 1:
             return default_collate(examples)
         if self.example.is_floating_point():
@@ -82,7 +101,7 @@ class CalibrationData:
             for name in masked[0]
         }
 
-    def _inputs(self, item: Any) -> dict[str, torch.Tensor]:
+    def inputs_of(self, item: Any) -> dict[str, torch.Tensor]:
         """What a model takes of a batch or an example."""
         if not isinstance(item, Mapping):
             # inputs and labels side by side, as data sets of torch have them

@@ -1,6 +1,6 @@
 """Dense models converted block by block, on calibration data, to FFNs with idle channels."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,10 @@ from transformers.utils import logging
 
 from .calibration import CalibrationData
 from .feed_forward import ChannelIdleFeedForward
-from .refit import RefitStatistics, idle_without_data_, linearize_norm_, write_back_
+from .refit import RefitStatistics, linearize_norm_, write_back_
+
+
+ERROR = "error"  # beside a finished FFN's tensors: that of its fit
 
 
 @dataclass
@@ -36,7 +39,16 @@ class ConvertedBlock:
     @property
     def is_exact(self) -> bool:
         """Whether the FFN is the dense one."""
-        return self.has_dense_norms and self.ffn.active_channels == self.ffn.fc1.out_features
+        return self.is_exact_with(self.ffn.active_channels)
+
+    @property
+    def reads_norm(self) -> bool:
+        """Whether the FFN reads what the dense norm gives, before the shortcut, and has none in front of it."""
+        return isinstance(self.ffn.input_norm, nn.Identity)
+
+    def is_exact_with(self, active_channels: int) -> bool:
+        """Whether it would be."""
+        return self.has_dense_norms and active_channels == self.ffn.fc1.out_features
 
     def see_output(self, *seen: Any) -> None:
         """A hook of the dense block."""
@@ -79,6 +91,7 @@ class Conversion:
         self.blocks = blocks
         self.data = data
         self.states: list[torch.Tensor] = [torch.empty(0)] * len(data.batches)
+        self.targets: list[torch.Tensor] = []  # of `run_dense`
 
     def _run(self, model: Any, batch: int) -> None:
         inputs = {}
@@ -87,9 +100,12 @@ class Conversion:
         model(**inputs)
 
     @torch.no_grad()
-    def run_(self) -> list[float]:
+    def run_(self, finished: MutableMapping[int, dict[str, torch.Tensor]] | None = None) -> list[float]:
         """
         Converts, in place.
+
+        Args:
+            finished: tensors of FFNs that are fitted already, by the numbers of their blocks; the others are added.
 
         Returns:
             The squared error of each FFN over the variance of what it is to add.
@@ -97,47 +113,67 @@ class Conversion:
         Raises:
             ValueError: if the calibration has too few tokens for a fit, or if hidden states are not finite.
         """
-        targets = self._dense_streams()
-        for block, wanted in zip(self.blocks, targets, strict=True):
+        if not self.targets:
+            self.run_dense()
+        self.check([block.ffn.active_channels for block in self.blocks])
+        found = []
+        progress = logging.tqdm(list(zip(self.blocks, self.targets, strict=True)), desc="Converting blocks")
+        for number, (block, wanted) in enumerate(progress):
+            found.append(self._convert_(number, block, wanted, finished))
+            progress.set_postfix(error=f"{found[-1]:.3f}")
+        return found
+
+    def check(self, active_channels: Sequence[int]) -> None:
+        """Raises `ValueError` if hidden states are not finite, or too few for fits with so many active channels."""
+        for block, wanted, active in zip(self.blocks, self.targets, active_channels, strict=True):
             if not wanted.isfinite().all():
                 raise ValueError(
                     "The dense model's hidden states are not finite (NaN or infinite) on the calibration."
                 )
-            if block.is_exact:
-                continue
-            features = block.ffn.active_channels + block.ffn.fc1.in_features + 1
-            if len(wanted) < features:
+            features = active + block.ffn.fc1.in_features + 1
+            if len(wanted) < features and not block.is_exact_with(active):
                 raise ValueError(
                     f"The calibration has {len(wanted)} tokens for a fit of {features} weights per channel; give at "
                     f"least {features} tokens, at most {self.data.tokens_per_sample} of which are read per sample."
                 )
-        found = []
-        progress = logging.tqdm(list(zip(self.blocks, targets, strict=True)), desc="Converting blocks")
-        for number, (block, wanted) in enumerate(progress):
-            found.append(self._convert_(number, block, wanted))
-            progress.set_postfix(error=f"{found[-1]:.3f}")
-        return found
 
-    def _dense_streams(self) -> list[torch.Tensor]:
-        """`[rows, channels]` per block: the dense hidden states behind its FFN."""
-        found: list[list[torch.Tensor]] = [[] for _ in self.blocks]
+    @torch.no_grad()
+    def run_dense(self, with_inputs: bool = False) -> list[torch.Tensor]:
+        """
+        Keeps `targets`: `[rows, channels]` per block, the dense hidden states behind its FFN.
+
+        Args:
+            with_inputs: also return what comes to its FFN, `[rows, channels]` per block.
+        """
+        inputs: list[list[torch.Tensor]] = [[] for _ in self.blocks]
+        targets: list[list[torch.Tensor]] = [[] for _ in self.blocks]
         with ExitStack() as hooks:
-            for block, parts in zip(self.blocks, found, strict=True):
-                keep = partial(self._keep_stream, block, parts)
+            for block, before, after in zip(self.blocks, inputs, targets, strict=True):
+                keep = partial(self._keep, block, after, block.stream is block.dense)
                 hooks.callback(block.stream.register_forward_hook(keep).remove)
                 hooks.callback(block.dense.register_forward_hook(block.see_output).remove)
+                if with_inputs:
+                    keep = partial(self._keep, block, before, block.reads_norm)
+                    hooks.callback(block.norm.register_forward_hook(keep).remove)
             for batch in logging.tqdm(range(len(self.data.batches)), desc="Running the dense model"):
                 self._run(self.dense, batch)
-        return [torch.cat(parts) for parts in found]
+        self.targets = [torch.cat(parts) for parts in targets]
+        return [torch.cat(parts) for parts in inputs if parts]
 
-    def _keep_stream(self, block: ConvertedBlock, parts: list[torch.Tensor], *seen: Any) -> None:
-        """A hook: adds the rows of one batch."""
+    def _keep(self, block: ConvertedBlock, parts: list[torch.Tensor], wants_output: bool, *seen: Any) -> None:
+        """A hook: adds the rows of one batch, of a module's output or else of its input."""
         _, inputs, output = seen
-        value = inputs[0] if block.stream is not block.dense else output
+        value = output if wants_output else inputs[0]
         value = value[0] if isinstance(value, tuple) else value
         parts.append(_rows(value, self.data, len(parts), block.channels_first))
 
-    def _convert_(self, number: int, block: ConvertedBlock, wanted: torch.Tensor) -> float:
+    def _convert_(
+        self,
+        number: int,
+        block: ConvertedBlock,
+        wanted: torch.Tensor,
+        finished: MutableMapping[int, dict[str, torch.Tensor]] | None,
+    ) -> float:
         parts = []
         for batch in range(len(self.data.batches)):
             self.states[batch] = self._advance(number, batch)
@@ -145,7 +181,15 @@ class Conversion:
         error = 0.0
         # what comes after exact blocks only has no error to correct
         if not all(earlier.is_exact for earlier in self.blocks[: number + 1]):
-            error = self._refit_(block, parts, wanted)
+            found = None if finished is None else finished.get(number)
+            if found is None:
+                error = self._refit_(block, parts, wanted)
+                if finished is not None:
+                    # float64: the same number when it is read
+                    finished[number] = block.ffn.state_dict() | {ERROR: torch.tensor(error, dtype=torch.float64)}
+            else:
+                error = found.pop(ERROR).item()
+                block.ffn.load_state_dict(found)
         for batch, state in enumerate(self.states):
             state = block.end(state)
             self.states[batch] = state.movedim(-1, 1) if block.channels_first else state
@@ -188,39 +232,4 @@ class Conversion:
         return forward
 
 
-@torch.no_grad()
-def convert_(
-    dense: Any, model: Any, blocks: Sequence[ConvertedBlock], data: CalibrationData | None
-) -> dict[str, Any] | None:
-    """
-    Converts the blocks of a model that holds dense weights, in place.
-
-    Args:
-        dense: a model of transformers, in eval mode.
-        model: the one to convert, in eval mode and on the same device.
-        blocks: of both.
-        data: what they run on. Without, channels and slopes follow from the weights.
-
-    Returns:
-        With data a record for the configuration: `samples` and `block_errors`, the squared error of each FFN over the
-        variance of what it is to add.
-
-    Raises:
-        ValueError: as `Conversion.run_`.
-    """
-    if data is not None:
-        errors = Conversion(dense, model, blocks, data).run_()
-        samples = sum(len(batch[data.main_input]) for batch in data.batches)
-        return {"samples": samples, "block_errors": [round(error, 6) for error in errors]}
-    for block in blocks:
-        gamma, beta = block.norm.get_parameter("weight"), block.norm.get_parameter("bias")
-        if not block.has_dense_norms:
-            # a BatchNorm of unit statistics
-            block.ffn.input_norm.get_parameter("weight").copy_(gamma)
-            block.ffn.input_norm.get_parameter("bias").copy_(beta)
-        if not block.is_exact:
-            idle_without_data_(block.ffn, gamma, beta)
-    return None
-
-
-__all__ = ["Conversion", "ConvertedBlock", "convert_"]
+__all__ = ["Conversion", "ConvertedBlock"]

@@ -1,7 +1,7 @@
 """Text encoders with RePaViT's FFNs: post-norm blocks without BatchNorms (https://huggingface.co/papers/2505.21847)."""
 
-import copy
 import os
+from collections.abc import MutableMapping
 from typing import Any, Self, cast
 
 import torch
@@ -14,10 +14,11 @@ from ...core.modeling import FusiblePreTrainedModel
 from ...core.stock_models import build_stock, load_stock
 from ...core.text_backbones import TextBackboneSpec, text_backbone_spec
 from ...hub.processors import SavedProcessor
-from .calibration import CalibrationData
+from .budget import take_speedup
 from .configuration_repa_text import RePaTextConfig
-from .conversion import ConvertedBlock, convert_
+from .conversion import ConvertedBlock
 from .feed_forward import ChannelIdleFeedForward
+from .from_dense import convert_dense
 from .zero_branch import ZeroBranch
 
 
@@ -101,6 +102,8 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
         *,
         device: torch.device | str | None = None,
         seed: int = 0,
+        speedup: float | None = None,
+        finished: MutableMapping[int, dict[str, torch.Tensor]] | None = None,
         **kwargs: Any,
     ) -> Self:
         """
@@ -115,41 +118,37 @@ class RePaTextPreTrainedModel(FusiblePreTrainedModel):
                 there is padding; an iterable of batches or examples; a `DataLoader` or a data set.
             device: where the conversion runs, and the new model is; by default where the dense model is.
             seed: of the choice of tokens that the fit reads.
+            speedup: as for `RePaViTModel.from_dense`, of texts of the calibration's mean length.
+            finished: as for `RePaViTModel.from_dense`.
             **kwargs: options of `RePaTextConfig`, of which `backbone_config` has those of the encoder that are to
                 differ; and arguments for loading the dense model, such as `revision`. With other labels than the dense
                 model's, or of a model without a head, the head is new.
 
         Raises:
             ValueError: if the encoder is not supported, an option is wrong, a model at hand has other labels, or the
-                calibration is empty, too small, or of another kind than the model's inputs.
+                calibration is empty, too small, or of another kind than the model's inputs, or the speedup is out of
+                reach.
         """
+        speedup = take_speedup(kwargs, speedup, calibration)
         dense: Any  # mypy cannot read `to` of transformers' models
         config, dense = load_stock(cls.config_class, auto_class_of(cls), model, kwargs, text_backbone_spec)
-        spec = text_backbone_spec(config.backbone_config)
-        dtype = dense.dtype
-        dense.to(device or dense.device, torch.float32 if calibration is not None and dtype.itemsize < 4 else dtype)
-        repa_text = cls(config, copy.deepcopy(dense)).to(dense.device, dense.dtype).eval()
-        blocks = []
-        for block, own in zip(spec.blocks(dense), spec.blocks(repa_text.stock), strict=True):
-            end = cast(PostNormFeedForward, own.get_submodule(spec.output))
-            ffn = cast(ChannelIdleFeedForward, end.feed_forward)
-            stream, norm = block.get_submodule(spec.norm), block.get_submodule(spec.attention_norm)
-            blocks.append(ConvertedBlock(block, own, ffn, end, stream, norm))
-        data = None
-        if calibration is not None:
-            padding = dense.config.pad_token_id or 0
-            inputs = ("attention_mask", "token_type_ids")
-            data = CalibrationData(
-                calibration, "input_ids", repa_text.dummy_inputs["input_ids"], inputs, padding, seed=seed
-            )
-        # without the head, whose outputs nothing needs
-        config.conversion = convert_(dense.base_model, repa_text.stock.base_model, blocks, data)
+        repa_text = convert_dense(cls, config, dense, calibration, device, seed, speedup, dense, finished)
         # its tokenizer and what comes after it, such as pooling, go along with the inference form
         repa_text.name_or_path = dense.name_or_path
         if not isinstance(model, PreTrainedModel):
             download = {name: kwargs[name] for name in ("revision", "token", "local_files_only") if name in kwargs}
             SavedProcessor(model, **download).fetch()  # as saving downloads nothing
-        return repa_text.to(dtype).eval()
+        return repa_text
+
+    def converted_parts(self, dense: Any) -> tuple[Any, Any, list[ConvertedBlock]]:
+        """The dense encoder and this one's, without heads, whose outputs no fit needs; and the blocks of both."""
+        spec, blocks = text_backbone_spec(self.config.backbone_config), []
+        for block, own in zip(spec.blocks(dense), spec.blocks(self.stock), strict=True):
+            end = cast(PostNormFeedForward, own.get_submodule(spec.output))
+            ffn = cast(ChannelIdleFeedForward, end.feed_forward)
+            stream, norm = block.get_submodule(spec.norm), block.get_submodule(spec.attention_norm)
+            blocks.append(ConvertedBlock(block, own, ffn, end, stream, norm))
+        return dense.base_model, self.stock.base_model, blocks
 
     def _shared_parts(self) -> list[nn.Module]:
         # embeddings and blocks; a pooler is part of some stock models only

@@ -1,7 +1,7 @@
 """RePaViT: vision Transformers with channel-idle FFNs (https://huggingface.co/papers/2505.21847)."""
 
-import copy
 import os
+from collections.abc import MutableMapping
 from typing import Any, Self, cast
 
 import torch
@@ -20,11 +20,12 @@ from ...core.losses import classification_loss
 from ...core.modeling import FusiblePreTrainedModel
 from ...core.options import DOWNLOAD_ARGUMENTS
 from .blocks import RePaBlock, convert_block_
-from .calibration import CalibrationData
+from .budget import take_speedup
 from .configuration_repavit import RePaViTConfig
-from .conversion import ConvertedBlock, convert_
+from .conversion import ConvertedBlock
 from .earlier_format import load_earlier_format
 from .feed_forward import ChannelIdleFeedForward
+from .from_dense import convert_dense
 
 
 logger = logging.get_logger(__name__)
@@ -73,6 +74,8 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         *,
         device: torch.device | str | None = None,
         seed: int = 0,
+        speedup: float | None = None,
+        finished: MutableMapping[int, dict[str, torch.Tensor]] | None = None,
         **kwargs: Any,
     ) -> Self:
         """
@@ -88,13 +91,19 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
                 examples; a `DataLoader` or a data set.
             device: where the conversion runs, and the new model is; by default where the dense model is.
             seed: of the choice of tokens that the fit reads.
+            speedup: with `idle_ratio="auto"` and calibration data: multiply-adds of the whole dense model over those
+                of the whole fused one, for an input of the data's size (of a CLIP: of its vision tower). Active
+                channels are distributed over the blocks by measured errors; `config.active_channels` has them.
+            finished: to go on with an interrupted conversion of the same arguments: what it had fitted of each block,
+                by number; such as a `dict` or something that keeps it in files. What is fitted now is added.
             **kwargs: options of `RePaViTConfig`, and arguments for loading the dense model, such as `revision`.
                 `ffn_norm` is `"layer"` by default where the norm is a LayerNorm: that is exact. `"batch"` is faster.
 
         Raises:
-            ValueError: if the backbone is not supported, an option is wrong, or the calibration is empty, too small,
-                not finite, or of another kind than the model's inputs.
+            ValueError: if the backbone is not supported, an option is wrong, the calibration is empty, too small, not
+                finite, or of another kind than the model's inputs, or the speedup is out of reach.
         """
+        speedup = take_speedup(kwargs, speedup, calibration)
         options, loading = split_options(cls.config_class, model, kwargs)
         download = {name: value for name, value in loading.items() if name in DOWNLOAD_ARGUMENTS}
         config = cls.config_class.from_backbone(model, **options, **download)
@@ -103,9 +112,18 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
             # feature maps have GroupNorms, which depend on all tokens
             config.ffn_norm = "batch" if spec.channels_first else "layer"
         dense: Any = load_backbone(model, cast(PreTrainedConfig, config.backbone_config), **loading)
-        dtype = dense.dtype
-        dense.to(device or dense.device, torch.float32 if calibration is not None and dtype.itemsize < 4 else dtype)
-        repavit = cls(config, copy.deepcopy(dense)).to(dense.device, dense.dtype).eval()
+        return convert_dense(
+            cls, config, dense, calibration, device, seed, speedup, cls._whole_dense(model, dense), finished
+        )
+
+    @classmethod
+    def _whole_dense(cls, model: Any, dense: PreTrainedModel) -> PreTrainedModel:
+        """Of a dense model and its backbone, what a model of this class is compared with."""
+        return dense
+
+    def converted_parts(self, dense: Any) -> tuple[Any, Any, list[ConvertedBlock]]:
+        """The dense model, what of this one starts as its copy, and the blocks of both."""
+        spec = self.backbone_spec
         blocks = [
             ConvertedBlock(
                 block,
@@ -116,15 +134,9 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
                 norm=block.get_submodule(spec.ffn_norm),
                 channels_first=spec.channels_first,
             )
-            for block, own in zip(spec.blocks(dense), spec.blocks(repavit.backbone), strict=True)
+            for block, own in zip(spec.blocks(dense), spec.blocks(self.backbone), strict=True)
         ]
-        data = None
-        if calibration is not None:
-            others = dict(repavit.dummy_inputs)  # such as a mask of padding
-            example = others.pop(dense.main_input_name)
-            data = CalibrationData(calibration, dense.main_input_name, example, tuple(others), seed=seed)
-        config.conversion = convert_(dense, repavit.backbone, blocks, data)
-        return repavit.to(dtype).eval()
+        return dense, self.backbone, blocks
 
     def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
         return load_earlier_format(files)
@@ -167,11 +179,17 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         outputs = BaseModelOutputWithPooling(
             hidden_states, outputs.get("pooler_output"), outputs.hidden_states, outputs.get("attentions")
         )
-        if pooling is None:
-            outputs.pooler_output = self.backbone_spec.pool(outputs)
-        else:
-            outputs.pooler_output = self.backbone_spec.pooled_patches(hidden_states, self.backbone.config, pooling)
+        outputs.pooler_output = self._pool(outputs)
         return outputs
+
+    def _pool(self, outputs: Any) -> torch.Tensor:
+        if self.config.pooling is None:
+            return self.backbone_spec.pool(outputs)
+        return self.backbone_spec.pooled_patches(outputs.last_hidden_state, self.backbone.config, self.config.pooling)
+
+    def feature(self, outputs: Any) -> torch.Tensor | None:
+        # with a norm of its own it is none of the dense model
+        return None if self.backbone_spec.needs_final_norm else self._pool(outputs)
 
 
 class RePaViTModel(RePaViTPreTrainedModel):
@@ -230,6 +248,7 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
 
         With other labels, or of a model without such a head, the head is new; a warning says so.
         """
+        take_speedup(dict(kwargs), kwargs.get("speedup"), calibration)  # before the dense model is loaded
         loading = {name: kwargs[name] for name in (*DOWNLOAD_ARGUMENTS, "dtype") if name in kwargs}
         spec = backbone_spec(dense_config(model, **{n: value for n, value in loading.items() if n != "dtype"}))
         keeps_labels = not any(name in kwargs for name in LABEL_OPTIONS)
@@ -258,6 +277,10 @@ class RePaViTForImageClassification(RePaViTPreTrainedModel):
             repavit.final_norm.load_state_dict(dense.norm.state_dict())
         repavit.config.problem_type = dense.config.problem_type
         return repavit
+
+    @classmethod
+    def _whole_dense(cls, model: Any, dense: PreTrainedModel) -> PreTrainedModel:
+        return model if isinstance(getattr(model, "classifier", None), nn.Linear) else dense
 
     @can_return_tuple
     def forward(

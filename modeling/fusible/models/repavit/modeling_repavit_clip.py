@@ -9,6 +9,7 @@ from transformers import CLIPModel, CLIPTextModel, PreTrainedModel
 
 from ...core.dense import load_dense, split_options
 from ...core.modeling import FusiblePreTrainedModel
+from .budget import take_speedup
 from .configuration_repavit import RePaViTConfig
 from .configuration_repavit_clip import RePaViTCLIPConfig
 from .earlier_format import load_earlier_format
@@ -44,6 +45,7 @@ class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
         *,
         device: torch.device | str | None = None,
         seed: int = 0,
+        speedup: float | None = None,
         **kwargs: Any,
     ) -> Self:
         """
@@ -54,14 +56,17 @@ class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
             calibration: as for `RePaViTModel.from_dense`.
             device: where the conversion runs, and the new model is.
             seed: of the choice of tokens that the fit reads.
+            speedup: as for `RePaViTModel.from_dense`, of the vision tower.
             **kwargs: options of `RePaViTConfig`, and arguments for loading the CLIP, such as `revision`.
         """
+        take_speedup(dict(kwargs), speedup, calibration)  # before the CLIP is loaded
         options, loading = split_options(RePaViTConfig, model, kwargs)
         clip: Any = load_dense("AutoModel", model, **loading)
         # it finds the vision tower inside the CLIP
-        vision: Any = RePaViTModel.from_dense(clip, calibration, device=device, seed=seed, **options)
-        # which depends on the dense tower by default
-        options["ffn_norm"] = vision.config.ffn_norm
+        vision: Any = RePaViTModel.from_dense(clip, calibration, device=device, seed=seed, speedup=speedup, **options)
+        # which depend on the dense tower and the data
+        for name in ("ffn_norm", "idle_ratio", "active_channels", "conversion"):
+            options[name] = getattr(vision.config, name)
         repavit = cls(RePaViTCLIPConfig.from_clip(clip, **options)).to(vision.device, vision.dtype)
         repavit.vision_model = vision
         own = {name: tensor for name, tensor in clip.state_dict().items() if not name.startswith("vision_model.")}

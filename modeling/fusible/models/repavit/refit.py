@@ -58,6 +58,14 @@ class Refit:
     bias: torch.Tensor
     error: float
 
+    def branch(self, ffn: ChannelIdleFeedForward, inputs: torch.Tensor) -> torch.Tensor:
+        """What it adds to the shortcut of `[..., in]`, which come to the FFN that it was fitted to."""
+        normed = ffn.input_norm(inputs.flatten(0, -2)).view_as(inputs)
+        bias = None if ffn.fc1.bias is None else ffn.fc1.bias[self.active]
+        hidden = ffn.activation(F.linear(normed, ffn.fc1.weight[self.active], bias))
+        down, linear, shift = (part.to(normed.dtype) for part in (self.down, self.linear, self.bias))
+        return F.linear(hidden, down) + F.linear(normed, linear, shift)
+
 
 def solve(products: torch.Tensor, targets: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Least squares for centered features: weights `[features, out]`, pulled towards `start` where data are few."""
