@@ -20,6 +20,7 @@ ORDER = (
     "models",
     "benchmark",
     "export",
+    "error_plot",
     "saved_models",
     "recipes",
     "data",

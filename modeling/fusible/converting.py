@@ -1,5 +1,6 @@
 """Dense models that are converted and published, and how far they agree with what they were made from."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,9 +20,12 @@ from .core.dense import dense_config
 from .core.text_backbones import TEXT_BACKBONES
 from .data.dataset import MappedDataset
 from .data.inputs import example_of, input_batches, sample_rows
+from .error_plot import check_plot, draw_errors
 from .hub.form_facts import check_agreement, compare_forms, moved
 from .hub.partial_work import PartialWork, digest_of
 from .hub.processors import SavedProcessor
+from .models.repavit.feed_forward import ChannelIdleFeedForward
+from .models.repavit.linearity import IDLE_RATIOS, measure_linearity
 from .saved_models import check_destination, class_for, find_dtype, load_complete, publish
 from .training.recovery import BATCH_SIZE, distill
 
@@ -43,6 +47,7 @@ def convert_and_publish(
     device: str | None = None,
     dtype: str | None = None,
     tolerance: float | None = None,
+    plot: Path | None = None,
     seed: int = 0,
     repo_id: str | None = None,
     revision: str | None = None,
@@ -71,6 +76,7 @@ def convert_and_publish(
         dtype: of the saved weights; the source's by default.
         tolerance: how much the two forms of the result may differ on these rows, relative to the largest output;
             `None` does not compare.
+        plot: file for a picture of error against idle ratio, see `draw_errors`; the record then has the numbers.
         seed: of the choice of rows and tokens.
         repo_id: where to push, if anywhere.
         revision: of the source repository.
@@ -80,9 +86,10 @@ def convert_and_publish(
         trust_remote_code: whether Python files of the source may run.
 
     Returns:
-        `source`, `revision`, `data`, `samples`, `test_rows`, `block_errors`, `agreement`, `options`, and of `dense`
-        and `fused` the `parameters`, `macs` (per input), `megabytes` and `latency_ms`. With `distill_steps` also
-        `distillation`: what `training.distill` returns, and `agreement_before`.
+        `source`, `revision`, `data`, `samples`, `test_rows`, `block_errors`, `idle_ratios`, `agreement`,
+        `options`, and of `dense` and `fused` the `parameters`, `macs` (per input), `megabytes` and `latency_ms`. With
+        `distill_steps` also `distillation`: what `training.distill` returns, and `agreement_before`. With `plot` also
+        `error_curves`: `idle_ratios` and, for each block, `errors` at these.
 
     Raises:
         ValueError: if the model or the data cannot be converted, source and destination are one, the destination is a
@@ -90,6 +97,8 @@ def convert_and_publish(
         OSError: if the source or the data are not there, or the folder or the push cannot be completed.
     """
     _check_places(source, destination, repo_id, revision, push_revision)
+    if plot is not None:
+        check_plot(plot)
     cast_to = None if dtype is None else find_dtype(dtype)
     loading: dict[str, Any] = {"token": token} if token else {}
     loading |= {"trust_remote_code": True} if trust_remote_code else {}
@@ -139,6 +148,8 @@ def convert_and_publish(
                 f"{measure} is {agreement[measure]:.4f} on {len(test)} other rows, less than {min_agreement}. Nothing "
                 "was written. A lower --idle-ratio, more --samples or --distill keep more."
             )
+        ffns = [module for module in model.modules() if isinstance(module, ChannelIdleFeedForward)]
+        idle_ratios = [round(1 - ffn.active_channels / ffn.fc1.out_features, 6) for ffn in ffns]
         # of a Hub repository the path of a downloaded file says it
         config_file = cached_file(source, CONFIG_NAME, revision=revision or "main", token=token)
         record = {
@@ -147,10 +158,18 @@ def convert_and_publish(
             "data": data,
             "test_rows": len(test),
             **fused.config.conversion,
+            "idle_ratios": idle_ratios,
             "agreement": agreement,
         }
         if distill_steps is not None:
             record["distillation"]["agreement_before"] = after_fit
+        if plot is not None:
+            # casting would change the model whose size is told
+            twin = copy.deepcopy(dense) if dense.dtype.itemsize < 4 else dense
+            found = measure_linearity(twin, model_class, input_batches(fit, processor), IDLE_RATIOS, seed)
+            curves = [[round(error, 6) for error in curve] for curve in zip(*found["errors"].values(), strict=True)]
+            record["error_curves"] = {"idle_ratios": list(IDLE_RATIOS), "errors": curves}
+            draw_errors(plot, found["errors"], idle_ratios, title=Path(source).name)
         fused.config.conversion = record
         facts = {**record, "options": dict(options), **sizes_and_times(dense, fused, test_batches[0])}
         if cast_to is not None:

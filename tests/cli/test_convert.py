@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 
 import datasets
 import numpy as np
@@ -358,3 +359,25 @@ def test_a_killed_conversion_goes_on_at_its_block(samples, images, tmp_path, mon
         kills[:] = killed_at
         run(*arguments, "--idle-ratio", ratio)
     assert len(calls) == fits and not (tmp_path / ".fast.partial").exists()
+
+
+def test_a_picture_of_error_against_ratio(images, tmp_path, monkeypatch):
+    save_vit(tmp_path / "dense")
+    arguments = ("convert", tmp_path / "dense", tmp_path / "fast", "--data", images, "--samples", "64", "--plot")
+    facts = output_of(*arguments, tmp_path / "errors.png")
+    record = AutoModelForImageClassification.from_pretrained(tmp_path / "fast").config.conversion
+    curves = record["error_curves"]
+    assert curves == facts["error_curves"] and record["idle_ratios"] == [0.5] * 3
+    assert curves["idle_ratios"] == [0.25, 0.5, 0.75, 0.9, 1.0] and len(curves["errors"]) == 3
+    # the first block has no errors of others to correct, so its curve goes through what it was converted with
+    assert curves["errors"][0][1] == pytest.approx(record["block_errors"][0], abs=2e-6)
+    with Image.open(tmp_path / "errors.png") as picture:
+        assert picture.format == "PNG" and len(set(picture.convert("L").get_flattened_data())) > 20
+    card = (tmp_path / "fast" / "README.md").read_text(encoding="utf-8")
+    assert f"on 64 rows of `{images}`" in card and f"| cosine | {record['agreement']['cosine']:.4f} |" in card
+    for file in ("errors.txt", "missing/errors.png"):
+        result = run(*arguments, tmp_path / file)
+        assert result.exit_code == 1 and "must be in a folder" in result.stderr
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run(*arguments, tmp_path / "errors.png")
+    assert result.exit_code == 1 and "fusible[plots]" in result.stderr

@@ -52,6 +52,10 @@ def convert(
         bool, typer.Option("--check", help="Compare both forms of the result on the data; exit 1 if they differ.")
     ] = False,
     tolerance: Tolerance = 1e-4,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="File for a picture of error against idle ratio, block by block; takes another pass."),
+    ] = None,
     ffn_norm: Annotated[str | None, typer.Option(help="layer (exact) or batch (faster); for image models.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda; the CPU by default.")] = None,
     dtype: DtypeName = None,
@@ -94,6 +98,7 @@ def convert(
         device=device,
         dtype=dtype,
         tolerance=tolerance if check else None,
+        plot=plot,
         seed=seed,
         repo_id=push_to_hub,
         revision=revision,

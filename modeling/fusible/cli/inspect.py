@@ -14,8 +14,6 @@ from ._common import Images, Json, Revision, Source, compare_outputs, forms_tabl
 if TYPE_CHECKING:
     from rich.table import Table
 
-IDLE_RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0)  # that `--linearity` prices
-
 
 def inspect(
     source: Source,
@@ -116,7 +114,7 @@ def linearity_of(source: str, revision: str | None, data: str, samples: int, see
     """
     from ..converting import load_dense_for, needed_processor
     from ..data.inputs import input_batches, sample_rows
-    from ..models.repavit.linearity import measure_linearity
+    from ..models.repavit.linearity import IDLE_RATIOS, measure_linearity
 
     model_class, dense = load_dense_for(source, revision)
     processor = needed_processor(source, revision, dense)

@@ -81,6 +81,7 @@ def make_card(
     # tags of the caller take the place of the model's; those of the form are always there
     tags = [*metadata.pop("tags", source.model_tags or []), "fused" if fused else "training-form"]
     tags += [] if is_plain else ["custom_code"]
+    conversion = getattr(model.config, "conversion", None) or {}
     return ModelCard.from_template(
         ModelCardData(tags=list(dict.fromkeys(tags)), **metadata),
         template_path=str(Path(__file__).parent / "templates" / "modelcard.md"),
@@ -98,6 +99,8 @@ def make_card(
         scale=difference[1],
         auto_class=auto_class,
         embeds_sentences=embeds_sentences,
+        # of `from_dense` alone there is no source in it
+        conversion=conversion if "source" in conversion else None,
     )
 
 

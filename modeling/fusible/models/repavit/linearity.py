@@ -11,6 +11,9 @@ from .calibration import CalibrationData
 from .conversion import Conversion
 
 
+IDLE_RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0)  # that the commands price
+
+
 def measure_linearity(
     dense: Any, model_class: Any, calibration: Any, idle_ratios: Sequence[float], seed: int = 0
 ) -> dict[str, Any]:
@@ -52,4 +55,4 @@ def measure_linearity(
     }
 
 
-__all__ = ["measure_linearity"]
+__all__ = ["IDLE_RATIOS", "measure_linearity"]
