@@ -253,15 +253,16 @@ def needed_processor(source: str, revision: str | None, dense: Any, **loading: A
     return processor
 
 
-def _outputs(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Logits `[rows, labels]`, or features `[rows, channels]`: what is pooled of images, the mean of texts' tokens."""
+def _outputs(model: Any, batch: Mapping[str, torch.Tensor], fused: Any) -> torch.Tensor:
+    """Logits `[rows, labels]`, or features `[rows, channels]`: what heads read of images, of texts the mean token."""
     found = model(**moved(batch, model.device, model.dtype))
     if "logits" in found:
         return found.logits.flatten(0, -2).float()
     if model.main_input_name == "input_ids":
         mask = batch["attention_mask"].to(model.device)[..., None]
         return ((found.last_hidden_state * mask).sum(1) / mask.sum(1)).float()
-    pooled = found.get("pooler_output")
+    # a dense model's own pooler may be another one, such as that of a ViT, which ends with tanh
+    pooled = fused.feature(found)
     return (found.last_hidden_state.flatten(1, -2).mean(1) if pooled is None else pooled.flatten(1)).float()
 
 
@@ -274,7 +275,7 @@ def compare_outputs_of(dense: Any, fused: Any, batches: Sequence[Mapping[str, to
         the mean divergence from the dense model's distribution, in nats.
     """
     with torch.no_grad():
-        pairs = [(_outputs(dense, batch), _outputs(fused, batch)) for batch in batches]
+        pairs = [(_outputs(dense, batch, fused), _outputs(fused, batch, fused)) for batch in batches]
     expected, found = (torch.cat(part) for part in zip(*pairs, strict=True))
     results = {"cosine": F.cosine_similarity(expected, found).mean().item()}
     if type(fused).__name__.partition("For")[1] and expected.shape[-1] > 1:

@@ -22,6 +22,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
+    ViTModel,
 )
 
 from fusible import RePaTextModel, converting
@@ -91,6 +92,18 @@ def test_images(images, tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "fast" / "model.safetensors"
     ).read_bytes(), "one seed, the same bytes"
+
+
+def test_a_model_without_head_is_compared_by_what_heads_read(images, tmp_path):
+    """A ViT's own pooler ends with tanh, and is no part of the converted model."""
+    dense = ViTModel(ViTConfig(**SIZES)).eval()
+    perturb_(dense)
+    dense.save_pretrained(tmp_path / "dense")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "dense")
+    options = ("--data", images, "--idle-ratio", "0", "--samples", "40", "--json")
+    result = run("convert", tmp_path / "dense", tmp_path / "fast", *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["agreement"] == {"cosine": pytest.approx(1, abs=1e-6)}
 
 
 def test_texts(texts, tmp_path):

@@ -107,7 +107,7 @@ def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict
         The results with those of the inference form.
     """
     # from the folder and not from the trainer, whose model may be wrapped, sharded or in the state of training
-    source = recipe.model_class.from_pretrained(recipe.output)
+    source: Any = recipe.model_class.from_pretrained(recipe.output)
     is_fusible = isinstance(source, FusiblePreTrainedModel)
     fused = source.fuse(share=True) if is_fusible and source.has_fused_form else None
     # DeepSpeed prepares no model that is not trained
