@@ -242,8 +242,9 @@ def main() -> None:
     task: Task = (Images if options.kind == "images" else Sentences)(options.source)
     extra = {"model": task.name, "measure": task.measure_name, "samples": samples, "distill_steps": options.distill}
     where = facts("cpu")
-    # a folder of one's own says nothing to others
-    where["command"] = where["command"].replace(options.source, task.name)
+    if options.kind == "sentences":
+        # a folder of one's own says nothing to others
+        where["command"] = where["command"].replace(options.source, task.name)
     for rows in measure(task, options.ratios, samples, options.seeds, options.distill):
         print_table(rows)
         file = options.folder / "conversion_cpu.json"

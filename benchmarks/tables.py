@@ -137,6 +137,7 @@ CONVERSION: Columns = {
     "way": lambda row: row["way"],
     "measure": lambda row: row["measure"],
     "result": with_deviation,
+    "draws": lambda row: str(row["seeds"]) if row["way"] != "dense" else "",
 }
 CONVERSION_COST: Columns = {
     "model": lambda row: row["model"],
