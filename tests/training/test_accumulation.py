@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from fusible import (
     EWAConfig,
@@ -20,7 +20,7 @@ from fusible import (
 )
 from fusible.training.distillation import DistillationTrainer
 from support.model_tests.base import perturb_
-from support.model_tests.training import Rows
+from support.model_tests.training import Rows, one_step_settings
 from support.processes import run_script
 from support.small_models import SIZES, backbone_of
 from support.text_models import SIZES as TEXT_SIZES
@@ -59,21 +59,7 @@ PARTS = (3, 3, 2)  # rows of the micro-batches of the step
 
 def train(trainer_class, model, columns, folder, **options) -> Trainer:
     """One step of gradient descent with a learning rate of 1."""
-    settings = TrainingArguments(
-        str(folder),
-        per_device_train_batch_size=PARTS[0],
-        gradient_accumulation_steps=len(PARTS),
-        max_steps=1,
-        optim="sgd",
-        learning_rate=1.0,
-        max_grad_norm=0.0,
-        train_sampling_strategy="sequential",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-    )
+    settings = one_step_settings(folder, PARTS[0], len(PARTS))
     trainer = trainer_class(model, settings, train_dataset=Rows(columns), **options)
     trainer.train()
     return trainer

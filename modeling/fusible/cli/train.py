@@ -48,8 +48,7 @@ def plan(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
     from ..core.modeling import FusiblePreTrainedModel
     from ..hub.form_facts import count_parameters, form_facts
-    from ..hub.methods import METHODS
-    from ..recipes.catalog import PLAIN
+    from ..recipes.catalog import method_name
     from ..recipes.recipe import Recipe
 
     recipe = Recipe.load(path, overrides)
@@ -64,7 +63,7 @@ def plan(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         sizes = {"parameters": count_parameters(model)}
     return {
         "recipe": str(path),
-        "method": METHODS[recipe.config.model_type].name if recipe.config.model_type in METHODS else PLAIN,
+        "method": method_name(recipe.config.model_type),
         "class": type(model).__name__,
         **sizes,
         "dataset": recipe.dataset,

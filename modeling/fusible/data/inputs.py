@@ -168,9 +168,7 @@ def _rows_of_data_set(
     return rows
 
 
-def input_batches(
-    rows: Sequence[Any], processor: Any, batch_size: int = 32, max_length: int | None = None
-) -> Iterator[dict[str, torch.Tensor]]:
+def input_batches(rows: Sequence[Any], processor: Any, batch_size: int = 32) -> Iterator[dict[str, torch.Tensor]]:
     """
     What a processor makes of rows, in batches.
 
@@ -178,7 +176,6 @@ def input_batches(
         rows: of `sample_rows`.
         processor: an image processor or a tokenizer.
         batch_size: of the batches.
-        max_length: of texts, in tokens; by default the tokenizer's.
 
     Raises:
         ValueError: if an image or a video cannot be read; it is named.
@@ -188,7 +185,7 @@ def input_batches(
         part = rows[start : start + batch_size]
         if isinstance(part[0], str):
             # no limit of its own is a huge number
-            length = max_length or min(processor.model_max_length, 512)
+            length = min(processor.model_max_length, 512)
             yield dict(processor(list(part), padding=True, truncation=True, max_length=length, return_tensors="pt"))
         else:
             yield dict(processor(list(_pictures(part)), return_tensors="pt"))

@@ -11,7 +11,6 @@ from .parsing import RECIPE_NAME, read_recipe
 
 
 CARD_DATA_NAME = "card.yaml"
-PLAIN = "none: a plain model"  # instead of a method
 
 
 def catalog_folder() -> Path:
@@ -49,6 +48,11 @@ def find_recipe(name: str) -> Path:
     raise FileNotFoundError(f"{name} is no recipe, no folder with a {RECIPE_NAME}, and none of: {', '.join(names())}.")
 
 
+def method_name(model_type: str) -> str:
+    """The name of a model type's method; recipes train plain models, too."""
+    return METHODS[model_type].name if model_type in METHODS else "none: a plain model"
+
+
 def describe_recipe(name: str) -> dict[str, Any]:
     """
     Method, size, data and published results of one of `names`.
@@ -63,7 +67,7 @@ def describe_recipe(name: str) -> dict[str, Any]:
     card = yaml.safe_load((folder / CARD_DATA_NAME).read_text(encoding="utf-8"))
     return {
         "name": name,
-        "method": METHODS[model_type].name if model_type in METHODS else PLAIN,
+        "method": method_name(model_type),
         "model_type": model_type,
         "dataset": recipe["dataset"],
         "parameters_m": card["parameters_m"],
@@ -72,4 +76,4 @@ def describe_recipe(name: str) -> dict[str, Any]:
     }
 
 
-__all__ = ["PLAIN", "catalog_folder", "describe_recipe", "find_recipe", "names"]
+__all__ = ["catalog_folder", "describe_recipe", "find_recipe", "method_name", "names"]

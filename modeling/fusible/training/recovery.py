@@ -81,7 +81,7 @@ def distill(
     # of a CLIP, the tower that was converted
     student: Any = getattr(model, "vision_model", model)
     teacher = dense if "For" in type(student).__name__ else _backbone_of(dense, student)
-    rows, collate = _rows_of(data, student, getattr(dense.config, "pad_token_id", None) or 0)
+    rows, collate = _rows_of(data, student)
     device, dtype, was_training = student.device, student.dtype, student.training
     teacher_device, teacher_training = teacher.device, teacher.training
     trainable = {parameter: parameter.requires_grad for parameter in student.get_input_embeddings().parameters()}
@@ -155,14 +155,10 @@ def _backbone_of(dense: PreTrainedModel, student: Any) -> PreTrainedModel:
     return cast(PreTrainedModel, parts[0])
 
 
-def _rows_of(data: Any, student: Any, padding: int) -> tuple[Any, Any]:
+def _rows_of(data: Any, student: Any) -> tuple[Any, Any]:
     """A data set with a length, and what makes a model's inputs of some of its rows."""
-    others = dict(student.dummy_inputs)
-    example = others.pop(student.main_input_name)
     reads = isinstance(data, Dataset) and not isinstance(data, IterableDataset)
-    inputs = CalibrationData(
-        [cast(Any, data)[0]] if reads else data, student.main_input_name, example, tuple(others), padding
-    )
+    inputs = CalibrationData.for_model(student, [cast(Any, data)[0]] if reads else data)
     rows: Any = data if reads else [row for batch in inputs.batches for row in _split(batch)]
     return rows, lambda examples: inputs.collate([inputs.inputs_of(row) for row in examples])
 

@@ -150,7 +150,13 @@ def finish(recipe: Recipe, trainer: RecipeTrainer, processor: Any, results: dict
 
 
 def _barrier() -> None:
-    if dist.is_initialized():
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "gloo":
+        # its other barrier ends in a thread that still needs the GIL; if DDP is freed next, which holds the GIL and
+        # waits for this thread, the process hangs
+        dist.monitored_barrier()
+    else:
         dist.barrier()
 
 

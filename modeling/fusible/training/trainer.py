@@ -78,11 +78,6 @@ class DistillingTrainer(RecipeTrainer, DistillationTrainer):
     """A `RecipeTrainer` with a teacher."""
 
 
-def _of_fusible(model: PreTrainedModel, name: str) -> Any:
-    """What models of fusible's say about their training, and plain ones do not."""
-    return getattr(model, name) if isinstance(model, FusiblePreTrainedModel) else None
-
-
 def mixed_loss(
     model: PreTrainedModel,
     outputs: Any,
@@ -91,9 +86,9 @@ def mixed_loss(
 ) -> torch.Tensor:
     """`soft_cross_entropy` and, in training, what a model has in its own loss beside the labels'."""
     loss = soft_cross_entropy(outputs, labels, num_items_in_batch)
-    auxiliary = _of_fusible(model, "auxiliary_loss")
-    if auxiliary is not None and model.training:
-        loss = loss + auxiliary(labels, num_items_in_batch)
+    # a plain model has none
+    if isinstance(model, FusiblePreTrainedModel) and model.auxiliary_loss is not None and model.training:
+        loss = loss + model.auxiliary_loss(labels, num_items_in_batch)
     return loss
 
 
@@ -118,7 +113,9 @@ def make_trainer(
     Raises:
         ValueError: if recipe, model and data do not go together.
     """
-    if arguments.label_smoothing_factor and _of_fusible(model, "auxiliary_loss") is not None:
+    # a plain model says nothing about its training
+    own = model if isinstance(model, FusiblePreTrainedModel) else None
+    if arguments.label_smoothing_factor and own is not None and own.auxiliary_loss is not None:
         raise ValueError(
             "training.label_smoothing_factor would leave out the loss that the model adds to the labels'; give "
             "augmentation.label_smoothing."
@@ -126,12 +123,12 @@ def make_trainer(
     if data.eval is None and "eval_strategy" not in recipe.training:
         # the default of recipes evaluates each epoch, which Trainer refuses without data
         arguments.eval_strategy = IntervalStrategy.NO
-    if (label_names := _of_fusible(model, "label_names")) is not None:
-        arguments.label_names = list(label_names)
+    if own is not None and own.label_names is not None:
+        arguments.label_names = list(own.label_names)
     settings = recipe.settings
     dataset, sampler, callbacks = _training_data(recipe, arguments, data)
     # before EMA: it averages the weights as the method's callbacks leave them
-    callbacks = [*(model.training_callbacks() if isinstance(model, FusiblePreTrainedModel) else ()), *callbacks]
+    callbacks = [*(own.training_callbacks() if own is not None else ()), *callbacks]
     if settings.ema_decay is not None:
         callbacks.append(EMACallback(settings.ema_decay, checkpoint_of(recipe)))
     mark, arguments.save_total_limit = CheckpointMark(arguments.save_total_limit), None

@@ -22,6 +22,25 @@ class Rows(torch.utils.data.Dataset):
         return {name: values[index] for name, values in self.columns.items()}
 
 
+def one_step_settings(folder, micro_batch: int, micro_batches: int) -> TrainingArguments:
+    """One step of gradient descent with a learning rate of 1, so that the weights' change is the gradient."""
+    return TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=micro_batches,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=1.0,
+        max_grad_norm=0.0,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+
+
 class TrainingTests(ModelTests):
     def make_trainer(self, model, folder, **arguments) -> Trainer:
         torch.manual_seed(2)

@@ -14,33 +14,17 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from transformers import TrainingArguments  # noqa: E402
 
 from fusible import RePaTextForTokenClassification  # noqa: E402
 from fusible.training import DistillationTrainer  # noqa: E402
-from support.model_tests.training import Rows  # noqa: E402
+from support.model_tests.training import Rows, one_step_settings  # noqa: E402
 
 
 def main(folder: Path) -> None:
     model, teacher = (RePaTextForTokenClassification.from_pretrained(folder / name) for name in ("start", "teacher"))
-    settings = TrainingArguments(
-        str(folder / "checkpoints"),
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        max_steps=1,
-        optim="sgd",
-        learning_rate=1.0,
-        max_grad_norm=0.0,
-        train_sampling_strategy="sequential",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-    )
     trainer = DistillationTrainer(
         model,
-        settings,
+        one_step_settings(folder / "checkpoints", 2, 2),
         train_dataset=Rows(torch.load(folder / "columns.pt")),
         teacher=teacher,
         alpha=1.0,
@@ -49,7 +33,8 @@ def main(folder: Path) -> None:
     )
     trainer.train()
     trainer.save_model(str(folder / "trained"))
-    dist.barrier()
+    # gloo's other barrier may hang where DDP is freed after it, see training.train
+    dist.monitored_barrier()
     dist.destroy_process_group()
 
 

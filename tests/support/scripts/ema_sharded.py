@@ -65,7 +65,8 @@ def main(folder: Path) -> None:
     if accelerator.is_main_process:
         torch.save(weights, folder / "weights.pt")
     if sharded:
-        dist.barrier()
+        # gloo's other barrier may hang where DDP is freed after it, see training.train
+        dist.monitored_barrier()
         dist.destroy_process_group()
 
 

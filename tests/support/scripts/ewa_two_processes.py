@@ -47,7 +47,8 @@ def main(folder: Path) -> None:
     trained = accelerator.unwrap_model(prepared)
     torch.save(trained.state_dict(), folder / f"rank{accelerator.process_index}.pt")
     trained.save_pretrained(folder / "fused", fused=True, is_main_process=accelerator.is_main_process)
-    dist.barrier()
+    # gloo's other barrier may hang where DDP is freed after it, see training.train
+    dist.monitored_barrier()
     dist.destroy_process_group()
 
 

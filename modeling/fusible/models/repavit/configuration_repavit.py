@@ -44,10 +44,13 @@ class RePaViTConfig(BackboneConfigMixin, IdleChannelsConfig):
 
     model_type = "repavit"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
-    non_structural_fields: ClassVar[frozenset[str]] = frozenset(
-        {"conversion", "batch_norm_momentum", "sync_batch_norm", "drop_path_rate", "_out_features", "_out_indices"}
-    )
-
+    non_structural_fields: ClassVar[frozenset[str]] = IdleChannelsConfig.non_structural_fields | {
+        "batch_norm_momentum",
+        "sync_batch_norm",
+        "drop_path_rate",
+        "_out_features",
+        "_out_indices",
+    }
     later_fields: ClassVar[frozenset[str]] = frozenset({"pooling"})
     derived_fields: ClassVar[frozenset[str]] = frozenset({"out_features", "out_indices", "stage_names"})
 

@@ -41,17 +41,17 @@ def measure_linearity(
     dense_part, own_part, blocks = model.converted_parts(dense)
     data = CalibrationData.for_model(model, calibration, seed)
     ffns = [block.ffn for block in blocks]
-    ratios = [*idle_ratios, 1.0]
+    ratios = list(dict.fromkeys([*idle_ratios, 1.0]))
     counts = [[math.ceil(ffn.fc1.out_features * (1 - ratio)) for ratio in ratios] for ffn in ffns]
     fits = refits(Conversion(dense_part, own_part, blocks, data), counts)
     curves = [[0.0 if fit is None else fit.error for fit in block_fits] for _, block_fits in fits]
     cost = MultiplyAdds(dense, model, ffns, data.typical_input())
-    errors = dict(zip(idle_ratios, zip(*curves, strict=True), strict=False))
-    speedups = dict(zip(idle_ratios, map(cost.speedup, zip(*counts, strict=True)), strict=False))
+    errors = dict(zip(ratios, map(list, zip(*curves, strict=True)), strict=True))
+    speedups = dict(zip(ratios, map(cost.speedup, zip(*counts, strict=True)), strict=True))
     return {
-        "linear": [1 - curve[-1] for curve in curves],
-        "errors": {ratio: list(values) for ratio, values in errors.items()},
-        "speedups": speedups,
+        "linear": [1 - error for error in errors[1.0]],
+        "errors": {ratio: errors[ratio] for ratio in idle_ratios},
+        "speedups": {ratio: speedups[ratio] for ratio in idle_ratios},
     }
 
 
