@@ -213,7 +213,7 @@ def places(tmp_path_factory):
         "blank.txt": b"\xef\xbb\xbf\n  \n",
         "few.txt": b"word1\nword2\n",
         "one.txt": b"word1\n",
-        "latin.txt": "caf\u00e9\n".encode("latin-1"),
+        "latin.txt": "na\u00efve\n".encode("latin-1"),
         "utf16.txt": "word1\n".encode("utf-16"),
         "sounds/a.wav": b"RIFF",
         "others/a.doc": b"",
