@@ -186,13 +186,12 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def cost(samples: int, ratios: Sequence[float], repeats: int) -> list[Row]:
-    """Of converting a ViT-Base, and of what comes out, with the LayerNorms kept."""
+def cost(samples: int, ratios: Sequence[float], repeats: int) -> Iterator[Row]:
+    """Of converting a ViT-Base, and of what comes out, with the LayerNorms kept; a row for each ratio."""
     torch.manual_seed(0)
     dense = ViTForImageClassification(ViTConfig(num_labels=1000)).eval()
     images, pixels = torch.randn(samples, 3, 224, 224), torch.randn(8, 3, 224, 224)
-    rows = []
-    for ratio in ratios:
+    for ratio in track(ratios, description="conversions"):
         before, start = resident_bytes(), time.perf_counter()
         model = RePaViTForImageClassification.from_dense(dense, images.split(32), idle_ratio=ratio)
         seconds = time.perf_counter() - start
@@ -201,21 +200,18 @@ def cost(samples: int, ratios: Sequence[float], repeats: int) -> list[Row]:
         fused = model.fuse()
         times = median_seconds([partial(dense, pixels), partial(fused, pixels)], repeats, warmup=2)
         macs = [count_macs(form, pixel_values=pixels[:1]) for form in (dense, fused)]
-        rows.append(
-            {
-                "model": "ViT-Base, ffn_norm layer",
-                "idle_ratio": ratio,
-                "samples": samples,
-                "conversion_seconds": seconds,
-                "memory_gib": memory / 2**30,
-                "batch_size": len(pixels),
-                "dense_ms": 1e3 * times[0],
-                "fused_ms": 1e3 * times[1],
-                "speedup": times[0] / times[1],
-                "macs_ratio": macs[0] / macs[1],
-            }
-        )
-    return rows
+        yield {
+            "model": "ViT-Base, ffn_norm layer",
+            "idle_ratio": ratio,
+            "samples": samples,
+            "conversion_seconds": seconds,
+            "memory_gib": memory / 2**30,
+            "batch_size": len(pixels),
+            "dense_ms": 1e3 * times[0],
+            "fused_ms": 1e3 * times[1],
+            "speedup": times[0] / times[1],
+            "macs_ratio": macs[0] / macs[1],
+        }
 
 
 def main() -> None:
@@ -234,10 +230,9 @@ def main() -> None:
     logging.disable_progress_bar()
     samples = options.samples or (1024 if options.kind == "sentences" else 512)
     if options.kind == "cost":
-        rows = cost(samples, options.ratios, options.repeats)
-        print_table(rows)
-        rows = [row | facts("cpu") for row in rows]
-        save(rows, options.folder / "conversion_cost_cpu.json", key=("model", "idle_ratio"))
+        for row in cost(samples, options.ratios, options.repeats):
+            print_table([row])
+            save([row | facts("cpu")], options.folder / "conversion_cost_cpu.json", key=("model", "idle_ratio"))
         return
     task: Task = (Images if options.kind == "images" else Sentences)(options.source)
     extra = {"model": task.name, "measure": task.measure_name, "samples": samples, "distill_steps": options.distill}
