@@ -151,7 +151,8 @@ def make_functions(
     if operation == "token":
         state, maps, token = torch.randn_like(state), [part.float().contiguous() for part in maps], inputs[..., 0]
         small = [token, base.to(torch.complex64), coefficients[:, 0].to(torch.complex64), torch.view_as_complex(state)]
-        layer = S4StateSpace(S4Config(hidden_size=heads, state_size=STATE, mode="diag", use_kernels=False)).fuse()
+        options = {"state_size": STATE, "mode": "diag", "hidden_act": "linear", "use_kernels": False}
+        layer = S4StateSpace(S4Config(hidden_size=heads, **options)).fuse()
         layer.load_state_dict({**layer.state_dict(), **_coefficients(maps)})
         layer.kernels = kernels
         increment, tail = layer.transition.detach(), layer.transition_tail
@@ -166,7 +167,7 @@ def make_functions(
             "naive": (naive_step, small),
             "scan": (lambda u, *maps: scan_s4.ssm_scan(u[..., None], *maps, state)[0][:, 0, :, 0], [token, *maps]),
             "compiled": (step_in_place, [token, *maps[1:]]),
-            "layer": (lambda u: layer(u[:, None], states[1], True, True)[0][:, 0], [token]),
+            "layer": (lambda u: layer(u[:, None], states[1], True)[0][:, 0], [token]),
         }
     kernel = ops_s4.vandermonde(coefficients, base, length)[:, 0].float()
     return {

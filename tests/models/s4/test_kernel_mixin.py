@@ -113,7 +113,7 @@ class TestWhenKernelsRun:
         model = make_model(mode="diag").double()
         fused, seen = model.fuse(), []
         for layer in fused.layers:
-            layer.mixer.activation.register_forward_hook(lambda *_: seen.append("activation"))
+            layer.mixer.ssm.activation.register_forward_hook(lambda *_: seen.append("activation"))
         expected = run(model)
         for use_kernels in (True, False):
             fused.use_kernels = use_kernels

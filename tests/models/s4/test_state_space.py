@@ -40,8 +40,9 @@ OPTIONS = {
 
 
 def make_layer(dtype=torch.float64, noise=0.1, **options) -> S4StateSpace:
-    """With parameters that are not those of the start."""
-    layer = S4StateSpace(S4Config(**{"hidden_size": HEADS, "state_size": 8, "dt_min": 0.01, **options}))
+    """With parameters that are not those of the start, and by default without an activation."""
+    options = {"hidden_size": HEADS, "state_size": 8, "dt_min": 0.01, "hidden_act": "linear", **options}
+    layer = S4StateSpace(S4Config(**options))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.mul_(1 + noise * torch.randn_like(parameter))
@@ -179,28 +180,40 @@ def test_states(options):
 
 @pytest.mark.parametrize(("mode", "dense_heads"), [("diag", None), ("dplr", 0), ("dplr", 1), ("dplr", HEADS)])
 @torch.no_grad()
-def test_inference_form_with_gelu(mode, dense_heads):
+def test_both_forms_own_their_activation(mode, dense_heads):
     """Of whole sequences, and of pieces of any length."""
-    layer = make_layer(mode=mode, channels=2)
+    layer = make_layer(mode=mode, channels=2, hidden_act="gelu")
     layer.dense_heads = dense_heads
-    fused, state, outputs = layer.fuse(), None, []
     inputs = torch.randn(2, 37, HEADS, dtype=torch.float64)
     y, _ = run_definition(layer, inputs)
     expected = y * torch.special.ndtr(y)
-    for enabled in (False, True):
-        with torch.set_grad_enabled(enabled):
-            assert_equal(fused(inputs, gelu=True)[0].detach(), expected)
-    for piece in inputs.split([3, 1, 1, 20, 12], dim=1):
-        output, state = fused(piece, state, True, gelu=True)
-        outputs.append(output)
-    assert_equal(torch.cat(outputs, dim=1), expected)
+    for form in (layer, layer.fuse()):
+        state, outputs = None, []
+        for enabled in (False, True):
+            with torch.set_grad_enabled(enabled):
+                assert_equal(form(inputs)[0].detach(), expected)
+        for piece in inputs.split([3, 1, 1, 20, 12], dim=1):
+            output, state = form(piece, state, return_state=True)
+            outputs.append(output)
+        assert_equal(torch.cat(outputs, dim=1), expected)
+
+
+@torch.no_grad()
+def test_no_form_changes_the_state_that_it_is_given():
+    layer = make_layer(hidden_act="silu")
+    for form in (layer, layer.fuse()):
+        state = torch.randn(2, HEADS, 4, 2, dtype=torch.float64)
+        before, token = state.clone(), torch.randn(2, 1, HEADS, dtype=torch.float64)
+        one, other = (form(token, state, return_state=True) for _ in range(2))
+        assert torch.equal(state, before) and all(map(torch.equal, one, other))
 
 
 @torch.no_grad()
 def test_bidirectional_inference_form_with_gelu():
-    layer, inputs = make_layer(bidirectional=True), torch.randn(2, 37, HEADS, dtype=torch.float64)
+    layer = make_layer(bidirectional=True, hidden_act="gelu")
+    inputs = torch.randn(2, 37, HEADS, dtype=torch.float64)
     y, _ = run_definition(layer, inputs)
-    assert_equal(layer.fuse()(inputs, gelu=True)[0], y * torch.special.ndtr(y))
+    assert_equal(layer.fuse()(inputs)[0], y * torch.special.ndtr(y))
 
 
 def test_a_state_of_the_training_form_in_the_modes_of_the_inference_form():
@@ -368,5 +381,5 @@ def test_batches_of_nothing(options):
 
 
 def test_recurrence_says_what_it_is():
-    assert repr(make_layer(mode="diag").fuse()) == "S4Recurrence(heads=4, dense_heads=0, bidirectional=False)"
-    assert isinstance(make_layer().fuse(), S4Recurrence)
+    fused = make_layer(mode="diag").fuse()
+    assert isinstance(fused, S4Recurrence) and fused.extra_repr() == "heads=4, dense_heads=0, bidirectional=False"

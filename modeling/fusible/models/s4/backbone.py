@@ -149,8 +149,7 @@ class S4PreTrainedModel(S4KernelModel):
         """Cuts states off from the graph that made them, for truncated backpropagation through time."""
         for slot in cache.layers:
             if isinstance(slot, LinearAttentionLayer) and slot.has_previous_state[0]:
-                # a copy, as the graph may need the numbers that tokens are written over
-                slot.recurrent_states[0] = cast(torch.Tensor, slot.recurrent_states[0]).detach().clone()
+                slot.recurrent_states[0] = cast(torch.Tensor, slot.recurrent_states[0]).detach()
 
     def _forward_backbone(
         self,
@@ -262,8 +261,6 @@ class S4PreTrainedModel(S4KernelModel):
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None, states: States, with_state: bool, keep: bool
     ) -> tuple[list[torch.Tensor], States]:
         """The last hidden states, behind the inputs of all layers if these are wanted; and the next states."""
-        # not where a layer runs again for its gradient: what it was given must be as it was
-        overwrite = not torch.is_grad_enabled()
         kept, inputs, after = [], {}, {}
         for number, layer in enumerate(self.layers):
             if keep:
@@ -278,7 +275,7 @@ class S4PreTrainedModel(S4KernelModel):
                 # its skip is the input of the matching pool, which has the length of the finer stage
                 hidden_states, state = layer(hidden_states, cast(torch.Tensor, skip).shape[1], before)
             else:
-                hidden_states, state = layer(hidden_states, mask, before, with_state, overwrite)
+                hidden_states, state = layer(hidden_states, mask, before, with_state)
             if number in states:
                 after[number] = state
             if skip is not None:

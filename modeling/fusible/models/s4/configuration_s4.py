@@ -21,6 +21,9 @@ class S4Config(FusibleConfig):
     r"""
     A stack of state space layers, which are convolutions in training and recurrences in the inference form.
 
+    Options are in groups: sizes and stages (from `vocab_size` on), state spaces (from `state_size` on), layers around
+    them (from `hidden_act` on), heads (from `pooling` on), large vocabularies (from `cutoffs` on), and kernels.
+
     Args:
         vocab_size (`int`, *optional*): number of tokens; `None` for sequences of numbers.
         input_size (`int`, *optional*, defaults to 1): numbers per position, where there are no tokens.
@@ -191,7 +194,14 @@ class S4Config(FusibleConfig):
     def validate_architecture(self) -> None:
         """Raises `ValueError` for options outside their range or that do not go together."""
         super().validate_architecture()
-        kinds = [self.init] if isinstance(self.init, str) else list(self.init or [])
+        self._check_sizes()
+        self._check_initial_systems()
+        self._check_discretization()
+        self._check_layers()
+        self._check_pools()
+        self._check_vocabulary()
+
+    def _check_sizes(self) -> None:
         sizes = ("input_size", "hidden_size", "num_hidden_layers", "rank", "num_ssm", "channels", "prediction_length")
         for name in (*sizes, "dt_min", "rate", "expand"):
             if not getattr(self, name) > 0:
@@ -201,24 +211,39 @@ class S4Config(FusibleConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if self.state_size < 2 or self.state_size % 2:
             raise ValueError(f"state_size is {self.state_size}; it must be even and at least 2.")
-        if not self.layer_pattern or set(self.layer_pattern) - {"s4", "ffn"}:
-            raise ValueError(f"layer_pattern is {self.layer_pattern}; it must be of 's4' and 'ffn'.")
+
+    def _check_initial_systems(self) -> None:
+        kinds = [self.init] if isinstance(self.init, str) else list(self.init or [])
         if not kinds or set(kinds) - {*MEASURES, *DIAGONALS}:
             raise ValueError(f"init is {self.init!r}; known are {', '.join(MEASURES + DIAGONALS)}.")
         if self.hidden_size % self.num_ssm:
             raise ValueError(f"num_ssm is {self.num_ssm}; it must divide hidden_size, which is {self.hidden_size}.")
         if self.num_ssm % len(kinds):
             raise ValueError(f"num_ssm is {self.num_ssm}; it must be a multiple of the {len(kinds)} kinds of init.")
+        if self.mode == "dplr" and "legt" in kinds and self.rank < 2:
+            raise ValueError(f"rank is {self.rank}; init 'legt' needs 2.")
+
+    def _check_discretization(self) -> None:
         if self.mode == "dplr" and self.disc != "bilinear":
             raise ValueError(f"disc is {self.disc!r}; mode 'dplr' has 'bilinear' only.")
         if self.mode == "dplr" and not self.tie_dt:
             raise ValueError("tie_dt is False; mode 'dplr' has one step size per channel.")
-        if self.mode == "dplr" and "legt" in kinds and self.rank < 2:
-            raise ValueError(f"rank is {self.rank}; init 'legt' needs 2.")
-        if self.mixer_output == "none" and self.channels > 1:
-            raise ValueError(f"channels is {self.channels}; without a linear layer after them it must be 1.")
         if self.disc == "dss" and self.l_max is None:
             raise ValueError("disc 'dss' needs l_max.")
+        if self.dt_max < self.dt_min:
+            raise ValueError(f"dt_max is {self.dt_max}; it must be at least dt_min, which is {self.dt_min}.")
+
+    def _check_layers(self) -> None:
+        if not self.layer_pattern or set(self.layer_pattern) - {"s4", "ffn"}:
+            raise ValueError(f"layer_pattern is {self.layer_pattern}; it must be of 's4' and 'ffn'.")
+        if self.mixer_output == "none" and self.channels > 1:
+            raise ValueError(f"channels is {self.channels}; without a linear layer after them it must be 1.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(ACT2FN)}.")
+        if not 0 <= self.hidden_dropout_prob < 1:
+            raise ValueError(f"hidden_dropout_prob is {self.hidden_dropout_prob}; it must be in [0, 1).")
+
+    def _check_pools(self) -> None:
         if any(size < 2 for size in self.pool_sizes):
             raise ValueError(f"pool_sizes are {self.pool_sizes}; a pool joins at least 2 positions.")
         if self.pool_sizes and self.bidirectional:
@@ -228,22 +253,19 @@ class S4Config(FusibleConfig):
         if self.l_max is not None and round(self.l_max // joined / self.rate) < 1:
             where = f" and with pool_sizes {self.pool_sizes}" if self.pool_sizes else ""
             raise ValueError(f"l_max is {self.l_max}; at rate {self.rate}{where} it must be at least {joined}.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(ACT2FN)}.")
-        if self.dt_max < self.dt_min:
-            raise ValueError(f"dt_max is {self.dt_max}; it must be at least dt_min, which is {self.dt_min}.")
-        if self.cutoffs is not None and self.tie_word_embeddings:
+
+    def _check_vocabulary(self) -> None:
+        if self.cutoffs is None:
+            return
+        if self.tie_word_embeddings:
             raise ValueError("tie_word_embeddings is True; with cutoffs, embedding and softmax share what they can.")
-        if self.cutoffs is not None:
-            if self.div_val < 1:
-                raise ValueError(f"div_val is {self.div_val}; it must be positive.")
-            bounds = [0, *self.cutoffs, self.vocab_size or 0]
-            if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
-                raise ValueError(f"cutoffs are {self.cutoffs}; they must grow, between 0 and vocab_size.")
-            if self.hidden_size % self.div_val ** len(self.cutoffs):
-                raise ValueError(f"div_val is {self.div_val}; hidden_size must be divisible by it for each cutoff.")
-        if not 0 <= self.hidden_dropout_prob < 1:
-            raise ValueError(f"hidden_dropout_prob is {self.hidden_dropout_prob}; it must be in [0, 1).")
+        if self.div_val < 1:
+            raise ValueError(f"div_val is {self.div_val}; it must be positive.")
+        bounds = [0, *self.cutoffs, self.vocab_size or 0]
+        if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
+            raise ValueError(f"cutoffs are {self.cutoffs}; they must grow, between 0 and vocab_size.")
+        if self.hidden_size % self.div_val ** len(self.cutoffs):
+            raise ValueError(f"div_val is {self.div_val}; hidden_size must be divisible by it for each cutoff.")
 
     def structure(self) -> dict[str, Any]:
         """As for all models. Weights of the training form can be read at any sampling rate."""

@@ -1,15 +1,14 @@
 """The residual layers of S4 models: state spaces or FFNs, with norms and dropout around them."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN, GELUActivation
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...core.batch_norm import RecomputeSafeBatchNorm1d
 from .configuration_s4 import S4Config
-from .recurrence import S4Recurrence
 from .state_space import S4StateSpace
 
 
@@ -65,13 +64,11 @@ class SequenceDropout(nn.Module):
 
 
 class S4Mixer(nn.Module):
-    """State spaces over positions, an activation, and a linear layer with or without gate over channels."""
+    """State spaces over positions with their activation, and a linear layer with or without gate over channels."""
 
     def __init__(self, config: S4Config, dense_heads: int | None) -> None:
         super().__init__()
         self.ssm: nn.Module = S4StateSpace(config, dense_heads)
-        self.ssm_dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.activation = ACT2FN[config.hidden_act]
         self.dropout = SequenceDropout(config)
         width = config.channels * config.hidden_size
         self.output = config.mixer_output
@@ -79,15 +76,9 @@ class S4Mixer(nn.Module):
             self.out_proj = nn.Linear(width, config.hidden_size * (2 if self.output == "glu" else 1))
 
     def forward(
-        self, hidden_states: torch.Tensor, state: torch.Tensor | None, return_state: bool, overwrite: bool
+        self, hidden_states: torch.Tensor, state: torch.Tensor | None = None, return_state: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # the exact GELU can be made with the outputs, unless dropout comes in between
-        is_gelu = isinstance(self.activation, GELUActivation)
-        if is_gelu and isinstance(self.ssm, S4Recurrence) and not self.training:
-            hidden_states, state = self.ssm(hidden_states, state, return_state, overwrite, gelu=True)
-        else:
-            hidden_states, state = self.ssm(hidden_states, state, return_state, overwrite)
-            hidden_states = self.activation(self.ssm_dropout(hidden_states))
+        hidden_states, state = self.ssm(hidden_states, state, return_state)
         hidden_states = self.dropout(hidden_states)
         if self.output != "none":
             hidden_states = self.out_proj(hidden_states)
@@ -95,7 +86,7 @@ class S4Mixer(nn.Module):
 
 
 class S4FeedForward(nn.Module):
-    """Two linear layers per position."""
+    """Two linear layers per position, which have no state."""
 
     def __init__(self, config: S4Config) -> None:
         super().__init__()
@@ -104,7 +95,9 @@ class S4FeedForward(nn.Module):
         self.dropout = SequenceDropout(config)
         self.fc2 = nn.Linear(cast(int, config.intermediate_size), config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None]:
+    def forward(
+        self, hidden_states: torch.Tensor, state: None = None, return_state: bool = False
+    ) -> tuple[torch.Tensor, None]:
         return self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))), None
 
 
@@ -125,7 +118,6 @@ class S4Layer(GradientCheckpointingLayer):
         mask: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
         return_state: bool = False,
-        overwrite: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
@@ -133,7 +125,6 @@ class S4Layer(GradientCheckpointingLayer):
             mask: `[batch, length, 1]`, zero where state spaces must see zeros.
             state: of the state spaces before the first position.
             return_state: whether that after the last one is wanted.
-            overwrite: whether that may be written over `state`.
         """
         if hidden_states.shape[1] == 0:  # no block of a pool is complete
             return hidden_states, state
@@ -141,7 +132,7 @@ class S4Layer(GradientCheckpointingLayer):
         # behind the norm, whose shift makes padding other than zero
         if mask is not None:
             branch = branch * mask
-        branch, state = self.mixer(branch, state, return_state, overwrite)
+        branch, state = self.mixer(branch, state, return_state)
         branch = self.dropout(branch)
         hidden_states = hidden_states + branch if self.residual else branch
         return (hidden_states if self.prenorm else self.norm(hidden_states)), state

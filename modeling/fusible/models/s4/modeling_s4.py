@@ -45,7 +45,7 @@ class S4Model(S4PreTrainedModel):
             inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
             input_values: `[batch, length, config.input_size]`, for models without.
             cache: states after the positions before, which are replaced: what a call returned, or transformers'
-                `DynamicCache(config=model.config)`. Its `layers[i].recurrent_states[0]` may be written over in place.
+                `DynamicCache(config=model.config)`.
             use_cache: also return the states after the last position.
             **kwargs: `output_hidden_states`; and, where a row has several documents, what packing collators give:
                 `seq_idx` `[batch, length]`, `position_ids` `[batch, length]` that restart, or `cu_seq_lens_q`
@@ -138,7 +138,7 @@ class S4ForCausalLM(S4PreTrainedModel, GenerationMixin):
             inputs_embeds: `[batch, length, hidden_size]`, instead of what would be embedded.
             labels: `[batch, length]`, the same tokens, which are shifted here; -100 for those that do not count.
             cache: states after the positions before, which are replaced: what a call returned, or transformers'
-                `DynamicCache(config=model.config)`. Its `layers[i].recurrent_states[0]` may be written over in place.
+                `DynamicCache(config=model.config)`.
             use_cache: also return the states after the last position.
             logits_to_keep: for how many positions at the end, or for which ones, logits are wanted; 0 for all.
             **kwargs: `output_hidden_states`; and, where a row has several documents, what packing collators give:

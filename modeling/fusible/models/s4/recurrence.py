@@ -1,10 +1,11 @@
 """The inference form of S4's state spaces: a recurrence with real coefficients, at a constant cost per step."""
 
 from collections.abc import Callable
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import nn
+from transformers.activations import GELUActivation
 from transformers.utils.generic import maybe_autocast
 
 from ...kernels.loading import Kernels, is_transformed
@@ -31,7 +32,8 @@ def keep_float32(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.
 
 class S4Recurrence(nn.Module):
     """
-    State spaces, one per channel of the input, as recurrences `x <- A x + b u`, `y = c x + D u` of real numbers.
+    State spaces, one per channel of the input, as recurrences `x <- A x + b u`, `y = c x + D u` of real numbers, and
+    the activation of their outputs.
 
     A state is `[batch, heads, state_size / 2, 2]`, first of the heads whose transition is pairs, in the basis of their
     modes, then of those whose transition is dense. That of a diagonal system is stored as `[heads, groups, 2]`: see
@@ -77,6 +79,8 @@ class S4Recurrence(nn.Module):
             self.register_buffer("order", order)
         self.D = skip
         self.register_buffer("kernel_error", kernel_error)
+        self.dropout: nn.Module = nn.Identity()
+        self.activation: nn.Module = nn.Identity()
 
     @classmethod
     def from_system(
@@ -184,13 +188,10 @@ class S4Recurrence(nn.Module):
             return outputs[0], states[0]
         return torch.cat(outputs, dim=2), torch.cat(states, dim=1)
 
-    def _step(self, inputs: torch.Tensor, state: torch.Tensor, overwrite: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[batch, 1, heads]` in the dtype of the coefficients to what `forward` returns; without a gradient."""
+    def _step(self, inputs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[batch, 1, heads]` in the dtype of the coefficients to outputs and the next state; without a gradient."""
         outputs, order, first = inputs.new_empty(len(inputs), 1, self.D.numel()), None, 0
-        # torch forbids to write over tensors of inference mode outside of it
-        is_writable = state.is_contiguous() and (torch.is_inference_mode_enabled() or not state.is_inference())
-        if not overwrite or state.requires_grad or not is_writable:
-            state = state.clone(memory_format=torch.contiguous_format)
+        state = state.clone(memory_format=torch.contiguous_format)
         if self.has_dense:
             order = self.order
         if self.has_pairs:
@@ -202,26 +203,34 @@ class S4Recurrence(nn.Module):
             ssm_step_(outputs, state, inputs, *maps, self.D, order, first, self.kernels)
         return outputs, state
 
+    def _run(self, inputs: torch.Tensor, state: torch.Tensor | None, gelu: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[batch, length, heads]` to `[batch, length, channels * heads]` and the state, or to the GELU of that."""
+        u = inputs.movedim(1, 2)
+        ordered = u[:, self.order] if self.has_dense else u
+        channels = len(self.D)
+        skip = self.D.to(u.dtype)
+        skip = skip[:, self.order] if self.has_dense else skip
+        y, state = self._scan(ordered, state, slice(0, channels), skip, gelu)
+        if self.bidirectional:
+            ahead, _ = self._scan(ordered.flip(-1), None, slice(channels, None), None)
+            # of the positions after this one
+            y = y + torch.nn.functional.pad(ahead.flip(-1)[..., 1:], (0, 1))
+        if self.has_dense:
+            y = torch.empty_like(y).index_copy(2, self.order, y)
+        return y.flatten(1, 2).mT, state
+
     def forward(
-        self,
-        inputs: torch.Tensor,
-        state: torch.Tensor | None = None,
-        return_state: bool = False,
-        overwrite: bool = False,
-        gelu: bool = False,
+        self, inputs: torch.Tensor, state: torch.Tensor | None = None, return_state: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             inputs: `[batch, length, heads]`.
             state: what a call on the positions before returned.
             return_state: whether a state is wanted.
-            overwrite: whether the new state may be written over `state`, which nobody else needs then. That is done
-                for single positions, and never where gradients are enabled, in compiled programs, under transforms, or
-                over a state that is not contiguous.
-            gelu: whether to return the GELU of the outputs, which costs least here: it is made with them where it can.
 
         Returns:
-            `[batch, length, channels * heads]` in the dtype of the inputs, and the state after the last position.
+            `[batch, length, channels * heads]` in the dtype of the inputs, behind the activation, and the state after
+            the last position.
 
         Raises:
             ValueError: if a bidirectional layer is asked to use states.
@@ -231,28 +240,17 @@ class S4Recurrence(nn.Module):
         # autocast would turn the products of matrices into half precision
         with maybe_autocast(inputs.device.type, enabled=False):
             dtype = torch.promote_types(inputs.dtype, torch.float32)
-            if state is not None and inputs.shape[1] == 1 and dtype == state.dtype == self.D.dtype:
-                if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed()):
-                    y, state = self._step(inputs.to(dtype), state, overwrite)
-                    y = nn.functional.gelu(y) if gelu else y
-                    return y.to(inputs.dtype), state if return_state else None
-            u = inputs.movedim(1, 2).to(dtype)
-            ordered = u[:, self.order] if self.has_dense else u
-            channels = len(self.D)
-            skip = self.D.to(u.dtype)
-            skip = skip[:, self.order] if self.has_dense else skip
-            # of both directions, the GELU is that of the sum
-            is_fused = gelu and not self.bidirectional and inputs.shape[1] > 1
-            y, state = self._scan(ordered, state, slice(0, channels), skip, is_fused)
-            if self.bidirectional:
-                ahead, _ = self._scan(ordered.flip(-1), None, slice(channels, None), None)
-                # of the positions after this one
-                y = y + torch.nn.functional.pad(ahead.flip(-1)[..., 1:], (0, 1))
-            if gelu and not is_fused:
-                y = nn.functional.gelu(y)
-            if self.has_dense:
-                y = torch.empty_like(y).index_copy(2, self.order, y)
-        return y.flatten(1, 2).mT.to(inputs.dtype), state if return_state else None
+            # a scan makes the exact GELU with its outputs, unless dropout or the other direction comes first
+            scans = inputs.shape[1] > 1 and not self.bidirectional
+            gelu = scans and not self.training and isinstance(self.activation, GELUActivation)
+            takes_step = state is not None and inputs.shape[1] == 1 and dtype == state.dtype == self.D.dtype
+            if takes_step and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed()):
+                y, state = self._step(inputs.to(dtype), cast(torch.Tensor, state))
+            else:
+                y, state = self._run(inputs.to(dtype), state, gelu)
+            if not gelu:
+                y = self.activation(self.dropout(y))
+        return y.to(inputs.dtype), state if return_state else None
 
     def extra_repr(self) -> str:
         return f"heads={self.D.shape[1]}, dense_heads={self.num_dense_heads}, bidirectional={self.bidirectional}"

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.utils.generic import maybe_autocast
 
 from ...core.fusion import Fusible
@@ -81,7 +82,7 @@ def long_convolution(inputs: torch.Tensor, kernel: torch.Tensor, backward_kernel
 
 class S4StateSpace(Fusible):
     """
-    State spaces, one per channel of the input, in the form that trains.
+    State spaces, one per channel of the input, and the activation of their outputs, in the form that trains.
 
     All parameters are real and stay float32 when the model is cast to half precision; complex numbers have a last
     dimension of 2. A, B and P are shared by channels, `heads % num_ssm` being the number of the one that a head uses.
@@ -116,6 +117,8 @@ class S4StateSpace(Fusible):
         self.D = parameter(config.channels, heads)
         if config.mode == "dplr":
             self.P = parameter(config.rank, copies, half, 2)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.activation = ACT2FN[config.hidden_act]
         self.kernels = None
         if config.use_kernels is not False:
             # on the meta device, what will be used is not known yet
@@ -277,17 +280,16 @@ class S4StateSpace(Fusible):
         inputs: torch.Tensor,
         state: torch.Tensor | None = None,
         return_state: bool = False,
-        overwrite: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             inputs: `[batch, length, heads]`.
             state: what a call on the positions before returned.
             return_state: whether a state is wanted.
-            overwrite: whether `state` may be written over, which this form never does.
 
         Returns:
-            `[batch, length, channels * heads]` in the dtype of the inputs, and the state after the last position.
+            `[batch, length, channels * heads]` in the dtype of the inputs, behind the activation, and the state after
+            the last position.
 
         Raises:
             ValueError: if a bidirectional layer is asked to use states.
@@ -308,13 +310,17 @@ class S4StateSpace(Fusible):
                 # [batch, channels, heads, length]
                 y = long_convolution(u, responses[0], ahead).movedim(2, 1)
                 y = y + self.D.to(u.dtype)[..., None] * u[:, None]
-        return y.flatten(1, 2).mT.to(inputs.dtype), state if return_state else None
+            # before the outputs are rounded to half precision
+            y = self.activation(self.dropout(y.flatten(1, 2).mT))
+        return y.to(inputs.dtype), state if return_state else None
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """The recurrence, of pairs of modes where that is exact enough in the dtype of the parameters."""
         transition, b, c = self.recurrence()
         fused = S4Recurrence.from_system(transition, b, c, self.D, self.config.bidirectional, self.dense_heads)
+        fused.dropout = self.dropout
+        fused.activation = self.activation
         fused.kernels = self.kernels
         return fused
 
