@@ -322,7 +322,8 @@ class S4StateSpace(Fusible):
         fused.dropout = self.dropout
         fused.activation = self.activation
         fused.kernels = self.kernels
-        return fused
+        # in eval mode where this form is: dropout is part of both
+        return fused.train(self.training)
 
 
 __all__ = ["INVERSES", "TRANSFORMS", "S4StateSpace", "long_convolution"]
