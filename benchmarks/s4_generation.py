@@ -22,22 +22,12 @@ from fusible import S4Config, S4ForCausalLM
 from fusible.benchmark import median_seconds
 from fusible.hub.form_facts import count_parameters
 from fusible.kernels.loading import load_kernels
-from fusible.models.s4.state_space import S4StateSpace
 
 
 TOKENS = 8  # written for one measurement
 
 
 @torch.no_grad()
-def roughen_(model: PreTrainedModel) -> None:
-    """A tenth of noise on state spaces: HiPPO's own transitions have no exact modes, most others have."""
-    for module in model.modules():
-        if isinstance(module, S4StateSpace):
-            for name in ("A_real", "A_imag", "B", "C", "P"):
-                parameter = getattr(module, name)
-                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
-
-
 def make_writers(width: int, blocks: int, context: int) -> dict[str, tuple[PreTrainedModel, Row]]:
     """
     GPT-2, and S4 with two state space layers and an FFN in place of each of its blocks, and facts about them.
@@ -58,10 +48,9 @@ def make_writers(width: int, blocks: int, context: int) -> dict[str, tuple[PreTr
             intermediate_size=4 * width - 64,  # what the state spaces have more than attention
         )
     )
-    roughen_(s4)
     fused = s4.eval().fuse()
     return {
-        "S4": (fused, {"parameters": count_parameters(s4), "dense_heads": sum(fused.config.dense_heads)}),
+        "S4": (fused, {"parameters": count_parameters(s4)}),
         "GPT-2": (gpt2.eval(), {"parameters": count_parameters(gpt2) - gpt2.transformer.wpe.weight.numel()}),
     }
 

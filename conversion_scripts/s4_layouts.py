@@ -8,8 +8,9 @@ from torch.nn.functional import pad
 
 from conversion_scripts.common import agreed
 from fusible import S4Config
-from fusible.models.s4.diagonalization import sampled_kernel
-from fusible.models.s4.state_space import S4StateSpace, real_pairs
+from fusible.models.s4.coefficients import real_pairs
+from fusible.models.s4.scan import krylov
+from fusible.models.s4.state_space import S4StateSpace
 
 
 Tensors = dict[str, torch.Tensor]
@@ -194,6 +195,24 @@ def from_free_rank(theirs: Tensors, system: tuple[torch.Tensor, ...], length: in
     return ours, found | {"l_max": None}
 
 
+def sampled_kernel(transition: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """
+    Impulse responses of a system as `ssm_scan` takes it, at lags 0 ... 63 and 64 from each power of two up to 8192 on.
+
+    Returns:
+        `[heads, channels, samples]`.
+    """
+    columns, chunk_transition = krylov(transition, b[..., None], 64)
+    # [heads, state, 64]; chunk_transition leaps 64 steps, and twice as many after each round
+    columns, row = columns.flatten(1, 2), c
+    samples = [row.flatten(2) @ columns]
+    for _ in range(8):
+        moved = (row.movedim(1, 2).contiguous() @ chunk_transition).movedim(2, 1)
+        samples.append(moved.flatten(2) @ columns)
+        chunk_transition = chunk_transition @ chunk_transition
+    return torch.cat(samples, dim=-1)
+
+
 def diagonal(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -247,7 +266,7 @@ def diagonal(
     layer.load_state_dict(found | {"inv_dt": dt.log().float()[:, None], "D": torch.zeros(channels, heads)})
     exact = sampled_kernel(transition[:, None], column.squeeze(-1)[:, None], rows[:, :, None])
     with torch.no_grad():
-        difference = sampled_kernel(*layer.recurrence()) - exact
+        difference = sampled_kernel(*layer.coefficients().matrices()) - exact
     error = difference.abs().amax((1, 2)) / exact.abs().amax((1, 2))
     if not error.max() < TOLERANCE:
         raise ValueError(

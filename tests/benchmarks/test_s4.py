@@ -76,10 +76,10 @@ def test_generation(run):
 
 
 def test_equal_models(monkeypatch):
-    """Within two per cent but for the head, which GPT-2 shares with its embedding; recurrences are mostly pairs."""
+    """Within two per cent but for the head, which GPT-2 shares with its embedding."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     generation = importlib.import_module("s4_generation")
     with torch.no_grad():
         (s4, about), (_, others) = generation.make_writers(256, 2, 64).values()
-    assert isinstance(s4, S4ForCausalLM) and s4.config.fused and about["dense_heads"] < 4 * 256 / 4
+    assert isinstance(s4, S4ForCausalLM) and s4.config.fused
     assert abs((about["parameters"] - 256 * 256) / others["parameters"] - 1) < 0.02

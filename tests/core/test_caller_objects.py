@@ -64,14 +64,6 @@ def test_a_configuration_serves_several_models(family, tmp_path):
         assert family == "ewa" or model.config.fused
 
 
-def test_a_fused_configuration_serves_several_models():
-    """Which heads of S4 need a dense transition is found from a model's weights, and is no matter of the next's."""
-    config = S4Config(hidden_size=8, num_hidden_layers=1, state_size=4, fused=True)
-    before = config.to_dict()
-    assert S4ForSequenceClassification(config).config.dense_heads is not None
-    assert config.to_dict() == before
-
-
 def test_labels_are_not_written_into_a_backbone_that_was_given():
     backbone = ViTConfig(**{name: value for name, value in backbone_of("vit").items() if name != "model_type"})
     before = copy.deepcopy(backbone.to_dict())

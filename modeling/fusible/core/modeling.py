@@ -41,8 +41,7 @@ class FusiblePreTrainedModel(TwoFormsModel):
 
     def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
         """
-        All tensors of an inference form in weight files of an earlier format, as this one has them; `None` if they are
-        the same in both.
+        All tensors in weight files of an earlier format, as this one has them; `None` if they are the same in both.
 
         Raises:
             ValueError: if they cannot be converted, for instance because they are quantized.
@@ -242,7 +241,7 @@ class FusiblePreTrainedModel(TwoFormsModel):
         model._saved_class = saved.get(CLASS_KEY, next(iter(model.config.architectures or ()), None))
         if not model._is_quantized():
             check_dtypes(model, map(str, checkpoint_files or []), load_config.weights_only)
-        if model.config.fused and int(saved.get(FORMAT_KEY, 1)) < model.config.format_number:
+        if int(saved.get(FORMAT_KEY, 1)) < model.config.format_number:
             tensors = model._load_earlier_format(files)
             if tensors is not None:
                 state_dict, checkpoint_files = tensors, None

@@ -49,8 +49,6 @@ def _mark_fused(module: nn.Module) -> None:
         if isinstance(model, PreTrainedModel):
             for config in _fusible_configs(model):
                 config.fused = True
-        if isinstance(model, TwoFormsModel):
-            model._record_structure()
 
 
 def _fusible_configs(model: PreTrainedModel) -> list[FusibleConfig]:
@@ -78,9 +76,7 @@ class TwoFormsModel(PreTrainedModel):
         self._forward_arguments = forward_arguments(self) | self._common_arguments
         if self.config.fused:
             fuse_tree(self)  # parts that are models themselves may be fused already
-            if all(config.fused for config in _fusible_configs(self)):
-                self._record_structure()
-            else:
+            if not all(config.fused for config in _fusible_configs(self)):
                 _mark_fused(self)
 
     def _check_arguments(self, given: Mapping[str, Any]) -> None:
@@ -148,9 +144,6 @@ class TwoFormsModel(PreTrainedModel):
     def has_fused_form(self) -> bool:
         """Whether the options of the configuration leave an inference form."""
         return True
-
-    def _record_structure(self) -> None:
-        """Records in the configuration the parts of the fused structure that depend on the weights."""
 
     def check_fusible(self) -> None:
         """

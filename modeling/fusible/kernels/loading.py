@@ -37,7 +37,7 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
-VERSION = 1  # of what the operations take and give
+VERSION = 2  # of what the operations take and give
 CONTENTS = ("cauchy", "devices", "ssm_scan", "ssm_step", "ssm_step_", "vandermonde")
 
 

@@ -16,14 +16,17 @@ from support.kernel_cases.scan import (
     NAMES,
     SINGLE,
     SIZES,
+    STEP_NAMES,
+    STEPS,
     ScanCases,
     assert_is_the_definition,
     assert_near,
+    cast,
     definition,
     make,
+    make_step,
     powers,
     relative,
-    step_arguments,
 )
 from support.processes import run_script
 
@@ -81,17 +84,17 @@ def test_scan_of_any_strides(kernel):
 def test_many_steps_keep_their_digits(kernel):
     """A transition of slow modes, rounded to float32, would be off by more after thousands of steps."""
     turn = torch.exp(torch.tensor([-1e-4 + 1e-3j, -1e-4 + 2j], dtype=torch.complex128))
-    blocks = torch.stack([torch.view_as_real(turn), torch.view_as_real(turn * 1j)], dim=-1)
-    state = torch.randn(1, 1, 2, 2, dtype=torch.float64)
-    maps = [blocks[None], torch.randn(1, 2, 2).double(), torch.randn(1, 1, 2, 2).double()]
-    y, _ = definition(torch.zeros(1, 1, 5000, dtype=torch.float64), *maps, state)
-    u, increment, tail, b, c, x, _ = step_arguments(torch.float32, torch.zeros(1, 1), *maps, state, None)
+    arguments = make_step(1, 1, 1, 2, 0) | {"inputs": torch.zeros(1, 1), "skip": None}
+    exact = torch.view_as_real(turn - 1)[None]
+    increment = exact.float()
+    state = torch.view_as_complex(arguments["state"]) * turn**5000
+    expected = (arguments["c"][:, 0] * torch.view_as_real(state)).sum((-2, -1))
+    arguments |= {"increment": increment, "tail": exact - increment}
+    _, increment, tail, b, c, x, *_ = cast(arguments, torch.float32).values()
     actual = torch.empty(1, 1, 1)
-    for map_, rest in ((increment, tail), (increment[..., 0], tail[..., 0])):
-        moved = x.clone()
-        for _ in range(5000):
-            kernel.ssm_step_(actual, moved, u, map_, rest, b, c)
-        assert relative(actual, y[..., -1]) < 2e-5
+    for _ in range(5000):
+        kernel.ssm_step_(actual, x, torch.zeros(1, 1), increment, tail, b, c)
+    assert relative(actual[0], expected) < 2e-5
 
 
 def test_scan_in_pieces(kernel):
@@ -147,11 +150,10 @@ def test_operators_are_sound(kernel):
             torch.library.opcheck(operators.ssm_scan.default, (inputs, *maps, last, state, False))
             detached = [None if part is None else part.detach() for part in (inputs, *maps, last, state)]
             torch.library.opcheck(operators.ssm_scan.default, (*detached, True))
-            detached = [detached[0][..., 0], *detached[1:4], detached[5], detached[4]]
-            *arguments, before, extra = step_arguments(dtype, *detached)
-            written = torch.empty(2, 2, 3, dtype=dtype), before.clone()
-            for order in (torch.tensor([2, 0, 1]), None):
-                torch.library.opcheck(operators.ssm_step_.default, (*written, *arguments, extra, order, 0))
+        for rank in (0, 2):
+            arguments = cast(make_step(2, 3, 2, 4, rank), dtype)
+            written = torch.empty(2, 2, 3, dtype=dtype), arguments.pop("state")
+            torch.library.opcheck(operators.ssm_step_.default, (*written, *arguments.values()))
     for single in (True, False):
         torch.library.opcheck(operators.vandermonde.default, (*powers(2, 2, 5), 70, single))
 
@@ -200,17 +202,17 @@ def functions_of_one(kernel):
     """Each function of the kernel repository, of one tensor, and a value of that."""
     inputs, *maps, state, skip = (part.detach() for part in make(2, 3, 1, 4, 2, 20))
     coefficients, base = (part.detach() for part in powers(2, 3, 4))
-    u, increment, tail, b, c, _, _ = step_arguments(torch.float64, inputs[..., 0], *maps, state, skip)
+    u, *others, before, d, left, right = make_step(2, 3, 1, 4, 1).values()
 
     def step_in_place(x):
         outputs, after = x.new_zeros(2, 1, 3), x.clone()
-        kernel.ssm_step_(outputs, after, u, increment, tail, b, c)
+        kernel.ssm_step_(outputs, after, u, *others, d, left, right)
         return after
 
     return {
         "ssm_scan": (lambda x: kernel.ssm_scan(x, *maps, state, skip)[0], inputs),
-        "ssm_step": (lambda x: kernel.ssm_step(u, increment, tail, b, c, x, skip)[0], state),
-        "ssm_step_": (step_in_place, state),
+        "ssm_step": (lambda x: kernel.ssm_step(u, *others, x, d, left, right)[0], before),
+        "ssm_step_": (step_in_place, before),
         "vandermonde": (lambda x: kernel.vandermonde(x, base, 20), coefficients),
         "cauchy": (lambda x: kernel.cauchy(x, coefficients, base - 1.5, 20), coefficients),
     }
@@ -270,28 +272,31 @@ def test_scan_refuses(kernel, change, error, message):
 
 
 @pytest.mark.parametrize(
-    ("number", "change", "message"),
+    ("name", "change", "message"),
     [
-        (0, lambda part: part[0], "inputs must have at least 2 dimensions, not the shape [3]"),
-        (0, lambda part: part[:, :2], "inputs has shape [2, 2] instead of [2, 3]"),
-        (1, lambda part: part[:, :1], "increment [3, 1, 2, 2]: a head's state would be 2 numbers"),
-        (1, lambda part: part[..., 0], "tail has shape [3, 4, 2, 2] instead of [3, 4, 2]"),
-        (1, lambda part: part[:, 0, 0, 0], "increment must have 3 or 4 dimensions, not the shape [3]"),
-        (2, lambda part: part.double(), "tail has dtype Double instead of Float"),
-        (2, lambda part: part[..., 0], "tail has shape [3, 4, 2] instead of [3, 4, 2, 2]"),
-        (3, lambda part: part[:1], "b has shape [1, 4, 2] instead of [3, 4, 2]"),
-        (4, lambda part: part[:, 0], "c must have 4 dimensions, not the shape [3, 4, 2]"),
-        (5, lambda part: part.half(), "state must be float32 or float64, not Half"),
-        (6, lambda part: part[:, :1], "skip has shape [2, 1] instead of [2, 3]"),
-        *((n, lambda part: part.to("meta"), "must be on one device, not on cpu and meta") for n in range(7)),
+        ("inputs", lambda part: part[0], "inputs must have at least 2 dimensions, not the shape [3]"),
+        ("inputs", lambda part: part[:, :2], "inputs has shape [2, 2] instead of [2, 3]"),
+        ("increment", lambda part: part[:, :1], "increment has shape [3, 1, 2] instead of [3, 4, 2]"),
+        ("increment", lambda part: part[..., 0], "increment has shape [3, 4] instead of [3, 4, 2]"),
+        ("tail", lambda part: part.double(), "tail has dtype Double instead of Float"),
+        ("tail", lambda part: part[..., 0], "tail has shape [3, 4] instead of [3, 4, 2]"),
+        ("b", lambda part: part[:1], "b has shape [1, 4, 2] instead of [3, 4, 2]"),
+        ("c", lambda part: part[:, 0], "c must have 4 dimensions, not the shape [3, 4, 2]"),
+        ("state", lambda part: part.half(), "state must be float32 or float64, not Half"),
+        ("state", lambda part: part[..., :1], "state has shape [2, 3, 4, 1] instead of [2, 3, 4, 2]"),
+        ("skip", lambda part: part[:, :1], "skip has shape [2, 1] instead of [2, 3]"),
+        ("left", lambda part: None, "left and right go together"),
+        ("left", lambda part: part[:, 0], "left must have 4 dimensions, not the shape [3, 4, 2]"),
+        ("left", lambda part: part[:, :, :2], "left has shape [3, 1, 2, 2] instead of [3, 1, 4, 2]"),
+        ("right", lambda part: part.expand(3, 2, 4, 2), "right has shape [3, 2, 4, 2] instead of [3, 1, 4, 2]"),
+        *((name, lambda part: part.to("meta"), "must be on one device, not on cpu and meta") for name in STEP_NAMES),
     ],
 )
-def test_step_refuses(kernel, number, change, message):
-    inputs, *others = (part.detach() for part in make(2, 3, 2, 4, 2, 1))
-    arguments = step_arguments(torch.float32, inputs[..., 0], *others)
-    arguments[number] = change(arguments[number])
+def test_step_refuses(kernel, name, change, message):
+    arguments = cast(make_step(2, 3, 2, 4, 1), torch.float32)
+    arguments[name] = change(arguments[name])
     with pytest.raises(RuntimeError, match=re.escape(message)):
-        kernel.ssm_step(*arguments)
+        kernel.ssm_step(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -305,19 +310,10 @@ def test_step_refuses(kernel, number, change, message):
         {"state": lambda part: part[:1].expand_as(part)},
         {"state": lambda part: part.mT.contiguous().mT},
         {"inputs": lambda part: part.mT.contiguous()},
-        {"order": lambda part: part.int()},
-        {"order": lambda part: part[:2]},
-        {"order": lambda part: part + 1},
-        {"order": lambda part: part - 1},
-        {"first": lambda part: 1},
-        {"first": lambda part: -1},
     ],
 )
 def test_step_in_place_refuses_and_writes_nothing(kernel, change):
-    inputs, *others = (part.detach() for part in make(2, 3, 2, 4, 2, 1))
-    u, increment, tail, b, c, state, skip = step_arguments(torch.float32, inputs[..., 0], *others)
-    arguments = {"outputs": torch.zeros(2, 2, 3), "state": state.clone(), "inputs": u, "increment": increment}
-    arguments |= {"tail": tail, "b": b, "c": c, "skip": skip, "order": torch.arange(3), "first": 0}
+    arguments = cast(make_step(2, 3, 2, 4, 1), torch.float32) | {"outputs": torch.zeros(2, 2, 3)}
     for name, function in change.items():
         arguments[name] = function(arguments[name])
     before = arguments["state"].clone()
@@ -348,7 +344,9 @@ def test_plain_variant_is_the_same_function(kernel_build):
     for sizes in SIZES[2:7]:
         assert_is_the_definition(plain.ssm_scan, make(*sizes), 1e-12)
         ScanCases().test_scan_with_gelu(plain, sizes)
-        ScanCases().test_step_in_place_of_some_heads(plain, sizes)
+    for sizes in STEPS:
+        ScanCases().test_step(plain, sizes)
+        ScanCases().test_step_in_place(plain, sizes)
     arguments = powers(2, 2, 5)
     for length in (1, 2, 37, 1000):
         assert_near([plain.vandermonde(*arguments, length)], [ops_s4.vandermonde(*arguments, length)], 1e-11)

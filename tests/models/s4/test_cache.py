@@ -25,9 +25,8 @@ IDS = torch.arange(24).reshape(2, 12) % 7
 
 
 def make_layer(**options) -> S4Recurrence:
-    """With heads of both kinds, which take turns."""
     config = S4Config(**{"hidden_size": 5, "state_size": 8, "num_ssm": 5, "channels": 2, **options})
-    layer = S4StateSpace(config, dense_heads=2 if config.mode == "dplr" else None)
+    layer = S4StateSpace(config)
     perturb_(layer)
     return layer.fuse().eval()
 
@@ -106,11 +105,17 @@ def test_caches_that_do_not_fit(model, cache):
     with pytest.raises(ValueError, match="states of 2 sequences, and the inputs are 1.*reorder_cache"):
         model(IDS[:1, :1], cache=cache)
     assert all(map(torch.equal, states(cache), before))
-    training_form = S4ForCausalLM(S4Config.from_dict({**model.config.to_dict(), "fused": False})).eval()
-    with pytest.raises(ValueError, match="states of the model's other form"):
-        training_form(IDS[:, :1], cache=cache)
-    cache.reset()
-    torch.testing.assert_close(training_form(IDS, cache=cache).logits, training_form(IDS).logits)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@torch.no_grad()
+def test_one_form_goes_on_from_the_states_of_the_other(options):
+    model = S4ForCausalLM(S4Config(vocab_size=7, hidden_size=8, state_size=4, **options)).double().eval()
+    perturb_(model)
+    expected, forms = model(IDS).logits, (model, model.fuse())
+    for first, second in (forms, forms[::-1]):
+        cache = first(IDS[:, :7], use_cache=True).cache
+        torch.testing.assert_close(second(IDS[:, 7:], cache=cache).logits, expected[:, 7:])
 
 
 @torch.no_grad()

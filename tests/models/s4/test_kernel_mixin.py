@@ -18,7 +18,7 @@ from transformers.utils import logging
 import fusible
 from fusible import S4Config, S4ForCausalLM
 from fusible.kernels import loading
-from fusible.kernels.loading import KernelSource, digest_of, load_kernels, verify
+from fusible.kernels.loading import VERSION, KernelSource, digest_of, load_kernels, verify
 from fusible.models.s4.scan import ssm_scan, ssm_step
 from fusible.models.s4.state_space import S4StateSpace
 from support.model_tests.base import perturb_, relative_error
@@ -210,7 +210,7 @@ def test_empty_batches():
             assert outputs.shape == (0, length, 4) and state.shape == (0, 4, 2, 2)
     maps = torch.randn(3, 2, 2, 2), torch.randn(3, 2, 2), torch.randn(3, 1, 2, 2), torch.randn(0, 3, 2, 2)
     assert ssm_scan(torch.randn(0, 3, 130), *maps)[0].shape == (0, 1, 3, 130)
-    assert ssm_step(torch.randn(0, 3), maps[0], None, *maps[1:])[0].shape == (0, 1, 3)
+    assert ssm_step(torch.randn(0, 3), maps[1], None, *maps[1:])[0].shape == (0, 1, 3)
 
 
 # taking them along
@@ -313,12 +313,13 @@ def test_published_as_a_kernel_repository(hub, installed, not_installed, tmp_pat
     model = make_model(mode="diag")
     for _ in range(2):
         model.save_pretrained(tmp_path, fused=True, push_to_hub=True, repo_id=REPO, kernel_repo_id=KERNELS)
-    assert hub.commits(KERNELS, "v1", kind="kernel") == ["Upload kernels", "initial commit"]
+    assert hub.commits(KERNELS, f"v{VERSION}", kind="kernel") == ["Upload kernels", "initial commit"]
     record = AutoConfig.from_pretrained(REPO).kernels
     assert record["repo_id"] == KERNELS
-    assert record["revision"] == hub.repo(KERNELS, "kernel").resolve("v1")
+    assert record["revision"] == hub.repo(KERNELS, "kernel").resolve(f"v{VERSION}")
     for path in installed.glob("torch*/*.*"):
-        assert hub.read(KERNELS, f"build/{path.parent.name}/{path.name}", "v1", kind="kernel") == path.read_bytes()
+        name = f"build/{path.parent.name}/{path.name}"
+        assert hub.read(KERNELS, name, f"v{VERSION}", kind="kernel") == path.read_bytes()
     found = S4ForCausalLM.from_pretrained(REPO, trust_remote_code=True)
     assert found.use_kernels and not hub.requests("GET", r"alice/s4/resolve/.*s4-kernels")
     assert "kernels--alice--s4-kernels" in str(found._kernels.variant)

@@ -26,19 +26,20 @@ def make_operations():
     kernels, decay = load_kernels(), 0.3
     inputs, state = real(2, HEADS, LENGTH), real(2, HEADS, GROUPS, 2)
     transition, b, c = decay * real(HEADS, GROUPS, 2, 2), real(HEADS, GROUPS, 2), real(HEADS, 1, GROUPS, 2)
+    left, right = real(HEADS, 1, GROUPS, 2) / 9, real(HEADS, 1, GROUPS, 2)
     rows = torch.randn(HEADS, 1, 4, dtype=torch.complex128)
     poles = torch.complex(-real(HEADS, 4).abs() - 0.1, real(HEADS, 4))
     dt = 0.1 + real(HEADS).abs()
 
     def in_place(x: torch.Tensor) -> torch.Tensor:
         outputs, after = torch.zeros_like(x[:, :1]).flatten(2)[..., :HEADS].clone(), x.clone()
-        ssm_step_(outputs, after, inputs[:, None, :, 0], transition, None, b, c, kernels=kernels)
+        ssm_step_(outputs, after, inputs[:, None, :, 0], b / 9, None, b, c, None, left, right, kernels=kernels)
         return after
 
     return {
         "scan of inputs": (lambda x: ssm_scan(x, transition, b, c, state, kernels=kernels)[0], inputs),
         "scan of transitions": (lambda x: ssm_scan(inputs, x, b, c, state, kernels=kernels)[0], transition),
-        "step": (lambda x: ssm_step(inputs[..., 0], transition, None, b, c, x, kernels=kernels)[0], state),
+        "step": (lambda x: ssm_step(inputs[..., 0], b / 9, None, b, c, x, None, left, right, kernels)[0], state),
         "step in place": (in_place, state),
         "vandermonde": (lambda x: vandermonde(x, (poles / 3).exp(), LENGTH, kernels=kernels), rows),
         "vandermonde of bases": (lambda x: vandermonde(rows, x, LENGTH, kernels=kernels), (poles / 3).exp()),

@@ -72,10 +72,9 @@ def check_values_and_gradients(kernel: OnDevice) -> None:
             arguments = scan.make(*sizes, dtype, heads_innermost, skip=heads_innermost)
             scan.assert_is_the_definition(kernel.ssm_scan, arguments, tolerance)
         scan_cases.test_scan_with_gelu(kernel, sizes)
+    for sizes in scan.STEPS:
         scan_cases.test_step(kernel, sizes)
-        scan_cases.test_step_in_place_of_some_heads(kernel, sizes)
-    for groups in (1, 5, 32):
-        scan_cases.test_step_of_rotations(kernel, groups)
+        scan_cases.test_step_in_place(kernel, sizes)
     for length in (1, 2, 37, 1000):
         scan_cases.test_vandermonde(kernel, length, 5)
     scan_cases.test_vandermonde(kernel, 70, 96)

@@ -71,12 +71,40 @@ def assert_is_the_definition(function, arguments, tolerance):
         assert gradient.dtype == argument.dtype
 
 
-def step_arguments(dtype, inputs, transition, b, c, state, skip):
-    """Of `ssm_step`, with what rounding the increment takes away."""
-    exact = transition - torch.eye(transition.shape[-1], dtype=torch.float64)
-    increment = exact.to(dtype)
-    parts = (inputs, increment, exact - increment, b, c, state, skip)
-    return [None if part is None else part.to(dtype) for part in parts]
+# batch, heads, channels, groups, rank
+STEPS = [(2, 3, 1, 1, 0), (3, 17, 1, 5, 1), (1, 2, 1, 32, 1), (2, 2, 2, 9, 2), (2, 3, 1, 48, 3), (1, 2, 2, 32, 0)]
+STEP_NAMES = ("inputs", "increment", "tail", "b", "c", "state", "skip", "left", "right")
+
+
+def make_step(batch, heads, channels, groups, rank):
+    """Arguments of `ssm_step` by name, float64, whose tail is small; U and V only for a rank."""
+
+    def draw(*shape):
+        return torch.randn(shape, dtype=torch.float64)
+
+    low_rank = [draw(heads, rank, groups, 2) / groups if rank else None for _ in range(2)]
+    shape = heads, groups, 2
+    parts = draw(batch, heads), draw(*shape) / 2, draw(*shape) * 1e-3, draw(*shape), draw(heads, channels, groups, 2)
+    return dict(zip(STEP_NAMES, (*parts, draw(batch, *shape), draw(channels, heads), *low_rank), strict=True))
+
+
+def step_definition(inputs, increment, tail, b, c, state, skip, left, right):
+    """By dense matrices, `x <- (I + D - U V^T) x + b u`."""
+    exact = increment if tail is None else increment + tail
+    outputs, after = [], []
+    for head in range(len(exact)):
+        matrix = torch.block_diag(*(torch.stack([torch.stack([p, -q]), torch.stack([q, p])]) for p, q in exact[head]))
+        matrix = matrix + torch.eye(len(matrix), dtype=matrix.dtype)
+        if left is not None:
+            matrix = matrix - left[head].flatten(1).T @ right[head].flatten(1)
+        x = state[:, head].flatten(1) @ matrix.T + inputs[:, head, None] * b[head].flatten()
+        outputs.append(x @ c[head].flatten(1).T + (0 if skip is None else skip[:, head] * inputs[:, head, None]))
+        after.append(x.view_as(state[:, head]))
+    return torch.stack(outputs, dim=-1), torch.stack(after, dim=1)
+
+
+def cast(arguments, dtype):
+    return {name: None if part is None else part.to(dtype) for name, part in arguments.items()}
 
 
 def powers(heads, rows, state):
@@ -121,50 +149,45 @@ class ScanCases:
             assert errors.max() < tolerance
             assert nan.isnan() and below.isnan() and not above.isfinite()
 
-    @pytest.mark.parametrize("sizes", SIZES, ids=str)
+    @pytest.mark.parametrize("sizes", STEPS, ids=str)
     def test_step(self, kernel, sizes):
-        inputs, *maps, state, skip = (argument.detach() for argument in make(*sizes[:5], 1))
-        for extra in (None, skip):
-            expected = definition(inputs, *maps, state, extra)
+        whole = make_step(*sizes)
+        for arguments in (whole, whole | {"skip": None}, whole | {"tail": None}):
+            expected = step_definition(**arguments)
             for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
-                arguments = step_arguments(dtype, inputs[..., 0], *maps, state, extra)
-                for tail in (arguments[2], None):
-                    y, last = kernel.ssm_step(*arguments[:2], tail, *arguments[3:])
-                    assert y.dtype == last.dtype == dtype
-                    assert_near([y, last], [expected[0][..., 0], expected[1]], tolerance)
-        arguments = step_arguments(torch.float64, inputs[..., 0], *maps, state, skip)
-        strided = [torch.stack([part] * 2, dim=-1)[..., 0] for part in arguments]
-        assert_near(kernel.ssm_step(*strided), kernel.ssm_step(*arguments), 1e-14)
+                results = kernel.ssm_step(*cast(arguments, dtype).values())
+                assert {result.dtype for result in results} == {dtype}
+                assert_near(results, expected, tolerance)
+        strided = [None if part is None else torch.stack([part] * 2, dim=-1)[..., 0] for part in whole.values()]
+        assert_near(kernel.ssm_step(*strided), kernel.ssm_step(*whole.values()), 1e-14)
 
-    @pytest.mark.parametrize("sizes", SIZES, ids=str)
-    def test_step_in_place_of_some_heads(self, kernel, sizes):
-        """The first heads of a state and then the others, in another order than inputs and outputs."""
-        batch, heads, channels, groups, size, _ = sizes
-        inputs, *maps, state, skip = (argument.detach() for argument in make(batch, heads + 3, *sizes[2:5], 1))
-        order = torch.randperm(heads + 3)
-        expected, last = definition(inputs[:, order], *maps, state, skip[:, order])
+    @pytest.mark.parametrize("sizes", STEPS, ids=str)
+    def test_step_in_place(self, kernel, sizes):
+        whole = make_step(*sizes)
+        y, last = step_definition(**whole)
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
-            u, increment, tail, b, c, x, d = step_arguments(dtype, inputs.mT.contiguous(), *maps, state, skip)
-            x, y = x.clone().view(batch, heads + 3, -1, 1), torch.empty(batch, 1, channels * (heads + 3), dtype=dtype)
-            for part in (slice(0, 3), slice(3, None)):
-                parts = [tensor[part] for tensor in (increment, tail, b, c)]
-                kernel.ssm_step_(y, x, u, *parts, d, order, part.start)
-            assert_near(
-                [y.view(batch, channels, -1)[:, :, order], x.view_as(last)], [expected[..., 0], last], tolerance
-            )
+            arguments = cast(whole, dtype)
+            u, state = arguments.pop("inputs"), arguments.pop("state").clone()
+            outputs = torch.empty(len(u), 1, y[0].numel(), dtype=dtype)
+            kernel.ssm_step_(outputs, state, u[:, None], *arguments.values())
+            assert_near([outputs.view_as(y), state], [y, last], tolerance)
 
-    @pytest.mark.parametrize("groups", [1, 5, 32])
-    def test_step_of_rotations(self, kernel, groups):
-        """Of blocks `[[p, -q], [q, p]]`, p and q do as well."""
-        inputs, _, *others = (argument.detach() for argument in make(2, 3, 2, groups, 2, 1))
-        p, q = torch.randn(2, 3, groups, dtype=torch.float64) / 2
-        blocks = torch.stack([p, -q, q, p], dim=-1).unflatten(-1, (2, 2))
-        expected, last = definition(inputs, blocks, *others)
-        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
-            u, increment, tail, *parts = step_arguments(dtype, inputs[..., 0], blocks, *others)
-            for rest in (tail[..., 0], None):
-                actual = kernel.ssm_step(u, increment[..., 0], rest, *parts)
-                assert_near(actual, [expected[..., 0], last], tolerance)
+    @torch.no_grad()
+    def test_silence_leaves_no_subnormal_numbers(self, kernel):
+        """Which cost some processors ten times as much, for as long as nothing is heard."""
+        half = dict(zip(STEP_NAMES, [torch.zeros(1, 2), torch.full((2, 20, 2), -0.5), None], strict=False))
+        half["increment"][..., 1] = 0
+        half |= {"b": torch.ones(2, 20, 2), "c": torch.ones(2, 1, 20, 2), "state": torch.ones(1, 2, 20, 2)}
+        for _ in range(200):
+            y, half["state"] = kernel.ssm_step(*half.values())
+        smallest = torch.finfo(torch.float32).tiny
+        # what is smaller is zero, and a change that is as small does nothing
+        assert {*half["state"].abs().unique().tolist(), *y.abs().unique().tolist()} <= {0.0, smallest, 40 * smallest}
+        transition = torch.eye(2).expand(2, 20, 2, 2) / 2
+        state = torch.ones(1, 2, 20, 2)
+        for length in (130, 4, 200):
+            y, state = kernel.ssm_scan(torch.zeros(1, 2, length), transition, half["b"], half["c"], state)
+            assert not ((0 < state.abs()) & (state.abs() < smallest)).any() and not y[..., 127:].any()
 
     def test_scan_without_sequences_or_heads(self, kernel):
         arguments = make(0, 3, 2, 4, 2, 40)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fusible.kernels.loading import import_variant
-from support.kernel_cases.scan import SINGLE, SIZES, ScanCases, assert_is_the_definition, make
+from support.kernel_cases.scan import SINGLE, SIZES, STEPS, ScanCases, assert_is_the_definition, make
 
 
 def main(variant: Path) -> None:
@@ -21,10 +21,9 @@ def main(variant: Path) -> None:
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, SINGLE)):
             assert_is_the_definition(kernels.ssm_scan, make(*sizes, dtype), tolerance)
         cases.test_scan_with_gelu(kernels, sizes)
+    for sizes in STEPS:
         cases.test_step(kernels, sizes)
-        cases.test_step_in_place_of_some_heads(kernels, sizes)
-    for groups in (1, 5, 32):
-        cases.test_step_of_rotations(kernels, groups)
+        cases.test_step_in_place(kernels, sizes)
     for length in (1, 1000):
         cases.test_vandermonde(kernels, length, 5)
     cases.test_gelu_of_any_number(kernels)

@@ -139,7 +139,7 @@ class RePaViTPreTrainedModel(FusiblePreTrainedModel):
         return dense, self.backbone, blocks
 
     def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
-        return load_earlier_format(files)
+        return load_earlier_format(files) if self.config.fused else None
 
     def _shared_parts(self) -> list[nn.Module]:
         return [self.backbone, self.final_norm]

@@ -75,7 +75,7 @@ class RePaViTForZeroShotImageClassification(FusiblePreTrainedModel, CLIPModel):
         return repavit.eval()
 
     def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
-        return load_earlier_format(files)
+        return load_earlier_format(files) if self.config.fused else None
 
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Base class of all S4 models: embedding, residual layers with state spaces or FFNs, and their states."""
 
-import copy
 from typing import Any, cast
 
 import torch
@@ -11,11 +10,11 @@ from transformers.cache_utils import LinearAttentionLayer
 from ...core.arguments import LOSS_ARGUMENTS
 from .adaptive_softmax import AdaptiveEmbedding, AdaptiveSoftmax
 from .configuration_s4 import S4Config
+from .earlier_format import load_earlier_format
 from .kernel_mixin import S4KernelModel
 from .layers import S4FeedForward, S4Layer, ScalarNorm, make_norm
 from .outputs import S4Output
 from .pooling import S4DownPool, S4UpPool, make_layers, skip_connections
-from .recurrence import S4Recurrence
 from .rows import Rows, check_mask, document_starts, one_document_each, without_padding
 from .state_space import S4StateSpace
 from .states import States, groups_of, join_rows, join_states, read_states, write_states
@@ -80,13 +79,8 @@ class S4PreTrainedModel(S4KernelModel):
         self.stateful = [number for number, is_ffn in enumerate(feed_forward) if not is_ffn]
         self.final_norm = make_norm(config) if config.prenorm else nn.Identity()
 
-    def _record_structure(self) -> None:
-        # the shapes of fused weights depend on it, and a saved model is built before they are read
-        found = [module.num_dense_heads for module in self.modules() if isinstance(module, S4Recurrence)]
-        if found != list(self.config.dense_heads or ()):
-            # a copy: the next model of the same options may need other numbers
-            self.config = copy.copy(self.config)
-            self.config.dense_heads = found
+    def _load_earlier_format(self, files: list[str]) -> dict[str, torch.Tensor] | None:
+        return load_earlier_format(files, self.config.mode if self.config.fused else None)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -122,7 +116,7 @@ class S4PreTrainedModel(S4KernelModel):
         return {"input_ids": ids}
 
     def _slots(self, cache: Cache, batch_size: int) -> dict[int, Any]:
-        """A cache's layers for those with a state; raises `ValueError` if it is not for this form and batch."""
+        """A cache's layers for those with a state; raises `ValueError` if it is not for this model and batch."""
         layers, count = getattr(cache, "layers", []), len(self.stateful)
         slots = dict(zip(self.stateful, layers, strict=False))
         if len(layers) != count or not all(isinstance(slot, LinearAttentionLayer) for slot in slots.values()):
@@ -138,10 +132,6 @@ class S4PreTrainedModel(S4KernelModel):
                 f"cache has states of {state.shape[0]} sequences, and the inputs are {batch_size}. "
                 "cache.reorder_cache(indices) takes other ones, or some repeatedly."
             )
-        if state is not None and getattr(cache, "is_fused", self.config.fused) != self.config.fused:
-            raise ValueError("cache has the states of the model's other form, which are in another basis.")
-        # transformers' caches do not know the basis of their states
-        cast(Any, cache).is_fused = self.config.fused
         return slots
 
     @staticmethod

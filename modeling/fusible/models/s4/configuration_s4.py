@@ -92,10 +92,12 @@ class S4Config(FusibleConfig):
             Set by saving the inference form: the folder of the kernels that come with the model, the digests of their
             variants, and the repository and commit on the Hub, if they were published.
         dense_heads (`list[int]`, *optional*):
-            Set by fusing: for each state space layer, the number of channels whose transition is a dense matrix.
+            Of fused models of before format 4: how many channels of each layer had a dense transition.
     """
 
     model_type = "s4"
+    # since 4, fused transitions are diagonal plus low rank
+    format_number: ClassVar[int] = 4
     non_structural_fields: ClassVar[frozenset[str]] = frozenset(
         {"b_clip", "dt_max", "dt_min", "hidden_dropout_prob", "init", "kernels", "tie_dropout", "use_kernels"}
     )

@@ -66,9 +66,9 @@ class SequenceDropout(nn.Module):
 class S4Mixer(nn.Module):
     """State spaces over positions with their activation, and a linear layer with or without gate over channels."""
 
-    def __init__(self, config: S4Config, dense_heads: int | None) -> None:
+    def __init__(self, config: S4Config) -> None:
         super().__init__()
-        self.ssm: nn.Module = S4StateSpace(config, dense_heads)
+        self.ssm: nn.Module = S4StateSpace(config)
         self.dropout = SequenceDropout(config)
         width = config.channels * config.hidden_size
         self.output = config.mixer_output
@@ -104,12 +104,12 @@ class S4FeedForward(nn.Module):
 class S4Layer(GradientCheckpointingLayer):
     """A layer: `x + f(norm(x))`, or `norm(x + f(x))`, or both without `x +`, where f gets zeros for padding."""
 
-    def __init__(self, config: S4Config, kind: str, dense_heads: int | None) -> None:
+    def __init__(self, config: S4Config, kind: str) -> None:
         super().__init__()
         self.prenorm = config.prenorm
         self.residual = config.residual
         self.norm = make_norm(config)
-        self.mixer: nn.Module = S4Mixer(config, dense_heads) if kind == "s4" else S4FeedForward(config)
+        self.mixer: nn.Module = S4Mixer(config) if kind == "s4" else S4FeedForward(config)
         self.dropout = SequenceDropout(config)
 
     def forward(

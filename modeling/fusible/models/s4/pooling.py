@@ -63,11 +63,10 @@ class S4UpPool(nn.Module):
 
 def make_layers(config: S4Config) -> nn.ModuleList:
     """The layers of all stages in their order, with the pools between them."""
-    dense_heads, layers = list(config.dense_heads or []), nn.ModuleList()
+    layers = nn.ModuleList()
 
     def add_layers(stage: S4Config) -> None:
-        for kind in stage.layer_kinds:
-            layers.append(S4Layer(stage, kind, dense_heads.pop(0) if kind == "s4" and dense_heads else None))
+        layers.extend(S4Layer(stage, kind) for kind in stage.layer_kinds)
 
     stages = [config.stage(number) for number in range(len(config.pool_sizes) + 1)]
     pools = [*zip(config.pool_sizes, stages, stages[1:], strict=False)]

@@ -8,10 +8,20 @@ of the tensors, they do the work. `ssm_step_` is `ssm_step` in place, without a 
 
 import torch
 
-from ...kernels.loading import Kernels, usable_kernels
+from ...kernels.loading import Kernels, is_transformed, usable_kernels
+from .coefficients import Coefficients
 
 
 CHUNK = 64  # steps that `ssm_scan` turns into one product of matrices
+
+
+def _without_tiny(state: torch.Tensor) -> torch.Tensor:
+    """
+    A state without numbers below 1e-30, of which nothing is heard: what decays would get to subnormal ones and stay.
+
+    Some processors take ten times as long for those. Not where a gradient is wanted, which zeros would not pass on.
+    """
+    return state if state.requires_grad or is_transformed() else torch.nn.functional.hardshrink(state, 1e-30)
 
 
 def _apply(transition: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -20,14 +30,6 @@ def _apply(transition: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         first, second = transition.unbind(-1)
         return first[..., None] * vectors[..., :1, :] + second[..., None] * vectors[..., 1:, :]
     return transition @ vectors
-
-
-def blocks_of(parts: torch.Tensor) -> torch.Tensor:
-    """Blocks `[heads, groups, size, size]`, also of rotations `[heads, groups, 2]`: p and q of `[[p, -q], [q, p]]`."""
-    if parts.ndim == 4:
-        return parts
-    p, q = parts.unbind(-1)
-    return torch.stack([p, -q, q, p], dim=-1).unflatten(-1, (2, 2))
 
 
 def krylov(transition: torch.Tensor, vectors: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,11 +145,31 @@ def _scan_chunks(
     before = []
     for increment in increments.unbind(3):
         before.append(state)
-        state = _apply(chunk_transition, state) + increment
+        state = _without_tiny(_apply(chunk_transition, state) + increment)
     # states in front of the chunks as `[heads, groups * size, chunks * batch]`
     y = torch.baddbmm(y, outputs.flatten(1, 2), torch.stack(before, dim=3).flatten(3).flatten(1, 2))
     y = y.view(heads, channels, steps, chunks, batch).permute(4, 1, 0, 3, 2)
     return y.flatten(3), state
+
+
+def scan_system(
+    inputs: torch.Tensor,
+    system: Coefficients,
+    state: torch.Tensor | None,
+    skip: torch.Tensor | None,
+    kernels: Kernels | None = None,
+    gelu: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    `ssm_scan` of an exact system, from a state `[batch, heads, groups, 2]`, zero by default, to another.
+
+    Low rank makes one dense matrix of each head, for this call only.
+    """
+    transition, b, c = system.matrices()
+    shape = len(inputs), *b.shape
+    before = inputs.new_zeros(shape) if state is None else state.reshape(shape).to(inputs.dtype)
+    outputs, after = ssm_scan(inputs, transition, b, c, before, skip, kernels, gelu)
+    return outputs, after.reshape(len(inputs), *system.b.shape)
 
 
 def ssm_step(
@@ -158,31 +180,35 @@ def ssm_step(
     c: torch.Tensor,
     state: torch.Tensor,
     skip: torch.Tensor | None = None,
+    left: torch.Tensor | None = None,
+    right: torch.Tensor | None = None,
     kernels: Kernels | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    One step of `ssm_scan`, with all tensors of one dtype.
+    One step `x <- x + D x - U V^T x + b u`, `y = c x + skip u`, with all tensors of one dtype.
 
     Args:
         inputs: u `[batch, heads]`.
-        increment: A without the identity, `[heads, groups, size, size]`, or what `blocks_of` makes it of.
+        increment: p and q `[heads, groups, 2]` of the blocks `[[p, -q], [q, p]]` of D.
         rounding_residual: what rounding took away from the increment.
-        b: `[heads, groups, size]`.
-        c: `[heads, channels, groups, size]`.
-        state: x before the step, `[batch, heads, groups, size]`.
-        skip: D `[channels, heads]`, zero by default.
+        b: `[heads, groups, 2]`.
+        c: `[heads, channels, groups, 2]`.
+        state: x before the step, `[batch, heads, groups, 2]`.
+        skip: `[channels, heads]`, zero by default.
+        left: U `[heads, rank, groups, 2]`, zero by default.
+        right: V, of the same shape.
         kernels: compiled ones, which have no gradient and are not used where one is wanted.
 
     Returns:
         y `[batch, channels, heads]` and the state after the step.
     """
-    tensors = (inputs, increment, b, c, state, skip)
+    tensors = (inputs, increment, b, c, state, skip, left, right)
     wants_gradient = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
     compiled = usable_kernels(kernels, inputs)
     if compiled is not None and not wants_gradient:
-        return compiled.ssm_step(inputs, increment, rounding_residual, b, c, state, skip)
-    state = _moved(inputs, increment, rounding_residual, b, state)
-    return _readout(inputs, c, state, skip), state
+        return compiled.ssm_step(inputs, increment, rounding_residual, b, c, state, skip, left, right)
+    state = _moved(inputs, increment, rounding_residual, b, state, left, right)
+    return _readout(inputs, c, state, skip), _without_tiny(state)
 
 
 def _moved(
@@ -191,8 +217,10 @@ def _moved(
     rounding_residual: torch.Tensor | None,
     b: torch.Tensor,
     state: torch.Tensor,
+    left: torch.Tensor | None,
+    right: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`A x + b u`, rounded once where the device has float64: sums would lose the residual, in all steps alike."""
+    """The state after a step, rounded once where the device has float64: sums would lose the residual."""
     dtype = state.dtype
     if rounding_residual is not None and state.device.type != "mps":
         inputs, increment, rounding_residual, b, state = (
@@ -200,15 +228,20 @@ def _moved(
         )
         increment, rounding_residual = increment + rounding_residual, None
     # small terms first and the state last: where there is no float64, they would be lost in the state
-    change = b * inputs[..., None, None]
+    change, turned = b * inputs[..., None, None], torch.stack([-state[..., 1], state[..., 0]], dim=-1)
+    if left is not None and right is not None:
+        # [batch, heads, rank]
+        inner = torch.einsum("hrgi,bhgi->bhr", right.to(state.dtype), state)
+        change = change - torch.einsum("hrgi,bhr->bhgi", left.to(state.dtype), inner)
     for part in (rounding_residual, increment):
         if part is not None:
-            change = change + _apply(blocks_of(part), state.movedim(0, -1)).movedim(-1, 0)
+            # products with blocks `[[p, -q], [q, p]]`
+            change = change + part[..., :1] * state + part[..., 1:] * turned
     return (state + change).to(dtype)
 
 
 def _readout(inputs: torch.Tensor, c: torch.Tensor, state: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
-    """`c x + D u`."""
+    """`c x + skip u`."""
     y = (c.movedim(1, 0) * state[:, None]).sum((-2, -1))
     return y if skip is None else y + skip * inputs[:, None]
 
@@ -222,43 +255,39 @@ def ssm_step_(
     b: torch.Tensor,
     c: torch.Tensor,
     skip: torch.Tensor | None = None,
-    order: torch.Tensor | None = None,
-    first: int = 0,
+    left: torch.Tensor | None = None,
+    right: torch.Tensor | None = None,
     kernels: Kernels | None = None,
 ) -> None:
     """
-    `ssm_step` in place, without a gradient, of some of the heads of a state.
+    `ssm_step` in place, without a gradient.
 
     Args:
-        outputs: written to: y `[batch, 1, channels * all heads]`, contiguous.
-        state: replaced: x `[batch, all heads, groups, size]`, or its numbers in another shape of as many dimensions;
-            contiguous.
-        inputs: u `[batch, 1, all heads]`.
-        increment: A without the identity; it, rounding_residual, b and c are those of `ssm_step`.
+        outputs: written to: y `[batch, 1, channels * heads]`, contiguous.
+        state: replaced: x `[batch, heads, groups, 2]`, contiguous.
+        inputs: u `[batch, 1, heads]`.
+        increment: as the others, that of `ssm_step`.
         rounding_residual: what rounding took away from the increment.
-        b: `[heads, groups, size]`.
-        c: `[heads, channels, groups, size]`.
-        skip: D `[channels, all heads]`, zero by default.
-        order: `[all heads]` (int64), whose input, skip and output each head of the state has; by default its own.
-        first: number of the first head of the state that is moved; as many as there are increments are.
+        b: `[heads, groups, 2]`.
+        c: `[heads, channels, groups, 2]`.
+        skip: `[channels, heads]`, zero by default.
+        left: U `[heads, rank, groups, 2]`, zero by default.
+        right: V, of the same shape.
         kernels: compiled ones.
 
     Raises:
         RuntimeError: for dtypes, shapes and devices that do not fit.
     """
+    maps = increment, rounding_residual, b, c
     compiled = usable_kernels(kernels, state)
     if compiled is not None:
-        compiled.ssm_step_(outputs, state, inputs, increment, rounding_residual, b, c, skip, order, first)
+        compiled.ssm_step_(outputs, state, inputs, *maps, skip, left, right)
         if not state.is_inference():
             torch.autograd.graph.increment_version(state)  # a graph that needs the old numbers says so
         return
-    here = slice(first, first + len(b))
-    place = here if order is None else order[here]
-    u, moved = inputs.flatten(1)[:, place], state[:, here].view(len(state), *b.shape)
-    # `moved` is a view, so that this writes the state
-    moved.copy_(_moved(u, increment, rounding_residual, b, moved))
-    y = _readout(u, c, moved, None if skip is None else skip[:, place])
-    outputs.view(len(state), c.shape[1], -1)[:, :, place] = y
+    y, moved = ssm_step(inputs.flatten(1), *maps, state, skip, left, right)
+    state.copy_(moved)
+    outputs.copy_(y.view_as(outputs))
 
 
-__all__ = ["blocks_of", "krylov", "ssm_scan", "ssm_step", "ssm_step_"]
+__all__ = ["krylov", "scan_system", "ssm_scan", "ssm_step", "ssm_step_"]

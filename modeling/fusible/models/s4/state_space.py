@@ -17,11 +17,12 @@ from transformers.utils.generic import maybe_autocast
 
 from ...core.fusion import Fusible
 from ...kernels.loading import KernelSource, load_kernels
+from .coefficients import Coefficients, real_pairs
 from .configuration_s4 import S4Config
 from .convolution import low_rank_kernel, real_fft, vandermonde
 from .hippo import initial_state_space
 from .recurrence import S4Recurrence, keep_float32
-from .scan import ssm_scan
+from .scan import scan_system
 
 
 TRANSFORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -44,11 +45,6 @@ INVERSES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def precise(tensor: torch.Tensor) -> torch.Tensor:
     """In float64, where the device has it."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
-
-
-def real_pairs(tensor: torch.Tensor) -> torch.Tensor:
-    """`[..., state]` complex to `[..., state, 2]`."""
-    return torch.view_as_real(tensor.resolve_conj())
 
 
 def fft_length(length: int) -> int:
@@ -87,8 +83,7 @@ class S4StateSpace(Fusible):
     All parameters are real and stay float32 when the model is cast to half precision; complex numbers have a last
     dimension of 2. A, B and P are shared by channels, `heads % num_ssm` being the number of the one that a head uses.
 
-    A state is `[batch, heads, state_size / 2, 2]`. It is in the basis of the parameters, not in that of the
-    inference form.
+    A state is `[batch, heads, state_size / 2, 2]`: real and imaginary parts in the basis of the parameters.
 
     `kernels` are compiled operations, if there are any to use; by default those of the installed package.
     """
@@ -96,14 +91,9 @@ class S4StateSpace(Fusible):
     # which train best with a low learning rate and no weight decay
     slow_parameters: ClassVar[tuple[str, ...]] = ("inv_dt", "A_real", "A_imag", "B", "P")
 
-    def __init__(self, config: S4Config, dense_heads: int | None = None) -> None:
-        """
-        Args:
-            config: the options.
-            dense_heads: for fusing: how many heads keep a dense transition; by default as many as need it.
-        """
+    def __init__(self, config: S4Config) -> None:
         super().__init__()
-        self.config, self.dense_heads = config, dense_heads
+        self.config = config
         heads, copies, half = config.hidden_size, config.num_ssm, config.state_size // 2
         directions = 2 if config.bidirectional else 1
 
@@ -149,7 +139,8 @@ class S4StateSpace(Fusible):
         if is_low_rank and config.l_max is not None:
             a, b, c, p, dt = self.system()
             # what was drawn is C, and the parameter stands for C (I - A ** l_max)
-            init.copy_(self.C, real_pairs(self._truncated(c, self._transition(a, p, dt), self._l_max).movedim(1, 0)))
+            transition = Coefficients.bilinear(a, b, c, p, dt).transition()
+            init.copy_(self.C, real_pairs(self._truncated(c, transition, self._l_max).movedim(1, 0)))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "S4StateSpace":
         return super()._apply(keep_float32(fn), recurse)
@@ -179,14 +170,15 @@ class S4StateSpace(Fusible):
         return a, b, c, p, dt
 
     def _discretized(self, a: torch.Tensor, b: torch.Tensor, dt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Diagonal transition and input, `[heads, state]`, complex."""
+        """Transition without the identity and input of diagonal systems, `[heads, state]`, complex."""
         step = a * dt
         if self.config.disc == "bilinear":
-            # (1 + dt/2 a) / (1 - dt/2 a) and dt b / (1 - dt/2 a), with both sides of the quotients doubled
-            return (2 + step) / (2 - step), b * dt * 2 / (2 - step)
+            # (1 + dt/2 a) / (1 - dt/2 a) - 1 and dt b / (1 - dt/2 a), with both sides of the quotients doubled
+            return 2 * step / (2 - step), b * dt * 2 / (2 - step)
+        # expm1 keeps the digits of small steps
+        increment = torch.expm1(step)
         if self.config.disc == "zoh":
-            # expm1 keeps the digits of small steps
-            return step.exp(), b * torch.expm1(step) / a
+            return increment, b * increment / a
         # DSS normalizes each state's kernel over l_max steps; the half is that of 2 Re, which it does without
         self._check_growth(step)
         # and counts growing ones back from their last step, which is not the same because of the 1e-7
@@ -194,7 +186,7 @@ class S4StateSpace(Fusible):
         decay, back = torch.where(grows, -step, step), torch.where(grows, -step, 0) * (self._l_max - 1)
         total = torch.expm1(decay * self._l_max) * a
         normed = b * torch.expm1(decay) * total.conj() / (total * total.conj() + 1e-7) / 2
-        return step.exp(), normed * back.exp()
+        return increment, normed * back.exp()
 
     def _check_growth(self, step: torch.Tensor) -> None:
         """Raises `ValueError` if states grow more in the l_max steps of DSS than float32 can hold."""
@@ -208,18 +200,6 @@ class S4StateSpace(Fusible):
                 f"l_max={self.config.l_max} steps of disc 'dss', which numbers cannot hold. "
                 "real_transform 'exp' keeps them from growing."
             )
-
-    def _transition(self, a: torch.Tensor, p: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
-        """Bilinearly discretized transition of real and imaginary parts, `[heads, state * 2, state * 2]`, real."""
-        rows = real_pairs(p).flatten(2)
-        blocks = torch.stack([real_pairs(a), real_pairs(a * 1j)], dim=-1)
-        eye = torch.eye(a.shape[1], dtype=dt.dtype, device=dt.device)
-        # blocks [[re, -im], [im, re]] of a on the diagonal
-        diagonal = torch.einsum("hnij,nm->hnimj", blocks, eye).flatten(3).flatten(1, 2)
-        # p (p^* x) over x and its conjugate is p 2 Re(p^* x), which is the 2
-        half = dt[:, None] / 2 * (diagonal - 2 * rows.mT @ rows)
-        eye = torch.eye(half.shape[-1], dtype=dt.dtype, device=dt.device)
-        return torch.linalg.solve(eye - half, eye + half)
 
     @staticmethod
     def _truncated(c: torch.Tensor, transition: torch.Tensor, length: int, sign: int = -1) -> torch.Tensor:
@@ -238,42 +218,34 @@ class S4StateSpace(Fusible):
         """
         a, b, c, p, dt = self.system()
         if self.config.mode == "diag":
-            base, b = self._discretized(a, b, dt)
-            return vandermonde(c * b[:, None], base, length, dtype, self.kernels)
+            increment, b = self._discretized(a, b, dt)
+            return vandermonde(c * b[:, None], 1 + increment, length, dtype, self.kernels)
         # the transform's length must be the one that C stands for
         size = self._l_max or length
-        if self._l_max == 0:
-            c = self._truncated(c, self._transition(a, p, dt), length)
-        elif size < length:
-            transition = self._transition(a, p, dt)
+        if self._l_max == 0 or size < length:
+            transition = Coefficients.bilinear(a, b, c, p, dt).transition()
+            if self._l_max == 0:
+                c = self._truncated(c, transition, length)
             # C (I - A^s) (I + A^s) = C (I - A^2s)
             while size < length:
                 c, size = self._truncated(c, transition, size, sign=1), 2 * size
         return low_rank_kernel(a, b, c, p, dt[:, 0], size, self.kernels)[..., :length].to(dtype or dt.dtype)
 
-    def recurrence(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        The discrete system on real and imaginary parts of the state, in float64, as `ssm_scan` takes it.
-
-        Returns:
-            Transition `[heads, groups, size, size]`, input `[heads, groups, size]` and output
-            `[heads, channels, groups, size]`: groups of 2 for a diagonal system, otherwise one of `state_size`.
-        """
+    def coefficients(self) -> Coefficients:
+        """The discrete system on real and imaginary parts of the state, in float64 and exact."""
         a, b, c, p, dt = self.system()
         if self.config.mode == "diag":
-            base, b = self._discretized(a, b, dt)
-            transition = torch.stack([real_pairs(base), real_pairs(base * 1j)], dim=-1)
+            increment, b = self._discretized(a, b, dt)
             # 2 Re(c x) = 2 (Re c Re x - Im c Im x)
-            return transition, real_pairs(b), 2 * real_pairs(c.conj())
-        transition = self._transition(a, p, dt)
-        eye = torch.eye(transition.shape[-1], dtype=dt.dtype, device=dt.device)
-        # (I - dt/2 A)^-1 = (I + dA) / 2
-        b = (eye + transition) @ (dt * real_pairs(b).flatten(1))[..., None] / 2
-        c = 2 * real_pairs(c.conj()).flatten(2)
-        if self._l_max:
-            # back from C (I - A ** l_max) to C itself
-            c = torch.linalg.solve(eye - torch.linalg.matrix_power(transition, self._l_max), c, left=False)
-        return transition[:, None], b.squeeze(-1)[:, None], c[:, :, None]
+            return Coefficients(real_pairs(increment), None, real_pairs(b), 2 * real_pairs(c.conj()), None, None)
+        system = Coefficients.bilinear(a, b, c, p, dt)
+        if not self._l_max:
+            return system
+        # back from C (I - A ** l_max) to C itself
+        power = torch.linalg.matrix_power(system.transition(), self._l_max)
+        eye = torch.eye(power.shape[-1], dtype=dt.dtype, device=dt.device)
+        c = torch.linalg.solve(eye - power, system.c.flatten(2), left=False)
+        return system._replace(c=c.view_as(system.c))
 
     def forward(
         self,
@@ -300,10 +272,7 @@ class S4StateSpace(Fusible):
         with maybe_autocast(inputs.device.type, enabled=False):
             u = inputs.movedim(1, 2).to(torch.promote_types(inputs.dtype, torch.float32))
             if has_state:
-                transition, b, c = self.recurrence()
-                before = u.new_zeros(len(u), *b.shape) if state is None else state.reshape(len(u), *b.shape)
-                y, state = ssm_scan(u, transition, b, c, before, self.D, self.kernels)
-                state = state.flatten(2).unflatten(2, (-1, 2))
+                y, state = scan_system(u, self.coefficients(), state, self.D, self.kernels)
             else:
                 responses = self.kernel(u.shape[-1], u.dtype).split(self.config.channels, dim=1)
                 ahead = responses[1] if self.config.bidirectional else None
@@ -316,9 +285,8 @@ class S4StateSpace(Fusible):
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
-        """The recurrence, of pairs of modes where that is exact enough in the dtype of the parameters."""
-        transition, b, c = self.recurrence()
-        fused = S4Recurrence.from_system(transition, b, c, self.D, self.config.bidirectional, self.dense_heads)
+        """The recurrence, in the dtype of the parameters."""
+        fused = S4Recurrence(self.coefficients().rounded(self.D.dtype), self.D, self.config.bidirectional)
         fused.dropout = self.dropout
         fused.activation = self.activation
         fused.kernels = self.kernels

@@ -9,8 +9,9 @@
 namespace s4 {
 namespace S4_ISA {
 
-// In a chunk: for pairs of modes, `2 * width + steps + 4 * width / steps` products for each step.
-constexpr int64_t kSteps = 32;
+// In a chunk: for pairs of modes, `2 * width + steps + 4 * width / steps` products for each step. A dense matrix has
+// `2 * width + steps + width * width / steps`, and the fewer leaps, the less is rounded.
+constexpr int64_t kSteps = 32, kDenseSteps = 64;
 
 struct Layout {
   int64_t groups, size, channels, lane, width, steps;
@@ -20,7 +21,8 @@ struct Layout {
       : groups(groups), size(size), channels(channels), dense(groups == 1) {
     lane = dense ? 1 : round_up(groups, lanes);
     width = dense ? round_up(size, lanes) : size * lane;
-    steps = length < kSteps ? round_up(length, 16) : kSteps;
+    const int64_t most = dense && size > 16 ? kDenseSteps : kSteps;
+    steps = length < most ? round_up(length, 16) : most;
   }
   int64_t matrix() const { return size * width; }
   int64_t vectors() const { return steps * width; }

@@ -182,28 +182,32 @@ void scan(Tensor states, Tensor added, Tensor leap, Tensor last_leap, Tensor fir
 
 void step(
     Tensor outputs, Tensor last, Tensor inputs, Tensor increment, std::optional<Tensor> tail, Tensor b, Tensor c,
-    std::optional<Tensor> skip, Tensor state) {
-  STD_TORCH_CHECK(inputs.dim() == 2 && increment.dim() > 2 && c.dim() == 4, "an argument has the wrong dimensions");
-  const bool rotations = increment.dim() == 3;
+    std::optional<Tensor> skip, std::optional<Tensor> left, std::optional<Tensor> right, Tensor state) {
+  STD_TORCH_CHECK(inputs.dim() == 2 && increment.dim() == 3 && c.dim() == 4, "an argument has the wrong dimensions");
+  STD_TORCH_CHECK(left.has_value() == right.has_value(), "left and right go together");
+  STD_TORCH_CHECK(!left.has_value() || left->dim() == 4, "left has the wrong dimensions");
   const int64_t sequences = inputs.numel(), heads = inputs.size(1), channels = c.size(1);
-  const int64_t groups = increment.size(1), size = increment.size(2), count = groups * size;
-  STD_TORCH_CHECK(!rotations || size == 2, "rotations have 2 numbers");
-  STD_TORCH_CHECK(increment.numel() == heads * count * (rotations ? 1 : size) && b.numel() == heads * count, "maps have other sizes");
+  const int64_t groups = increment.size(1), count = 2 * groups, rank = left.has_value() ? left->size(1) : 0;
+  STD_TORCH_CHECK(increment.numel() == heads * count && b.numel() == heads * count, "maps have other sizes");
   STD_TORCH_CHECK(c.numel() == heads * channels * count && state.numel() == sequences * count, "c or state has another size");
   STD_TORCH_CHECK(outputs.numel() == sequences * channels && last.numel() == state.numel(), "results have other sizes");
   STD_TORCH_CHECK(!tail.has_value() || tail->numel() == increment.numel(), "tail has another size");
   STD_TORCH_CHECK(!skip.has_value() || skip->numel() == channels * heads, "skip has another size");
+  STD_TORCH_CHECK(
+      rank == 0 || (left->numel() == heads * rank * count && right->numel() == left->numel()), "left or right has another size");
   if (sequences == 0) return;
   with_type(inputs, [&](auto zero) {
     using T = decltype(zero);
     const auto of = [&](const Tensor& tensor) { return static_cast<const T*>(contiguous_data<T>(tensor, inputs)); };
+    const auto maybe = [&](const std::optional<Tensor>& tensor) {
+      return tensor.has_value() ? of(*tensor) : static_cast<const T*>(nullptr);
+    };
     const int64_t threads = count > 128 ? 128 : threads_for(count);
     launch(
-        inputs, step_kernel<T>, grid_of(sequences, 1), threads, (count + threads) * static_cast<int64_t>(sizeof(T)),
-        contiguous_data<T>(outputs, inputs), contiguous_data<T>(last, inputs), of(inputs), of(increment),
-        tail.has_value() ? of(*tail) : static_cast<const T*>(nullptr), of(b), of(c),
-        skip.has_value() ? of(*skip) : static_cast<const T*>(nullptr), of(state), heads, channels, groups, size,
-        rotations);
+        inputs, step_kernel<T>, grid_of(sequences, 1), threads,
+        (count + threads + rank) * static_cast<int64_t>(sizeof(T)), contiguous_data<T>(outputs, inputs),
+        contiguous_data<T>(last, inputs), of(inputs), of(increment), maybe(tail), of(b), of(c), maybe(skip), maybe(left),
+        maybe(right), of(state), heads, channels, groups, rank);
   });
 }
 
@@ -260,7 +264,7 @@ S4_FRAGMENT(TORCH_EXTENSION_NAME, m) {
       "-> ()");
   m.def(
       "step(Tensor(a!) outputs, Tensor(b!) last, Tensor inputs, Tensor increment, Tensor? tail, Tensor b, Tensor c, "
-      "Tensor? skip, Tensor state) -> ()");
+      "Tensor? skip, Tensor? left, Tensor? right, Tensor state) -> ()");
   m.def("pole_sums_of(Tensor(a!) spectrum, Tensor weights, Tensor states, Tensor nodes) -> ()");
   m.def(
       "pole_sums_backward_of(Tensor(a!) of_weights, Tensor(b!) of_states, Tensor gradient, Tensor weights, Tensor states, "

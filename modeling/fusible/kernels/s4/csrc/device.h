@@ -169,36 +169,42 @@ __global__ void scan_kernel(
 template <typename T>
 __global__ void step_kernel(
     T* outputs, T* last, const T* inputs, const T* increment, const T* tail, const T* b, const T* c, const T* skip,
-    const T* state, int64_t heads, int64_t channels, int64_t groups, int64_t size, bool rotations) {
+    const T* left, const T* right, const T* state, int64_t heads, int64_t channels, int64_t groups, int64_t rank) {
   S4_SHARED(T, memory);
-  const int64_t sequence = blockIdx.x, head = sequence % heads, count = groups * size;
-  T *after = memory, *sums = memory + count;
+  const int64_t sequence = blockIdx.x, head = sequence % heads, count = 2 * groups;
+  T *after = memory, *sums = memory + count, *inner = sums + blockDim.x;
   const T u = inputs[sequence], *before = state + sequence * count;
+  // the product of a row and a vector, which all threads get
+  const auto product = [&](const T* row, const T* vector) {
+    __syncthreads();
+    T sum = 0;
+    for (int64_t n = threadIdx.x; n < count; n += blockDim.x) sum += row[n] * vector[n];
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    T total = 0;
+    for (int64_t i = 0; i < blockDim.x; ++i) total += sums[i];
+    return total;
+  };
+  for (int64_t r = 0; r < rank; ++r) {
+    const T total = product(right + (head * rank + r) * count, before);
+    if (threadIdx.x == 0) inner[r] = total;
+  }
+  __syncthreads();
   for (int64_t n = threadIdx.x; n < count; n += blockDim.x) {
-    const T* x = before + n / size * size;
-    const auto entry = [=](const T* matrix, int64_t j) {
-      if (!rotations) return matrix[(head * count + n) * size + j];
-      const T part = matrix[head * count + (n ^ j)];  // p and q of [[p, -q], [q, p]], in the row of q the other way around
-      return n % 2 < j ? -part : part;
-    };
+    const T x = before[n], other = n % 2 == 0 ? -before[n + 1] : before[n - 1];
+    const int64_t p = head * count + n - n % 2;  // of [[p, -q], [q, p]]
     T change = b[head * count + n] * u;
-    if (tail != nullptr)
-      for (int64_t j = 0; j < size; ++j) change += entry(tail, j) * x[j];
-    for (int64_t j = 0; j < size; ++j) change += entry(increment, j) * x[j];
-    after[n] = before[n] + change;
+    for (int64_t r = 0; r < rank; ++r) change -= left[(head * rank + r) * count + n] * inner[r];
+    if (tail != nullptr) change += tail[p] * x + tail[p + 1] * other;
+    after[n] = x + (change + increment[p] * x + increment[p + 1] * other);
   }
   __syncthreads();  // all of the state has been read
   for (int64_t n = threadIdx.x; n < count; n += blockDim.x) last[sequence * count + n] = after[n];
   for (int64_t r = 0; r < channels; ++r) {
-    __syncthreads();
-    T sum = 0;
-    for (int64_t n = threadIdx.x; n < count; n += blockDim.x) sum += c[(head * channels + r) * count + n] * after[n];
-    sums[threadIdx.x] = sum;
-    __syncthreads();
+    const T y = product(c + (head * channels + r) * count, after);
     if (threadIdx.x > 0) continue;
-    T y = skip == nullptr ? T(0) : skip[r * heads + head] * u;
-    for (int64_t i = 0; i < blockDim.x; ++i) y += sums[i];
-    outputs[(sequence / heads * channels + r) * heads + head] = y;
+    const T direct = skip == nullptr ? T(0) : skip[r * heads + head] * u;
+    outputs[(sequence / heads * channels + r) * heads + head] = y + direct;
   }
 }
 

@@ -13,6 +13,10 @@
 #include <string>
 #include <type_traits>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 #include "scan.h"
 
 namespace s4 {
@@ -31,6 +35,31 @@ const Functions<T>& functions() {
     return table().twice;
 }
 
+// Subnormal numbers are zero in this thread while it lives: what decays would reach them, at ten times the cost.
+class FlushToZero {
+#if defined(__x86_64__)
+  unsigned before = _mm_getcsr();
+
+ public:
+  FlushToZero() { _mm_setcsr(before | 0x8040); }
+  ~FlushToZero() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+  uint64_t before;
+
+ public:
+  FlushToZero() {
+    asm volatile("mrs %0, fpcr" : "=r"(before));
+    asm volatile("msr fpcr, %0" : : "r"(before | (1 << 24)));
+  }
+  ~FlushToZero() { asm volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+ public:
+  FlushToZero() {}
+#endif
+  FlushToZero(const FlushToZero&) = delete;
+  FlushToZero& operator=(const FlushToZero&) = delete;
+};
+
 // Calls `run(i, scratch)` for all i < count, on all threads. Their memory is the calling thread's, which has it from one
 // call to the next: what new threads allocate is new pages each time.
 template <typename Run>
@@ -41,6 +70,7 @@ void over(int64_t count, int64_t bytes, Run run) {
   const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, workers * each), &std::free);
   if (memory == nullptr) throw std::bad_alloc();
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    const FlushToZero mode;
     for (int64_t worker = begin; worker < end; ++worker)
       for (int64_t i = count * worker / workers; i < count * (worker + 1) / workers; ++i)
         run(i, static_cast<char*>(memory.get()) + worker * each);

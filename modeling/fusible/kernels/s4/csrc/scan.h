@@ -39,17 +39,15 @@ struct ScanFunctions {
   void (*backward)(const Scan<T>&, const ScanGradient<T>&, int64_t first_head, void* scratch);
 };
 
-// One step of it in place, `x <- x + (increment + tail) x + b u`, with parameters in the precision of the inputs; all
-// contiguous. It is that of `heads` of the `all` heads of a state, from `first` on. Blocks of rotations are
-// `[[p, -q], [q, p]]`, of which there are p and q.
+// One step in place, `x <- x + (increment + tail) x - left right^T x + b u`, with parameters in the precision of the
+// inputs; all contiguous. Blocks `[[p, -q], [q, p]]` are p and q.
 template <typename T>
 struct Step {
-  int64_t batch, all, first, heads, channels, groups, size;
-  bool rotations;
+  int64_t batch, heads, channels, groups, rank;
   int64_t tile;                                       // heads whose parameters stay in the first cache
   const T *increment, *tail, *b, *c, *skip, *inputs;  // tail and skip may be null
-  const int64_t* order;                               // whose inputs, skips and outputs a head has, by default its own
-  T *outputs, *state;                                 // [batch, channels, all], [batch, all, groups, size]
+  const T *left, *right;                              // [heads, rank, groups, 2]
+  T *outputs, *state;                                 // [batch, channels, heads], [batch, heads, groups, 2]
 };
 
 // `K[h, r, l] = 2 Re sum_n coefficients[h, r, n] * base[h, n] ** l`

@@ -83,7 +83,7 @@ struct HeadMaps {
       const double *rows = maps.readout(n, r) + n.width, *kernel = maps.kernel + r * n.steps;
       T* square = (backward ? toeplitz_t : toeplitz) + r * n.steps * n.steps;
       // rows are pieces of one: the kernel, or its end first, beside zeros
-      T padded[2 * kSteps] = {};
+      T padded[2 * kDenseSteps] = {};
       for (int64_t l = 0; l < n.steps; ++l)
         padded[backward ? n.steps - 1 - l : n.steps + l] = static_cast<T>(kernel[l]);
       for (int64_t j = 0; j < n.steps; ++j) copy(square + j * n.steps, padded + n.steps - backward - j, n.steps);

@@ -7,33 +7,35 @@
 namespace s4 {
 namespace S4_ISA {
 
-// Blocks of 2: numbers i and i + 1 of a state depend on both of them. Gives the product of the new state and `c`.
-template <typename T, bool rotations, bool has_tail>
+template <typename T>
+T any_dot(const T* left, const T* right, int64_t count) {
+  const int64_t whole = count / Vector<T>::lanes * Vector<T>::lanes;
+  T total = dot(left, right, whole);
+  for (int64_t i = whole; i < count; ++i) total += left[i] * right[i];
+  return total;
+}
+
+// Numbers i and i + 1 of a state are a pair, which a block turns; `inner` are products of the state and rows of V, of
+// which there are `rank`. Gives the product of the new state and `c`.
+template <typename T, bool has_tail>
 inline __attribute__((always_inline)) T move_pairs(
-    const T* increment, const T* tail, const T* b, const T* c, T u, int64_t count, T* state) {
+    const T* increment, const T* tail, const T* b, const T* c, const T* left, const T* inner, int64_t rank, T u,
+    int64_t count, T* state) {
   using V = typename Vector<T>::type;
   constexpr int64_t lanes = Vector<T>::lanes;
-  typename Places<T>::type even{}, odd{}, first{}, second{}, other{};
+  typename Places<T>::type first{}, second{}, other{};
   V sign{}, sums{};
-  for (int64_t i = 0; i < lanes; ++i) {
-    even[i] = 2 * i, odd[i] = 2 * i + 1;
-    first[i] = i & ~1, second[i] = i | 1, other[i] = i ^ 1, sign[i] = i & 1 ? 1 : -1;
-  }
+  for (int64_t i = 0; i < lanes; ++i) first[i] = i & ~1, second[i] = i | 1, other[i] = i ^ 1, sign[i] = i & 1 ? 1 : -1;
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
-    const V x = load(state + i), one = __builtin_shuffle(x, first), two = __builtin_shuffle(x, second);
+    const V x = load(state + i), turned = sign * __builtin_shuffle(x, other);
     const auto add = [&](V& change, const T* matrix) {
-      if constexpr (rotations) {
-        const V parts = load(matrix + i), turned = sign * __builtin_shuffle(x, other);
-        change += __builtin_shuffle(parts, first) * x;
-        change += __builtin_shuffle(parts, second) * turned;
-      } else {
-        const V low = load(matrix + 2 * i), high = load(matrix + 2 * i + lanes);
-        change += __builtin_shuffle(low, high, even) * one;
-        change += __builtin_shuffle(low, high, odd) * two;
-      }
+      const V parts = load(matrix + i);
+      change += __builtin_shuffle(parts, first) * x;
+      change += __builtin_shuffle(parts, second) * turned;
     };
     V change = u * load(b + i);
+    for (int64_t r = 0; r < rank; ++r) change -= inner[r] * load(left + r * count + i);
     // in this order: a tail that is added to a rounded sum would be rounded away
     if constexpr (has_tail) add(change, tail);
     add(change, increment);
@@ -46,10 +48,11 @@ inline __attribute__((always_inline)) T move_pairs(
     const T one = state[i], two = state[i + 1];
     for (int64_t j = i; j < i + 2; ++j) {
       const auto add = [&](T& change, const T* matrix) {
-        change += (rotations ? matrix[j] : matrix[2 * j]) * one;
-        change += (rotations ? (j == i ? -matrix[i + 1] : matrix[i]) : matrix[2 * j + 1]) * two;
+        change += matrix[j] * one;
+        change += (j == i ? -matrix[i + 1] : matrix[i]) * two;
       };
       T change = u * b[j];
+      for (int64_t r = 0; r < rank; ++r) change -= inner[r] * left[r * count + j];
       if constexpr (has_tail) add(change, tail);
       add(change, increment);
       state[j] += change;
@@ -59,53 +62,26 @@ inline __attribute__((always_inline)) T move_pairs(
   return y;
 }
 
-template <typename T>
-T any_dot(const T* left, const T* right, int64_t count) {
-  const int64_t whole = count / Vector<T>::lanes * Vector<T>::lanes;
-  T total = dot(left, right, whole);
-  for (int64_t i = whole; i < count; ++i) total += left[i] * right[i];
-  return total;
-}
-
-// Blocks of any size; `before` is memory for one block of the state.
-template <typename T>
-void move_blocks(const T* increment, const T* tail, const T* b, T u, int64_t groups, int64_t size, T* state, T* before) {
-  for (int64_t i = 0; i < groups * size; ++i) {
-    if (i % size == 0) copy(before, state + i, size);
-    T change = u * b[i];
-    if (tail != nullptr) change += any_dot(tail + i * size, before, size);
-    state[i] += change + any_dot(increment + i * size, before, size);
-  }
-}
-
-// Of the pairs of a tile of heads and a sequence from `begin` to `end`, sequences innermost.
+// Of the pairs of a tile of heads and a sequence from `begin` to `end`, sequences innermost; `scratch` is `rank` numbers.
 template <typename T>
 void step(const Step<T>& s, int64_t begin, int64_t end, void* scratch) {
-  const int64_t count = s.groups * s.size, entries = s.rotations ? count : count * s.size;
+  const int64_t count = 2 * s.groups;
+  T* inner = static_cast<T*>(scratch);
   for (int64_t at = begin; at < end; ++at) {
     const int64_t sequence = at % s.batch, from = at / s.batch * s.tile;
     const int64_t to = from + s.tile < s.heads ? from + s.tile : s.heads;
     for (int64_t head = from; head < to; ++head) {
-      const int64_t place = s.order == nullptr ? s.first + head : s.order[s.first + head];
-      const T u = s.inputs[sequence * s.all + place], *b = s.b + head * count, *c = s.c + head * s.channels * count;
-      const T* increment = s.increment + head * entries;
-      const T* tail = s.tail == nullptr ? nullptr : s.tail + head * entries;
-      T* state = s.state + (sequence * s.all + s.first + head) * count;
-      T y;
-      if (s.rotations) {
-        y = tail == nullptr ? move_pairs<T, true, false>(increment, tail, b, c, u, count, state)
-                            : move_pairs<T, true, true>(increment, tail, b, c, u, count, state);
-      } else if (s.size == 2) {
-        y = tail == nullptr ? move_pairs<T, false, false>(increment, tail, b, c, u, count, state)
-                            : move_pairs<T, false, true>(increment, tail, b, c, u, count, state);
-      } else {
-        move_blocks(increment, tail, b, u, s.groups, s.size, state, static_cast<T*>(scratch));
-        y = any_dot(c, state, count);
-      }
+      const T u = s.inputs[sequence * s.heads + head], *b = s.b + head * count, *c = s.c + head * s.channels * count;
+      const T *increment = s.increment + head * count, *left = s.left + head * s.rank * count;
+      T* state = s.state + (sequence * s.heads + head) * count;
+      for (int64_t r = 0; r < s.rank; ++r) inner[r] = any_dot(s.right + (head * s.rank + r) * count, state, count);
+      T y = s.tail == nullptr
+          ? move_pairs<T, false>(increment, nullptr, b, c, left, inner, s.rank, u, count, state)
+          : move_pairs<T, true>(increment, s.tail + head * count, b, c, left, inner, s.rank, u, count, state);
       for (int64_t r = 0; r < s.channels; ++r) {
-        if (r > 0) y = any_dot(c + r * count, state, count);
-        const T direct = s.skip == nullptr ? T(0) : s.skip[r * s.all + place] * u;
-        s.outputs[(sequence * s.channels + r) * s.all + place] = y + direct;
+        if (r > 0) y = any_dot(c + r * count, static_cast<const T*>(state), count);
+        const T direct = s.skip == nullptr ? T(0) : s.skip[r * s.heads + head] * u;
+        s.outputs[(sequence * s.channels + r) * s.heads + head] = y + direct;
       }
     }
   }

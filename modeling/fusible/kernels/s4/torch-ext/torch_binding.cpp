@@ -14,7 +14,7 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, m) {
       "Tensor? skip, Tensor state) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "ssm_step_(Tensor(a!) outputs, Tensor(b!) state, Tensor inputs, Tensor increment, Tensor? tail, Tensor b, "
-      "Tensor c, Tensor? skip, Tensor? order, int first) -> ()");
+      "Tensor c, Tensor? skip, Tensor? left, Tensor? right) -> ()");
   m.def("cauchy(Tensor inputs, Tensor outputs, Tensor poles, int length, bool single) -> Tensor");
   m.def(
       "cauchy_backward(Tensor gradient, Tensor inputs, Tensor outputs, Tensor poles, int length) -> "

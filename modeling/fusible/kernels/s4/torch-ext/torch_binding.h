@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ssm_scan_backward(
 void ssm_step_(
     const Tensor& outputs, const Tensor& state, const Tensor& inputs, const Tensor& increment,
     const std::optional<Tensor>& tail, const Tensor& b, const Tensor& c, const std::optional<Tensor>& skip,
-    const std::optional<Tensor>& order, int64_t first);
+    const std::optional<Tensor>& left, const std::optional<Tensor>& right);
 
 Tensor cauchy(Tensor inputs, Tensor outputs, Tensor poles, int64_t length, bool single);
 

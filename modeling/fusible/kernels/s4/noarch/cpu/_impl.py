@@ -12,14 +12,6 @@ def _apply(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return (matrix @ vector[..., None])[..., 0]
 
 
-def _blocks(parts: torch.Tensor) -> torch.Tensor:
-    """`[..., size, size]`, also of p and q `[..., 2]` of blocks `[[p, -q], [q, p]]`."""
-    if parts.ndim == 4:
-        return parts
-    p, q = parts.unbind(-1)
-    return torch.stack([p, -q, q, p], dim=-1).unflatten(-1, (2, 2))
-
-
 def ssm_scan(
     inputs: torch.Tensor,
     transition: torch.Tensor,
@@ -72,19 +64,33 @@ def ssm_step(
     c: torch.Tensor,
     state: torch.Tensor,
     skip: torch.Tensor | None = None,
+    left: torch.Tensor | None = None,
+    right: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    One step of `ssm_scan`: `[batch, heads]` to `[batch, channels, heads]`, and the new state.
+    One step `x <- x + D x - U V^T x + b u`, `y = c x + skip u`: `[batch, heads]` to `[batch, channels, heads]`, and x.
 
-    The transition is the identity plus increment and tail, which is what rounding took away from the increment; both
-    are `[heads, groups, size, size]`, or `[heads, groups, 2]`: p and q of blocks `[[p, -q], [q, p]]`.
+    Args:
+        inputs: u.
+        increment: p and q `[heads, groups, 2]` of the blocks `[[p, -q], [q, p]]` of D.
+        tail: what rounding took away from the increment.
+        b: `[heads, groups, 2]`.
+        c: `[heads, channels, groups, 2]`.
+        state: x `[batch, heads, groups, 2]`.
+        skip: `[channels, heads]`.
+        left: U `[heads, rank, groups, 2]`.
+        right: V, of the same shape.
     """
     dtype, wide = state.dtype, torch.float32 if state.device.type == "mps" else torch.float64
     exact = state.to(wide)
+    turned = torch.stack([-exact[..., 1], exact[..., 0]], dim=-1)
     change = b.to(wide) * inputs[..., None, None]
+    if left is not None and right is not None:
+        inner = torch.einsum("hrgi,bhgi->bhr", right.to(wide), exact)
+        change = change - torch.einsum("hrgi,bhr->bhgi", left.to(wide), inner)
     for part in (tail, increment):
         if part is not None:
-            change = change + _apply(_blocks(part).to(wide), exact)
+            change = change + part[..., :1].to(wide) * exact + part[..., 1:].to(wide) * turned
     state = (exact + change).to(dtype)  # rounded once: sums in float32 would round the tail away, in all steps alike
     outputs = (c.movedim(1, 0) * state[:, None]).sum((-2, -1))
     return outputs if skip is None else outputs + skip * inputs[:, None], state
@@ -99,20 +105,13 @@ def ssm_step_(
     b: torch.Tensor,
     c: torch.Tensor,
     skip: torch.Tensor | None = None,
-    order: torch.Tensor | None = None,
-    first: int = 0,
+    left: torch.Tensor | None = None,
+    right: torch.Tensor | None = None,
 ) -> None:
-    """
-    `ssm_step` in place, of those heads of a state from `first` on that there are increments for.
-
-    `order` says whose input, skip and output each head of the state has.
-    """
-    here = slice(first, first + len(b))
-    place = here if order is None else order[here]
-    moved, d = state[:, here].view(len(state), *b.shape), None if skip is None else skip[:, place]
-    y, last = ssm_step(inputs.flatten(1)[:, place], increment, tail, b, c, moved, d)
-    moved.copy_(last)
-    outputs.view(len(state), c.shape[1], -1)[:, :, place] = y
+    """`ssm_step` in place; `inputs` and `outputs` may have more dimensions of 1."""
+    y, last = ssm_step(inputs.flatten(1), increment, tail, b, c, state, skip, left, right)
+    state.copy_(last)
+    outputs.copy_(y.view_as(outputs))
 
 
 def _scan_chunks(

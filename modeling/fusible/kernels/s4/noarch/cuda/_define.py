@@ -12,7 +12,7 @@ SCHEMAS = {
     "ssm_scan_backward": f"(Tensor of_outputs, Tensor of_last, {SCAN})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "ssm_step_": "(Tensor(a!) outputs, Tensor(b!) state, Tensor inputs, Tensor increment, Tensor? tail, Tensor b, "
-    "Tensor c, Tensor? skip, Tensor? order, int first) -> ()",
+    "Tensor c, Tensor? skip, Tensor? left, Tensor? right) -> ()",
     "cauchy": f"({CAUCHY}, bool single) -> Tensor",
     "cauchy_backward": f"(Tensor gradient, {CAUCHY}) -> (Tensor, Tensor, Tensor)",
     "vandermonde": "(Tensor coefficients, Tensor base, int length, bool single) -> Tensor",

@@ -132,23 +132,28 @@ def _scan(
 
 @triton.jit
 def _step(
-    outputs, last, inputs, increment, tail, b, c, skip, state, heads, channels, groups, size,
-    rotations: tl.constexpr, has_tail: tl.constexpr, has_skip: tl.constexpr, COUNT: tl.constexpr,
+    outputs, last, inputs, increment, tail, b, c, skip, left, right, state, heads, channels, groups, rank,
+    has_tail: tl.constexpr, has_skip: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    sequence, count = tl.program_id(0).to(tl.int64), groups * size
+    sequence, count = tl.program_id(0).to(tl.int64), 2 * groups
     head, n = sequence % heads, tl.arange(0, COUNT)
     inside, u = n < count, tl.load(inputs + sequence)
     before = state + sequence * count
+    x = tl.load(before + n, mask=inside, other=0.0)
+    other = tl.load(before + (n ^ 1), mask=inside, other=0.0)
+    other = tl.where(n % 2 == 0, -other, other)
     change = tl.load(b + head * count + n, mask=inside, other=0.0) * u
-    for j in range(size):
-        x = tl.load(before + n // size * size + j, mask=inside, other=0.0)
-        at = (head * count + n) * size + j
-        if rotations:  # of p and q of [[p, -q], [q, p]]
-            at, x = head * count + (n ^ j), tl.where(n % 2 < j, -x, x)
-        if has_tail:
-            change += tl.load(tail + at, mask=inside, other=0.0) * x
-        change += tl.load(increment + at, mask=inside, other=0.0) * x
-    after = tl.load(before + n, mask=inside, other=0.0) + change
+    for r in range(rank):
+        at = (head * rank + r) * count + n
+        inner = tl.sum(tl.load(right + at, mask=inside, other=0.0) * x)
+        change -= tl.load(left + at, mask=inside, other=0.0) * inner
+    p = head * count + n // 2 * 2  # of [[p, -q], [q, p]]
+    if has_tail:
+        change += tl.load(tail + p, mask=inside, other=0.0) * x
+        change += tl.load(tail + p + 1, mask=inside, other=0.0) * other
+    change += tl.load(increment + p, mask=inside, other=0.0) * x
+    change += tl.load(increment + p + 1, mask=inside, other=0.0) * other
+    after = x + change
     tl.debug_barrier()  # all of the state has been read, and `last` may be it
     tl.store(last + sequence * count + n, after, mask=inside)
     for r in range(channels):
@@ -247,14 +252,17 @@ def step(
     b: torch.Tensor,
     c: torch.Tensor,
     skip: torch.Tensor | None,
+    left: torch.Tensor | None,
+    right: torch.Tensor | None,
     state: torch.Tensor,
 ) -> None:
-    (batch, heads), (_, channels, groups, size) = inputs.shape, c.shape
+    (batch, heads), (_, channels, groups, _) = inputs.shape, c.shape
     if batch * heads:
-        rest, d = (inputs if part is None else part for part in (tail, skip))
+        rest, d, columns, rows = (inputs if part is None else part for part in (tail, skip, left, right))
         _step[batch * heads,](
-            outputs, last, inputs, increment, rest, b, c, d, state, heads, channels, groups, size,
-            increment.ndim == 3, tail is not None, skip is not None, triton.next_power_of_2(groups * size),
+            outputs, last, inputs, increment, rest, b, c, d, columns, rows, state, heads, channels, groups,
+            0 if left is None else left.shape[1], tail is not None, skip is not None,
+            triton.next_power_of_2(2 * groups),
         )  # fmt: skip
 
 

@@ -139,36 +139,35 @@ def ssm_step_(
     b: torch.Tensor,
     c: torch.Tensor,
     skip: torch.Tensor | None = None,
-    order: torch.Tensor | None = None,
-    first: int = 0,
+    left: torch.Tensor | None = None,
+    right: torch.Tensor | None = None,
 ) -> None:
     """
-    One step of `ssm_scan` in place, of some of the heads of a state, all in one dtype, and without a gradient.
+    One step `x <- x + D x - U V^T x + b u`, `y = c x + skip u` in place, all in one dtype, and without a gradient.
 
     Args:
-        outputs: written to: y `[batch, channels, all heads]`, or its numbers in another shape; contiguous.
-        state: replaced: x `[batch, all heads, groups, size]`, or its numbers in another shape of as many dimensions;
-            contiguous.
-        inputs: u `[batch, all heads]`, or `[batch, 1, all heads]`; float32 or float64.
-        increment: the transition without the identity, `[heads, groups, size, size]`: slow modes keep more digits. Of
-            blocks `[[p, -q], [q, p]]`, p and q `[heads, groups, 2]` do as well, which is half as much to read.
-        tail: what rounding took away from the increment, of the same shape; b and c are those of `ssm_scan`.
-        b: `[heads, groups, size]`.
-        c: `[heads, channels, groups, size]`.
-        skip: D `[channels, all heads]`.
-        order: int64 `[all heads]`, whose input, skip and output each head of the state has; by default its own.
-        first: number of the first head of the state that is moved; as many as there are increments are.
+        outputs: written to: y `[batch, channels, heads]`, or its numbers in another shape; contiguous.
+        state: replaced: x `[batch, heads, groups, 2]`; contiguous.
+        inputs: u `[batch, heads]`, or `[batch, 1, heads]`; float32 or float64.
+        increment: p and q `[heads, groups, 2]` of the blocks `[[p, -q], [q, p]]` of D, which is the transition without
+            the identity: slow modes keep more digits.
+        tail: what rounding took away from the increment, of the same shape.
+        b: `[heads, groups, 2]`.
+        c: `[heads, channels, groups, 2]`.
+        skip: `[channels, heads]`.
+        left: U `[heads, rank, groups, 2]`, zero by default.
+        right: V, of the same shape.
 
     Raises:
         RuntimeError: for dtypes, shapes, numbers and devices that do not fit.
         NotImplementedError: if a gradient is wanted, and within `torch.func.jvp` and `torch.autograd.forward_ad`.
     """
     _device.refuse_tangents()
-    tensors = (state, inputs, increment, b, c, skip)
+    tensors = (state, inputs, increment, b, c, skip, left, right)
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors):
         raise NotImplementedError("S4's compiled step has no gradient; call it within torch.no_grad().")
     # which checks all: the whole step takes less time than checks in Python would
-    _step_(outputs, state, inputs, increment, tail, b, c, skip, order, first)
+    _step_(outputs, state, inputs, increment, tail, b, c, skip, left, right)
 
 
 def ssm_step(
@@ -179,9 +178,11 @@ def ssm_step(
     c: torch.Tensor,
     state: torch.Tensor,
     skip: torch.Tensor | None = None,
+    left: torch.Tensor | None = None,
+    right: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    One step of `ssm_scan`, all in one dtype, and without a gradient; the arguments are those of `ssm_step_`.
+    The same step, not in place; the arguments are those of `ssm_step_`.
 
     Returns:
         y `[batch, channels, heads]` and the new state, in the dtype of the inputs.
@@ -192,7 +193,7 @@ def ssm_step(
     """
     last = state.clone(memory_format=torch.contiguous_format)
     outputs = inputs.new_empty(inputs.shape[0], c.shape[1], inputs.shape[-1])
-    ssm_step_(outputs, last, inputs, increment, tail, b, c, skip)
+    ssm_step_(outputs, last, inputs, increment, tail, b, c, skip, left, right)
     return outputs, last
 
 

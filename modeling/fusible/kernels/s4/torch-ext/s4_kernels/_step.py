@@ -1,4 +1,4 @@
-"""One step on GPUs, of all heads of a state or of some."""
+"""One step on GPUs."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def _check(state: torch.Tensor, written: torch.Tensor, parts: dict[str, Any]) ->
             continue
         if part.shape != shape or part.device != state.device:
             raise RuntimeError(f"{name} is {list(part.shape)} on {part.device}, not {list(shape)} on {state.device}")
-        if part.dtype != (torch.int64 if name == "order" else state.dtype):
+        if part.dtype != state.dtype:
             raise RuntimeError(f"{name} has the wrong dtype, {part.dtype}; the state has {state.dtype}")
     if state.dtype not in (torch.float32, torch.float64):
         raise RuntimeError(f"the state must be float32 or float64, not {state.dtype}")
@@ -31,35 +31,30 @@ def ssm_step_(
     b: torch.Tensor,
     c: torch.Tensor,
     skip: torch.Tensor | None,
-    order: torch.Tensor | None,
-    first: int,
+    left: torch.Tensor | None,
+    right: torch.Tensor | None,
 ) -> None:
-    if state.ndim != 4 or increment.ndim not in (3, 4) or c.ndim != 4:
-        raise RuntimeError("state and c must have 4 dimensions, and increment 3 or 4")
-    (batch, every), (heads, groups, size), channels = state.shape[:2], increment.shape[:3], c.shape[1]
-    block = (size, size) if increment.ndim == 4 else (2,)
-    if not 0 <= first <= every - heads or 0 in (groups, size, channels):
-        raise RuntimeError(f"the state has {every} heads, not {first} and {heads}, or something is empty")
+    if state.ndim != 4 or c.ndim != 4 or (left is not None and left.ndim != 4):
+        raise RuntimeError("state, c and left must have 4 dimensions")
+    if (left is None) != (right is None):
+        raise RuntimeError("left and right go together")
+    (batch, heads, groups), channels = state.shape[:3], c.shape[1]
+    if 0 in (groups, channels):
+        raise RuntimeError("groups and channels must be positive")
     given = inputs.squeeze(1) if inputs.ndim == 3 else inputs
+    low_rank = None if left is None else (heads, left.shape[1], groups, 2)
     parts = {
-        "state": (state.flatten(2), (batch, every, groups * size)),
-        "outputs": (outputs.flatten(), (batch * channels * every,)),
-        "inputs": (given, (batch, every)),
-        "increment": (increment, (heads, groups, *block)),
-        "tail": (tail, (heads, groups, *block)),
-        "b": (b, (heads, groups, size)),
-        "c": (c, (heads, channels, groups, size)),
-        "skip": (skip, (channels, every)),
-        "order": (order, (every,)),
+        "state": (state, (batch, heads, groups, 2)),
+        "outputs": (outputs.flatten(), (batch * channels * heads,)),
+        "inputs": (given, (batch, heads)),
+        "increment": (increment, (heads, groups, 2)),
+        "tail": (tail, (heads, groups, 2)),
+        "b": (b, (heads, groups, 2)),
+        "c": (c, (heads, channels, groups, 2)),
+        "skip": (skip, (channels, heads)),
+        "left": (left, low_rank),
+        "right": (right, low_rank),
     }
     _check(state, outputs, parts)
-    here = slice(first, first + heads)
-    place = here if order is None else order[here]
-    u, d = given[:, place], None if skip is None else skip[:, place].contiguous()
-    is_whole = order is None and heads == every
-    y, moved = outputs if is_whole else u.new_empty(batch, channels, heads), state[:, here].contiguous()
-    maps = (None if part is None else part.contiguous() for part in (u, increment, tail, b, c))
-    raw.step(y, moved, *maps, d, moved)
-    if not is_whole:
-        outputs.view(batch, channels, every)[:, :, place] = y
-        state[:, here] = moved
+    maps = (None if part is None else part.contiguous() for part in (given, increment, tail, b, c, skip, left, right))
+    raw.step(outputs, state, *maps, state)
