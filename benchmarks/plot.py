@@ -176,9 +176,10 @@ def s4_learning(rows: Rows) -> Figure:
 
 def s4_generation(rows: Rows) -> Figure:
     """Tokens per second with the largest batch, and with one sequence."""
-    colors = {"S4, fused": BLUE, "GPT-2": ORANGE, "GPT-2, static cache": RED}
+    colors = {"S4, fused": BLUE, "S4D, fused": GREEN, "Mamba": GRAY, "Mamba-2": "black"}
+    colors |= {"GPT-2": ORANGE, "GPT-2, static cache": RED}
     panels = [batch for batch in ("one", "largest") if any(row["batch"] == batch for row in rows)]
-    title = f"Generation: S4 and GPT-2 with {max(row['parameters'] for row in rows) / 1e6:.0f} M parameters"
+    title = f"Generation: models with {max(row['parameters'] for row in rows) / 1e6:.0f} M parameters"
     figure, axes = new_figure(len(panels), (4, 2.6), rows, title)
     for axis, batch in zip(axes, panels, strict=True):
         for name, color in colors.items():

@@ -10,7 +10,7 @@ digits: scikit-learn's digits, 64 pixels one after another. listops: expressions
 of 16 x 16 or 32 x 32 pixels, one after another. Minutes are of CPU time, over all cores; the learning rate falls with
 them. Evaluation is on data that are not trained on, and counts as well. Data are generated once, into --data.
 
-generation: tokens per second beside GPT-2, see s4_generation.py.
+generation: tokens per second beside Mamba and GPT-2, see s4_generation.py.
 
 Writes benchmarks/results/s4_<mode>_cpu.json and .png, each row as soon as it is measured.
 """
@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path("data/s4"), help="where data are generated")
     parser.add_argument("--contexts", nargs="+", type=int, default=[1024, 4096, 8192], help="of generation")
+    parser.add_argument("--prompts", nargs="+", type=int, default=[1024, 16384], help="lengths before the first token")
     parser.add_argument("--memory", type=int, default=2048, help="MiB of weights and cache")
     parser.add_argument("--max-batch", type=int, default=4096)
     parser.add_argument("--width", type=int, default=256)

@@ -1,10 +1,11 @@
 """
-How fast S4 writes beside GPT-2: python benchmarks/s4.py --mode generation
+How fast S4 writes beside other models: python benchmarks/s4.py --mode generation
 
-Tokens per second of a fused S4ForCausalLM and of transformers' GPT2LMHeadModel with the same number of
-parameters, each with the largest batch (a power of two) whose weights and cache for the whole context fit into the
-same memory. GPT-2's steps are measured at half the context, which is the mean of writing from the first token on; S4's
-cost the same everywhere. Models take turns.
+Tokens per second of fused S4 models in both modes, of transformers' Mamba and Mamba-2 in plain torch, and of GPT-2,
+with about the same number of parameters: one text, and the largest batch (a power of two) whose weights and states or
+cache for the whole context fit into the same memory. GPT-2's steps are measured at half the context, which is the mean
+of writing from the first token on; the others cost the same everywhere. And the time from a prompt to the first token.
+Models take turns.
 """
 
 import argparse
@@ -16,7 +17,18 @@ from typing import Any
 import torch
 from common import Row, facts, print_table, save
 from plot import draw
-from transformers import Cache, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel, StaticCache
+from transformers import (
+    Cache,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    StaticCache,
+)
 
 from fusible import S4Config, S4ForCausalLM
 from fusible.benchmark import median_seconds
@@ -30,33 +42,38 @@ TOKENS = 8  # written for one measurement
 @torch.no_grad()
 def make_writers(width: int, blocks: int, context: int) -> dict[str, tuple[PreTrainedModel, Row]]:
     """
-    GPT-2, and S4 with two state space layers and an FFN in place of each of its blocks, and facts about them.
+    GPT-2, Mamba with two layers for each of its blocks, and S4 layers of twice the width; and facts about them.
 
-    Parameters are those that are trained, without GPT-2's positions, of which S4 has none. S4's head is its own,
-    GPT-2's is the embedding.
+    Parameters are those that are trained, without GPT-2's positions, of which the others have none. S4's head is its
+    own, the others' is the embedding.
     """
-    common = {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0}
-    gpt2 = GPT2LMHeadModel(
-        GPT2Config(n_embd=width, n_layer=blocks, n_head=max(1, width // 64), n_positions=context, **common)
-    )
-    s4 = S4ForCausalLM(
-        S4Config(
-            vocab_size=256,
-            hidden_size=width,
-            num_hidden_layers=3 * blocks,
-            layer_pattern=["s4", "s4", "ffn"],
-            intermediate_size=4 * width - 64,  # what the state spaces have more than attention
-        )
-    )
-    fused = s4.eval().fuse()
-    return {
-        "S4": (fused, {"parameters": count_parameters(s4)}),
-        "GPT-2": (gpt2.eval(), {"parameters": count_parameters(gpt2) - gpt2.transformer.wpe.weight.numel()}),
+    common = {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    # a block has 12 width^2 parameters, a layer of S4 2 (2 width)^2 and those of its state spaces
+    layers = max(1, round(12 * width * blocks / (8 * width + 2 * 67)))
+    options = {"hidden_size": 2 * width, "num_hidden_layers": layers}
+    mamba = {"hidden_size": width, "num_hidden_layers": 2 * blocks, "tie_word_embeddings": True, **common}
+    heads = max(1, width // 64)
+    models: dict[str, PreTrainedModel] = {
+        "S4, fused": S4ForCausalLM(S4Config(vocab_size=256, **options)),
+        "S4D, fused": S4ForCausalLM(S4Config(vocab_size=256, mode="diag", **options)),
+        "Mamba": MambaForCausalLM(MambaConfig(**mamba)),
+        "Mamba-2": Mamba2ForCausalLM(
+            Mamba2Config(num_heads=2 * heads, head_dim=width // heads, n_groups=1, state_size=64, **mamba)
+        ),
+        "GPT-2": GPT2LMHeadModel(
+            GPT2Config(n_embd=width, n_layer=blocks, n_head=heads, n_positions=context, **common)
+        ),
     }
+    found = {}
+    for name, model in models.items():
+        positions = model.transformer.wpe.weight.numel() if isinstance(model, GPT2LMHeadModel) else 0
+        about = {"parameters": count_parameters(model) - positions}
+        found[name] = ((model.eval().fuse() if isinstance(model, S4ForCausalLM) else model.eval()), about)
+    return found
 
 
-def s4_writer(model: PreTrainedModel, batch_size: int) -> tuple[Callable[[], None], int]:
-    """A function that writes some tokens, and the bytes of its cache."""
+def state_writer(model: PreTrainedModel, batch_size: int) -> tuple[Callable[[], None], int]:
+    """A function that writes some tokens, and the bytes of its states."""
     token = torch.zeros(batch_size, 1, dtype=torch.long)
     cache = model(input_ids=token, use_cache=True).cache
 
@@ -65,8 +82,10 @@ def s4_writer(model: PreTrainedModel, batch_size: int) -> tuple[Callable[[], Non
         for _ in range(TOKENS):
             ids = model(input_ids=ids, cache=cache, use_cache=True).logits[:, -1:].argmax(-1)
 
-    kept = zip(cache.layers, model.config.layer_types, strict=True)
-    return write, sum(layer.recurrent_states[0].nbytes for layer, kind in kept if kind == "linear_attention")
+    # S4's FFNs have none
+    kept = [layer for layer in cache.layers if layer.is_recurrent_states_initialized[0]]
+    states = [part[0] for layer in kept for part in (layer.recurrent_states, layer.conv_states)]
+    return write, sum(state.nbytes for state in states if state is not None)
 
 
 def gpt2_writer(model: PreTrainedModel, context: int, static: bool, batch_size: int) -> tuple[Callable[[], None], int]:
@@ -92,19 +111,30 @@ def gpt2_writer(model: PreTrainedModel, context: int, static: bool, batch_size: 
     return write, 4 * 2 * config.n_layer * batch_size * context * config.n_embd
 
 
+def first_token(model: PreTrainedModel, length: int) -> Callable[[], Any]:
+    """A function that reads a prompt and chooses the token that follows."""
+    prompt = torch.zeros(1, length, dtype=torch.long)
+    return lambda: model(input_ids=prompt, use_cache=True).logits[:, -1:].argmax(-1)
+
+
 @torch.no_grad()
 def compare_generation(options: argparse.Namespace) -> None:
     file, rows = options.folder / "s4_generation_cpu.json", []
+    about = {"memory_bound_mb": options.memory, "kernels": load_kernels() is not None, **facts("cpu")}
+
+    def keep(found: list[Row]) -> None:
+        rows.extend(row | about for row in found)
+        save(rows[-len(found) :], file, ("model", "context", "batch", "device"))
+
     for context in options.contexts:
-        (s4, s4_facts), (gpt2, gpt2_facts) = make_writers(options.width, options.blocks, context).values()
-        writers = {
-            "S4, fused": (s4, s4_facts, partial(s4_writer, s4)),
-            "GPT-2": (gpt2, gpt2_facts, partial(gpt2_writer, gpt2, context, False)),
-            "GPT-2, static cache": (gpt2, gpt2_facts, partial(gpt2_writer, gpt2, context, True)),
-        }
+        models = make_writers(options.width, options.blocks, context)
+        *recurrent, _ = models
+        writers = {name: (*models[name], partial(state_writer, models[name][0])) for name in recurrent}
+        for name, static in (("GPT-2", False), ("GPT-2, static cache", True)):
+            writers[name] = (*models["GPT-2"], partial(gpt2_writer, models["GPT-2"][0], context, static))
         for largest in (False, True):
             functions, found = [], []
-            for name, (model, about, make) in writers.items():
+            for name, (model, known, make) in writers.items():
                 weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
                 room = options.memory * 2**20 - weights
                 batch_size = 1
@@ -113,25 +143,34 @@ def compare_generation(options: argparse.Namespace) -> None:
                     batch_size = min(options.max_batch, 2 ** int(math.log2(max(1, room // each))))
                 function, _ = make(batch_size)
                 functions.append(function)
-                found.append((name, about, batch_size, weights, each))
-            seconds = median_seconds(functions, options.repeats, warmup=1)
-            for (name, about, batch_size, weights, each), value in zip(found, seconds, strict=True):
-                row = {
-                    "model": name,
-                    "context": context,
-                    "batch": "largest" if largest else "one",
-                    "batch_size": batch_size,
-                    "tokens_per_second": round(batch_size * TOKENS / value, 1),
-                    "ms_per_step": round(1e3 * value / TOKENS, 2),
-                    "cache_mb_per_sequence": round(each / 2**20, 3),
-                    "memory_mb": round((weights + batch_size * each) / 2**20),
-                    "memory_bound_mb": options.memory,
-                    **about,
-                    "kernels": load_kernels() is not None,
-                    **facts("cpu"),
-                }
-                rows.append(row)
-                save([row], file, ("model", "context", "batch", "device"))
+                found.append(
+                    {
+                        "model": name,
+                        "context": context,
+                        "batch": "largest" if largest else "one",
+                        "batch_size": batch_size,
+                        "cache_mb_per_sequence": round(each / 2**20, 3),
+                        "memory_mb": round((weights + batch_size * each) / 2**20),
+                        **known,
+                    }
+                )
+            for row, value in zip(found, median_seconds(functions, options.repeats, warmup=1), strict=True):
+                row["tokens_per_second"] = round(row["batch_size"] * TOKENS / value, 1)
+                row["ms_per_step"] = round(1e3 * value / TOKENS, 2)
+            keep(found)
             del functions, function
-    print_table([{key: row[key] for key in list(row)[:10]} for row in rows])
+    for length in options.prompts:
+        models = make_writers(options.width, options.blocks, length)
+        functions = [first_token(model, length) for model, _ in models.values()]
+        # seconds each where there is a loop in Python over the positions
+        seconds = median_seconds(functions, min(3, options.repeats), warmup=0)
+        keep(
+            [
+                {"model": name, "context": length, "batch": "prompt", "batch_size": 1, **known}
+                | {"ms_to_first_token": round(1e3 * value, 1)}
+                for (name, (_, known)), value in zip(models.items(), seconds, strict=True)
+            ]
+        )
+    columns = ("model", "context", "batch", "batch_size", "parameters", "tokens_per_second", "ms_per_step")
+    print_table([{key: row.get(key) for key in (*columns, "ms_to_first_token")} for row in rows])
     draw(file)

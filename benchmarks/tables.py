@@ -112,6 +112,11 @@ S4_GENERATION: Columns = {
     "ms per step": milliseconds("ms_per_step"),
     "cache per sequence, MiB": lambda row: f"{row['cache_mb_per_sequence']:.2f}",
 }
+S4_PROMPTS: Columns = {
+    "model": lambda row: row["model"],
+    "prompt, tokens": lambda row: str(row["context"]),
+    "ms to the first token": milliseconds("ms_to_first_token"),
+}
 TRAINING: Columns = {
     "data": lambda row: row["data"],
     "model": lambda row: row["model"],
@@ -157,13 +162,19 @@ TABLES: dict[str, tuple[str, Columns, Callable[[dict[str, Any]], bool]]] = {
     "ewa_speed": ("ewa_speed_cpu", EWA_SPEED, lambda row: True),
     "zeroi2v_speed": ("zeroi2v_speed_cpu", ZEROI2V_SPEED, lambda row: True),
     "zeroi2v_accuracy": ("zeroi2v_accuracy_cpu", ZEROI2V_ACCURACY, lambda row: True),
-    "s4_kernels": ("s4_kernels_cpu", S4_KERNELS, lambda row: True),
+    "s4_kernels": (
+        "s4_kernels_cpu",
+        S4_KERNELS,
+        # all rows, of fewer heads, more threads and sequences, are in the file
+        lambda row: (row["heads"], row["batch_size"]) == (512, 1) and row["device"].endswith(", 1 threads"),
+    ),
     "s4_learning": (
         "s4_digits_cpu s4_listops_cpu s4_pathfinder_cpu",
         S4_LEARNING,
         lambda row: "fused_test_accuracy" in row,  # the last one of each run
     ),
-    "s4_generation": ("s4_generation_cpu", S4_GENERATION, lambda row: True),
+    "s4_generation": ("s4_generation_cpu", S4_GENERATION, lambda row: row["batch"] != "prompt"),
+    "s4_prompts": ("s4_generation_cpu", S4_PROMPTS, lambda row: row["batch"] == "prompt"),
     "low_bits": ("low_bits_cpu", LOW_BITS, lambda row: True),
     "training": ("training_cpu", TRAINING, lambda row: True),
     "conversion": ("conversion_cpu", CONVERSION, lambda row: True),

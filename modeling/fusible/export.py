@@ -40,6 +40,14 @@ def check_format(kind: str, int8: bool = False) -> None:
         raise ImportError(f"The format {kind} needs {', '.join(missing)}: pip install 'fusible[export]'")
 
 
+def refuse_model_folder(folder: Path) -> None:
+    """Raises `ValueError` if a folder for a program has a model's weights."""
+    if folder.is_dir() and any(is_weight_file(file.name) for file in folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds a model, whose configuration would be overwritten; export to another folder."
+        )
+
+
 def example_inputs(model: FusiblePreTrainedModel, batch_size: int, shorter: int = 0) -> dict[str, torch.Tensor]:
     """
     The model's `dummy_inputs`, repeated or cut to a batch size, in its dtype.
@@ -100,10 +108,7 @@ def export_fused(
     """
     check_format(kind, int8)
     tolerance = TOLERANCES[int8] if tolerance is None else tolerance
-    if folder.is_dir() and any(is_weight_file(file.name) for file in folder.iterdir()):
-        raise ValueError(
-            f"{folder} holds a model, whose configuration would be overwritten; export to another folder."
-        )
+    refuse_model_folder(folder)
     from transformers.exporters import DynamoConfig, DynamoExporter, ExportedModel, OnnxConfig, OnnxExporter
 
     fused: PreTrainedModel = (model if model.config.fused else model.fuse(share=True)).eval()
@@ -180,4 +185,4 @@ def _difference(program: Any, fused: PreTrainedModel, model: FusiblePreTrainedMo
     return max(differences), max(outputs)
 
 
-__all__ = ["Format", "check_format", "example_inputs", "export_fused", "input_shapes"]
+__all__ = ["LAST", "Format", "check_format", "example_inputs", "export_fused", "input_shapes", "refuse_model_folder"]

@@ -235,7 +235,7 @@ def places(tmp_path_factory):
         ("text", "blank.txt", "has no texts", {}),
         ("text", "few.txt", r"has 3 tokens for a fit .* at least 49 tokens", {}),
         ("text", "one.txt", "has one row", {}),
-        ("text", "latin.txt", "no text file in UTF-8 .byte 3 is 0xe9", {}),
+        ("text", "latin.txt", "no text file in UTF-8 .byte 2 is 0xef", {}),
         ("text", "utf16.txt", "no text file in UTF-8", {}),
         ("text", "missing.txt", "missing.txt is no file or folder with texts", {}),
         ("text", "sounds/a.wav", "takes a text file", {}),

@@ -99,7 +99,7 @@ def test_sharded_weights(tmp_path):
         run_script("ema_sharded.py", folder, num_processes=number)
     whole, sharded = (torch.load(folder / "weights.pt") for folder in folders.values())
     for name, tensor in whole.items():
-        torch.testing.assert_close(sharded[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(sharded[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
     for name in ("ema", "ema-fused"):
         one, two = (AutoModelForImageClassification.from_pretrained(folder / name) for folder in folders.values())
         for key, tensor in one.state_dict().items():

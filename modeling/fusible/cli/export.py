@@ -16,6 +16,10 @@ def export(
     ] = "onnx",
     revision: Revision = None,
     int8: Annotated[bool, typer.Option("--int8", help="Linears of an ONNX program in int8.")] = False,
+    step: Annotated[
+        bool, typer.Option("--step", help="Programs that read piece by piece: states in and out, for S4.")
+    ] = False,
+    chunk: Annotated[int, typer.Option(help="With --step: positions of the program for many at once.")] = 64,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -36,8 +40,10 @@ def export(
         fusible export out/digits out/digits-int8 --int8
 
         fusible export user/my-model my-model-program --format torch
+
+        fusible export user/my-s4 my-s4-stream --step
     """
-    show(export_saved(source, destination, kind, revision, tolerance, int8, dry_run), json)
+    show(export_saved(source, destination, kind, revision, tolerance, int8, chunk if step else None, dry_run), json)
 
 
 def export_saved(
@@ -47,10 +53,11 @@ def export_saved(
     revision: str | None,
     tolerance: float | None,
     int8: bool,
+    chunk: int | None,
     dry_run: bool,
 ) -> dict[str, Any]:
     """
-    `export_fused` of a saved model.
+    `export_fused` of a saved model, or `export_stream`.
 
     Args:
         source: folder or Hub repository, of either form.
@@ -59,18 +66,27 @@ def export_saved(
         revision: of the repository.
         tolerance: see `export_fused`.
         int8: see `export_fused`.
+        chunk: see `export_stream`, which exports if it is given.
         dry_run: only load the model and say what would be exported.
 
     Raises:
-        ValueError: as `export_fused`, or if the model is none of fusible's.
+        ValueError: as these, or if the model is none of fusible's.
         ImportError: if a package for the format is missing.
     """
     from ..export import check_format, export_fused, input_shapes
     from ..saved_models import load
+    from ..stream_export import check_streams, export_stream, stream_shapes
 
     # before the model is loaded, which can take minutes
     check_format(kind, int8)
+    if int8 and chunk is not None:
+        raise ValueError("--int8 is for whole sequences; leave it out with --step.")
     model = load(source, revision)
+    if chunk is not None:
+        check_streams(model)
+        if dry_run:
+            return {"format": kind, "folder": str(destination), "inputs": stream_shapes(model, chunk)}
+        return export_stream(model, destination, kind, chunk, 1e-4 if tolerance is None else tolerance)
     if dry_run:
         return {"format": kind, "int8": int8, "folder": str(destination), "inputs": input_shapes(model)}
     return export_fused(model, destination, kind, tolerance, int8)

@@ -502,14 +502,26 @@ class TestEveryClass:
         card = make_card(model.fuse(), "someone/thing", model)
         assert "2111.00396" in card.content
 
-    def test_half_precision(self, head, options):
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @torch.no_grad()
+    def test_half_precision(self, head, options, dtype, tmp_path):
+        """Also of fused models that are loaded in it, and that were saved in it."""
         model = head(S4Config(**SIZES, **options, num_labels=4)).eval()
         inputs = model.dummy_inputs
-        with torch.no_grad():
-            expected = model(**inputs)[0]
-            for form in (model.fuse(), model):
-                outputs = form.to(torch.bfloat16)(**inputs)[0]
-                assert outputs.dtype == torch.bfloat16 and relative_error(outputs.float(), expected) < 0.05
+        expected = model(**inputs)[0]
+        model.save_pretrained(tmp_path / "float32", fused=True)
+        cast = head.from_pretrained(tmp_path / "float32", dtype=dtype)
+        cast.save_pretrained(tmp_path / "half")
+        stored = head.from_pretrained(tmp_path / "half")
+        assert {name: part.dtype for name, part in stored.named_parameters()} == {
+            name: part.dtype for name, part in cast.named_parameters()
+        }
+        for form in (cast, stored, model.fuse().to(dtype), model.to(dtype)):
+            outputs = form(**inputs)[0]
+            assert form.dtype == outputs.dtype == dtype and relative_error(outputs.float(), expected) < 0.05
+        if head is S4ForCausalLM:
+            tokens = stored.generate(inputs["input_ids"][:, :3], max_new_tokens=5, do_sample=False)
+            assert tokens.shape == (2, 8)
 
     def test_fusing_in_place(self, head, options, tmp_path):
         model = fuse_(head(S4Config(**SIZES, **options, num_labels=4)).eval())

@@ -87,10 +87,10 @@ class Coefficients(NamedTuple):
         blocks = torch.stack([p, -q, q, p], dim=-1).unflatten(-1, (2, 2))
         if self.left is None or self.right is None:
             return blocks + torch.eye(2, dtype=blocks.dtype, device=blocks.device)
-        (heads, groups), size = blocks.shape[:2], 2 * blocks.shape[1]
-        whole = blocks.new_zeros(heads, groups, 2, groups, 2)
-        whole = torch.diagonal_scatter(whole, blocks.movedim(1, -1), dim1=1, dim2=3).view(heads, size, size)
-        eye = torch.eye(size, dtype=blocks.dtype, device=blocks.device)
+        groups = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
+        # [heads, groups, 2, groups, 2], blocks on the diagonal
+        whole = (blocks[..., None, :] * groups[:, None, :, None]).flatten(3).flatten(1, 2)
+        eye = torch.eye(whole.shape[-1], dtype=blocks.dtype, device=blocks.device)
         return eye + whole - self.left.flatten(2).mT @ self.right.flatten(2)
 
     def matrices(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

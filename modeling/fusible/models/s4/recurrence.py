@@ -72,7 +72,7 @@ class S4Recurrence(nn.Module):
     def _step(self, inputs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[batch, 1, heads]` in the dtype of the coefficients to outputs and the next state; without a gradient."""
         state = state.clone(memory_format=torch.contiguous_format)
-        outputs = inputs.new_empty(len(inputs), 1, self.D.numel())
+        outputs = inputs.new_empty(inputs.shape[0], 1, self.D.numel())
         increment, residual, b, c, left, right = self.system
         ssm_step_(outputs, state, inputs, increment, residual, b, c, self.D, left, right, self.kernels)
         return outputs, state
@@ -82,7 +82,7 @@ class S4Recurrence(nn.Module):
         u, channels, skip = inputs.movedim(1, 2), len(self.D), self.D.to(inputs.dtype)
         if u.shape[-1] == 1 and not self.bidirectional:
             increment, residual, b, c, left, right = self.system.cast(u.dtype)
-            before = u.new_zeros(len(u), *self.input_map.shape) if state is None else state.to(u.dtype)
+            before = u.new_zeros(u.shape[0], *self.input_map.shape) if state is None else state.to(u.dtype)
             y, state = ssm_step(u[..., 0], increment, residual, b, c, before, skip, left, right, self.kernels)
             return y.flatten(1)[:, None], state
         # products of many steps' matrices are made in float64, where the device has it

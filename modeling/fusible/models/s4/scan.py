@@ -166,10 +166,10 @@ def scan_system(
     Low rank makes one dense matrix of each head, for this call only.
     """
     transition, b, c = system.matrices()
-    shape = len(inputs), *b.shape
-    before = inputs.new_zeros(shape) if state is None else state.reshape(shape).to(inputs.dtype)
+    batch = inputs.shape[0]
+    before = inputs.new_zeros(batch, *b.shape) if state is None else state.reshape(batch, *b.shape).to(inputs.dtype)
     outputs, after = ssm_scan(inputs, transition, b, c, before, skip, kernels, gelu)
-    return outputs, after.reshape(len(inputs), *system.b.shape)
+    return outputs, after.reshape(batch, *system.b.shape)
 
 
 def ssm_step(
