@@ -4,7 +4,7 @@ What small S4 models learn in minutes on a CPU, and how fast they write beside G
     python benchmarks/s4.py --mode digits [--minutes 1]
     python benchmarks/s4.py --mode listops [--minutes 10]
     python benchmarks/s4.py --mode pathfinder [--size 16] [--minutes 10]
-    python benchmarks/s4.py --mode generation [--contexts 1024 4096 8192] [--memory 2048]
+    python benchmarks/s4.py --mode generation [--contexts 1024 8192] [--memory 2048]
 
 digits: scikit-learn's digits, 64 pixels one after another. listops: expressions of 5 to 50 tokens. pathfinder: images
 of 16 x 16 or 32 x 32 pixels, one after another. Minutes are of CPU time, over all cores; the learning rate falls with
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--test-size", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path("data/s4"), help="where data are generated")
-    parser.add_argument("--contexts", nargs="+", type=int, default=[1024, 4096, 8192], help="of generation")
+    parser.add_argument("--contexts", nargs="+", type=int, default=[1024, 8192], help="of generation")
     parser.add_argument("--prompts", nargs="+", type=int, default=[1024, 16384], help="lengths before the first token")
     parser.add_argument("--memory", type=int, default=2048, help="MiB of weights and cache")
     parser.add_argument("--max-batch", type=int, default=4096)

@@ -64,11 +64,11 @@ def zeroi2v(rows: Rows) -> Summary:
 
 
 def s4(rows: Rows) -> Summary:
-    used = [find(rows, model=model, context=4096, batch="largest") for model in ("GPT-2, static cache", "S4, fused")]
+    used = [find(rows, model=model, context=8192, batch="largest") for model in ("GPT-2, static cache", "S4, fused")]
     plain, fused = ({"ms": 1e3 / row["tokens_per_second"], "parameters": row["parameters"]} for row in used)
     return Summary(
         "S4",
-        "time per token of texts of 4096, largest batch in 2 GiB;\nplain: GPT-2 of the same size",
+        "time per token of texts of 8192, largest batch in 2 GiB;\nplain: GPT-2 of the same size",
         plain,
         {},
         fused,

@@ -26,7 +26,7 @@ from .hub.partial_work import PartialWork, digest_of
 from .hub.processors import SavedProcessor
 from .models.repavit.feed_forward import ChannelIdleFeedForward
 from .models.repavit.linearity import IDLE_RATIOS, measure_linearity
-from .saved_models import check_destination, class_for, find_dtype, load_complete, publish
+from .saved_models import check_destination, class_for, find_device, find_dtype, load_complete, publish
 from .training.recovery import BATCH_SIZE, distill
 
 
@@ -100,13 +100,14 @@ def convert_and_publish(
     if plot is not None:
         check_plot(plot)
     cast_to = None if dtype is None else find_dtype(dtype)
+    used_device = find_device(device or "cpu")
     loading: dict[str, Any] = {"token": token} if token else {}
     loading |= {"trust_remote_code": True} if trust_remote_code else {}
     model_class, dense = load_dense_for(source, revision, **loading)
     more = max(0, min((distill_steps or 0) * BATCH_SIZE, DISTILLED_ROWS) - samples)
     rows = sample_rows(data, dense.main_input_name, samples + TEST_ROWS + more, seed, column, token)
     processor = needed_processor(source, revision, dense, **loading)
-    dense.to(device or "cpu")
+    dense.to(used_device)
     fit, test, others = rows[:samples], rows[samples : samples + TEST_ROWS], rows[samples + TEST_ROWS :]
     held_out = not test
     if held_out:

@@ -124,6 +124,20 @@ def find_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def find_device(name: str) -> torch.device:
+    """
+    A device by its name.
+
+    Raises:
+        ValueError: if there is none here that torch can use.
+    """
+    try:
+        # which asks the driver; the name alone tells nothing
+        return torch.empty(0, device=name).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"The device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
 def check_destination(folder: Path) -> None:
     """
     Checks that a fused model can be saved into a folder, and that no training form is overwritten by it, the source's
@@ -189,4 +203,13 @@ def publish(
     repository.commit(destination, names)
 
 
-__all__ = ["check_destination", "class_for", "find_dtype", "load", "load_complete", "load_processor", "publish"]
+__all__ = [
+    "check_destination",
+    "class_for",
+    "find_device",
+    "find_dtype",
+    "load",
+    "load_complete",
+    "load_processor",
+    "publish",
+]

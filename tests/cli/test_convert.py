@@ -257,6 +257,8 @@ def places(tmp_path_factory):
         ("text", "texts.txt", "is a file", {"destination": "few.txt"}),
         ("text", "texts.txt", "holds a training form", {"destination": "training"}),
         ("text", "texts.txt", "no dtype", {"--dtype": "int8"}),
+        ("text", "texts.txt", "The device 'cpu:x' cannot be used here", {"--device": "cpu:x"}),
+        ("text", "texts.txt", "The device 'xpu:7' cannot be used here", {"--device": "xpu:7"}),
     ],
 )
 def test_errors(places, source, data, message, options, monkeypatch):

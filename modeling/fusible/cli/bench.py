@@ -65,15 +65,16 @@ def time_forms(
         repeats: of each measurement.
 
     Raises:
-        ValueError: if the model is fused already or none of fusible's, or the dtype is unknown.
+        ValueError: if the model is fused already or none of fusible's, or the dtype or device is unknown.
     """
     from ..benchmark import compare_forms
     from ..core.modeling import FusiblePreTrainedModel
     from ..recipes.catalog import catalog_folder, names
     from ..recipes.recipe import Recipe
-    from ..saved_models import find_dtype, load
+    from ..saved_models import find_device, find_dtype, load
 
     wanted = None if dtype is None else find_dtype(dtype)
+    chosen = None if device is None else find_device(device)
     # a folder wins over a recipe of the same name, as it has trained weights
     if not Path(source).exists() and source in names():
         recipe = Recipe.load(catalog_folder() / source)
@@ -85,7 +86,7 @@ def time_forms(
         raise ValueError(f"{source} is a plain {model.config.model_type!r} model, which has one form only.")
     if model.config.fused:
         raise ValueError(f"{source} is fused already; give the training form that it was made from.")
-    options: dict[str, Any] = {"dtype": wanted, "device": device, "compiled": compiled, "repeats": repeats}
+    options: dict[str, Any] = {"dtype": wanted, "device": chosen, "compiled": compiled, "repeats": repeats}
     return [compare_forms(model, size, **options) for size in batch_sizes]
 
 

@@ -139,7 +139,8 @@ class S4PreTrainedModel(S4KernelModel):
         """Cuts states off from the graph that made them, for truncated backpropagation through time."""
         for slot in cache.layers:
             if isinstance(slot, LinearAttentionLayer) and slot.has_previous_state[0]:
-                slot.recurrent_states[0] = cast(torch.Tensor, slot.recurrent_states[0]).detach()
+                # a copy: the graph may need the numbers that the next token's are written over
+                slot.recurrent_states[0] = cast(torch.Tensor, slot.recurrent_states[0]).detach().clone()
 
     def _forward_backbone(
         self,
@@ -252,6 +253,8 @@ class S4PreTrainedModel(S4KernelModel):
     ) -> tuple[list[torch.Tensor], States]:
         """The last hidden states, behind the inputs of all layers if these are wanted; and the next states."""
         kept, inputs, after = [], {}, {}
+        # states are a cache's, which gets the new ones; checkpoints run layers without gradients and then again
+        overwrite = not torch.is_grad_enabled()
         for number, layer in enumerate(self.layers):
             if keep:
                 kept.append(hidden_states)
@@ -265,7 +268,7 @@ class S4PreTrainedModel(S4KernelModel):
                 # its skip is the input of the matching pool, which has the length of the finer stage
                 hidden_states, state = layer(hidden_states, cast(torch.Tensor, skip).shape[1], before)
             else:
-                hidden_states, state = layer(hidden_states, mask, before, with_state)
+                hidden_states, state = layer(hidden_states, mask, before, with_state, overwrite=overwrite)
             if number in states:
                 after[number] = state
             if skip is not None:

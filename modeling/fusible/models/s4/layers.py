@@ -76,9 +76,14 @@ class S4Mixer(nn.Module):
             self.out_proj = nn.Linear(width, config.hidden_size * (2 if self.output == "glu" else 1))
 
     def forward(
-        self, hidden_states: torch.Tensor, state: torch.Tensor | None = None, return_state: bool = False
+        self,
+        hidden_states: torch.Tensor,
+        state: torch.Tensor | None = None,
+        return_state: bool = False,
+        *,
+        overwrite: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        hidden_states, state = self.ssm(hidden_states, state, return_state)
+        hidden_states, state = self.ssm(hidden_states, state, return_state, overwrite=overwrite)
         hidden_states = self.dropout(hidden_states)
         if self.output != "none":
             hidden_states = self.out_proj(hidden_states)
@@ -96,7 +101,7 @@ class S4FeedForward(nn.Module):
         self.fc2 = nn.Linear(cast(int, config.intermediate_size), config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, state: None = None, return_state: bool = False
+        self, hidden_states: torch.Tensor, state: None = None, return_state: bool = False, *, overwrite: bool = False
     ) -> tuple[torch.Tensor, None]:
         return self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))), None
 
@@ -118,6 +123,8 @@ class S4Layer(GradientCheckpointingLayer):
         mask: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
         return_state: bool = False,
+        *,
+        overwrite: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
@@ -125,6 +132,7 @@ class S4Layer(GradientCheckpointingLayer):
             mask: `[batch, length, 1]`, zero where state spaces must see zeros.
             state: of the state spaces before the first position.
             return_state: whether that after the last one is wanted.
+            overwrite: whether it may be written over the one before.
         """
         if hidden_states.shape[1] == 0:  # no block of a pool is complete
             return hidden_states, state
@@ -132,7 +140,7 @@ class S4Layer(GradientCheckpointingLayer):
         # behind the norm, whose shift makes padding other than zero
         if mask is not None:
             branch = branch * mask
-        branch, state = self.mixer(branch, state, return_state)
+        branch, state = self.mixer(branch, state, return_state, overwrite=overwrite)
         branch = self.dropout(branch)
         hidden_states = hidden_states + branch if self.residual else branch
         return (hidden_states if self.prenorm else self.norm(hidden_states)), state

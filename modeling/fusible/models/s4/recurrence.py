@@ -69,9 +69,12 @@ class S4Recurrence(nn.Module):
         low_rank = (self.low_rank_left, self.low_rank_right) if self.is_low_rank else (None, None)
         return Coefficients(self.transition, self.transition_tail, self.input_map, self.output_map, *low_rank)
 
-    def _step(self, inputs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, inputs: torch.Tensor, state: torch.Tensor, overwrite: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """`[batch, 1, heads]` in the dtype of the coefficients to outputs and the next state; without a gradient."""
-        state = state.clone(memory_format=torch.contiguous_format)
+        # torch forbids to write over tensors of inference mode outside of it
+        is_writable = state.is_contiguous() and (torch.is_inference_mode_enabled() or not state.is_inference())
+        if not overwrite or state.requires_grad or not is_writable:
+            state = state.clone(memory_format=torch.contiguous_format)
         outputs = inputs.new_empty(inputs.shape[0], 1, self.D.numel())
         increment, residual, b, c, left, right = self.system
         ssm_step_(outputs, state, inputs, increment, residual, b, c, self.D, left, right, self.kernels)
@@ -97,13 +100,20 @@ class S4Recurrence(nn.Module):
         return y.flatten(1, 2).mT, state
 
     def forward(
-        self, inputs: torch.Tensor, state: torch.Tensor | None = None, return_state: bool = False
+        self,
+        inputs: torch.Tensor,
+        state: torch.Tensor | None = None,
+        return_state: bool = False,
+        *,
+        overwrite: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             inputs: `[batch, length, heads]`.
             state: what a call on the positions before returned.
             return_state: whether a state is wanted.
+            overwrite: whether a single step without a gradient may write the new state over the old one: of many
+                sequences, new memory takes longer than the step.
 
         Returns:
             `[batch, length, channels * heads]` in the dtype of the inputs, behind the activation, and the state after
@@ -122,7 +132,7 @@ class S4Recurrence(nn.Module):
             gelu = scans and not self.training and isinstance(self.activation, GELUActivation)
             takes_step = state is not None and inputs.shape[1] == 1 and dtype == state.dtype == self.D.dtype
             if takes_step and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed()):
-                y, state = self._step(inputs.to(dtype), cast(torch.Tensor, state))
+                y, state = self._step(inputs.to(dtype), cast(torch.Tensor, state), overwrite)
             else:
                 y, state = self._scan(inputs.to(dtype), state, gelu)
             if not gelu:

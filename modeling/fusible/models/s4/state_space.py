@@ -247,17 +247,30 @@ class S4StateSpace(Fusible):
         c = torch.linalg.solve(eye - power, system.c.flatten(2), left=False)
         return system._replace(c=c.view_as(system.c))
 
+    def _empty_coefficients(self) -> Coefficients:
+        """What `coefficients` gives, rounded, without values."""
+        outputs, heads, half, _ = self.C.shape
+        increment, residual, b = (self.C.new_empty(heads, half, 2) for _ in range(3))
+        c, rank = self.C.new_empty(heads, outputs, half, 2), self.config.rank
+        left, right = (
+            self.C.new_empty(heads, rank, half, 2) if self.config.mode == "dplr" else None for _ in range(2)
+        )
+        return Coefficients(increment, residual, b, c, left, right)
+
     def forward(
         self,
         inputs: torch.Tensor,
         state: torch.Tensor | None = None,
         return_state: bool = False,
+        *,
+        overwrite: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             inputs: `[batch, length, heads]`.
             state: what a call on the positions before returned.
             return_state: whether a state is wanted.
+            overwrite: as for the inference form; this one always makes a new state.
 
         Returns:
             `[batch, length, channels * heads]` in the dtype of the inputs, behind the activation, and the state after
@@ -286,7 +299,9 @@ class S4StateSpace(Fusible):
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """The recurrence, in the dtype of the parameters."""
-        fused = S4Recurrence(self.coefficients().rounded(self.D.dtype), self.D, self.config.bidirectional)
+        # a saved model is built before its weights are read: shapes alone take a tenth of the time
+        system = self._empty_coefficients() if self.C.is_meta else self.coefficients().rounded(self.D.dtype)
+        fused = S4Recurrence(system, self.D, self.config.bidirectional)
         fused.dropout = self.dropout
         fused.activation = self.activation
         fused.kernels = self.kernels
