@@ -9,6 +9,7 @@ prompt to the first token. Models take turns.
 """
 
 import argparse
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -75,12 +76,14 @@ def make_writers(width: int, blocks: int, context: int) -> dict[str, tuple[PreTr
 def state_writer(model: PreTrainedModel, batch_size: int) -> tuple[Callable[[], None], int]:
     """A function that writes some tokens, and the bytes of its states."""
     token = torch.zeros(batch_size, 1, dtype=torch.long)
-    cache = model(input_ids=token, use_cache=True).cache
+    # its name in transformers from 5.24 on, and before
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "cache_params"
+    cache = model(input_ids=token, use_cache=True)[name]
 
     def write() -> None:
         ids = token
         for _ in range(TOKENS):
-            ids = model(input_ids=ids, cache=cache, use_cache=True).logits[:, -1:].argmax(-1)
+            ids = model(input_ids=ids, use_cache=True, **{name: cache}).logits[:, -1:].argmax(-1)
 
     # S4's FFNs have none
     kept = [layer for layer in cache.layers if layer.is_recurrent_states_initialized[0]]
