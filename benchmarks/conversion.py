@@ -49,6 +49,9 @@ from fusible.data.images.fashion_mnist import fashion_mnist_dataset
 from fusible.training import distill
 
 
+DISTILLED = "refit, distilled"
+
+
 class Task(Protocol):
     """A dense model, inputs to fit and to test on, and what is measured."""
 
@@ -153,21 +156,36 @@ def package_sentences() -> list[str]:
     return texts
 
 
-def measure(task: Task, ratios: Sequence[float], samples: int, seeds: int, steps: int) -> Iterator[list[Row]]:
+def measure(
+    task: Task,
+    ways: Sequence[str],
+    ratios: Sequence[float],
+    samples: int,
+    seeds: int,
+    steps: int,
+    learning_rate: float,
+) -> Iterator[list[Row]]:
     """All rows so far, after each seed."""
-    ways = ["refit", *(["refit, distilled"] if steps else []), *CONTROLS]
     found: dict[tuple[float, str], list[float]] = {(0.0, "dense"): [task.measure(task.dense)]}
     found |= {pair: [] for pair in itertools.product(ratios, ways)}
     for seed in range(seeds):
         batches = task.batches(samples, seed)
-        sums = dense_sums(task.dense, batches)
+        sums = dense_sums(task.dense, batches) if set(ways) & set(CONTROLS) else []
         for ratio, way in track(list(found)[1:], description=f"seed {seed + 1} of {seeds}"):
             if way in CONTROLS:
                 model: nn.Module = convert(task.dense, batches, sums, CONTROLS[way], ratio, seed)
             else:
                 model = task.refit(batches, ratio, seed)
-                if way == "refit, distilled":
-                    distill(model, task.dense, task.more_inputs(), steps=steps, batch_size=128, seed=seed)
+                if way == DISTILLED:
+                    distill(
+                        model,
+                        task.dense,
+                        task.more_inputs(),
+                        steps=steps,
+                        batch_size=128,
+                        learning_rate=learning_rate,
+                        seed=seed,
+                    )
                 model = model.eval().fuse()
             found[ratio, way].append(task.measure(model))
         yield [
@@ -222,6 +240,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="inputs of a fit; 512 images, or 1,024 sentences")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--distill", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of distillation")
+    parser.add_argument("--ways", nargs="+", choices=["refit", DISTILLED, *CONTROLS], help="by default all")
     parser.add_argument("--repeats", type=int, default=9, help="of a measurement of time")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -240,7 +260,9 @@ def main() -> None:
     if options.kind == "sentences":
         # a folder of one's own says nothing to others
         where["command"] = where["command"].replace(options.source, task.name)
-    for rows in measure(task, options.ratios, samples, options.seeds, options.distill):
+    ways = options.ways or ["refit", *([DISTILLED] if options.distill else []), *CONTROLS]
+    settings = options.ratios, samples, options.seeds, options.distill, options.learning_rate
+    for rows in measure(task, ways, *settings):
         print_table(rows)
         file = options.folder / "conversion_cpu.json"
         save([extra | row | where for row in rows], file, key=("model", "idle_ratio", "way"))
