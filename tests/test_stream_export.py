@@ -15,9 +15,6 @@ from support.small_models import make_model
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*treespec.*:FutureWarning", "ignore:.*axis name.*:UserWarning"
-)  # of torch's exporter
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -136,7 +137,10 @@ def export_stream(
 def _write(program: StreamProgram, inputs: torch.Tensor, states: list[torch.Tensor], file: Path, kind: str) -> None:
     batch = {0: Dim("batch", min=1)}
     axes: Any = (batch, [batch] * len(states))
-    with contextlib.redirect_stdout(sys.stderr):  # where torch's progress belongs
+    # torch's exporter warns of what it does itself, and its progress does not belong on stdout
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*treespec", FutureWarning)
+        warnings.filterwarnings("ignore", ".*axis name", UserWarning)
         if kind == "torch":
             torch.export.save(torch.export.export(program, (inputs, states), dynamic_shapes=axes), file)
             return
