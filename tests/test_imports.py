@@ -20,6 +20,7 @@ ORDER = (
     "models",
     "benchmark",
     "export",
+    "stream_export",
     "error_plot",
     "saved_models",
     "recipes",

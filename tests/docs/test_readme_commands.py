@@ -19,7 +19,13 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from fusible import RePaViTConfig, RePaViTForImageClassification, ZeroI2VForVideoClassification
+from fusible import (
+    RePaViTConfig,
+    RePaViTForImageClassification,
+    S4Config,
+    S4ForCausalLM,
+    ZeroI2VForVideoClassification,
+)
 from fusible.cli import app
 from support.golden_s4 import read
 from support.pages import TINY_VIT, blocks
@@ -88,6 +94,7 @@ def workplace(hub, tmp_path, monkeypatch) -> Path:
     dense = ViTForImageClassification(ViTConfig.from_dict({**TINY_VIT, "num_labels": 3}))
     dense.push_to_hub("user/my-vit")
     ViTImageProcessorPil().push_to_hub("user/my-vit")
+    S4ForCausalLM(S4Config(vocab_size=7, hidden_size=8, num_hidden_layers=1, state_size=4)).push_to_hub("user/my-s4")
     Path("photos").mkdir()
     for number in range(80):
         Image.effect_noise((16, 16), 80 + number).save(f"photos/{number}.png")
@@ -117,6 +124,7 @@ def test_commands_run(hub, workplace):
     assert "accuracy" in Path("out/tiny/README.md").read_text()
     assert "model.safetensors" in hub.files("user/my-model-fused")
     assert list(Path("my-model-onnx").glob("*.onnx"))
+    assert {path.name for path in Path("my-s4-stream").glob("*.onnx")} == {"step.onnx", "chunk.onnx"}
 
 
 def test_every_stand_in_stands_in_for_something():
