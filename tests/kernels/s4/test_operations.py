@@ -26,7 +26,6 @@ from support.kernel_cases.scan import (
     make,
     make_step,
     powers,
-    relative,
 )
 from support.processes import run_script
 
@@ -79,21 +78,6 @@ def test_scan_of_any_strides(kernel):
     kernel.ssm_scan(inputs, transition, b, c, state)[0].sum().backward()
     expected = torch.autograd.grad(definition(inputs, transition, b, c, state)[0].sum(), inputs)
     assert_near([inputs.grad], expected, 1e-12)
-
-
-def test_many_steps_keep_their_digits(kernel):
-    """A transition of slow modes, rounded to float32, would be off by more after thousands of steps."""
-    turn = torch.exp(torch.tensor([-1e-4 + 1e-3j, -1e-4 + 2j], dtype=torch.complex128))
-    arguments = make_step(1, 1, 1, 2, 0) | {"inputs": torch.zeros(1, 1), "skip": None}
-    exact = torch.view_as_real(turn - 1)[None]
-    increment = exact.float()
-    expected = torch.view_as_real(torch.view_as_complex(arguments["state"]) * turn**5000)
-    arguments |= {"increment": increment, "tail": exact - increment}
-    _, increment, tail, b, c, x, *_ = cast(arguments, torch.float32).values()
-    actual = torch.empty(1, 1, 1)
-    for _ in range(5000):
-        kernel.ssm_step_(actual, x, torch.zeros(1, 1), increment, tail, b, c)
-    assert relative(x, expected) < 2e-5
 
 
 def test_scan_in_pieces(kernel):

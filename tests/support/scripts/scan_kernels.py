@@ -27,6 +27,7 @@ def main(variant: Path) -> None:
     for length in (1, 1000):
         cases.test_vandermonde(kernels, length, 5)
     cases.test_gelu_of_any_number(kernels)
+    cases.test_many_steps_keep_their_digits(kernels)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,16 @@ T any_dot(const T* left, const T* right, int64_t count) {
   return total;
 }
 
+// In which type a step is summed up. Where products are rounded before they are added, a tail, which is less than half of
+// the last digit, would never count; wider numbers keep it.
+#if defined(__FMA__) || defined(__aarch64__)
+template <typename T>
+using Sum = T;
+#else
+template <typename T>
+using Sum = double;
+#endif
+
 // Numbers i and i + 1 of a state are a pair, which a block turns; `inner` are products of the state and rows of V, of
 // which there are `rank`. Gives the product of the new state and `c`.
 template <typename T, bool has_tail>
@@ -26,8 +36,9 @@ inline __attribute__((always_inline)) T move_pairs(
   typename Places<T>::type first{}, second{}, other{};
   V sign{}, sums{};
   for (int64_t i = 0; i < lanes; ++i) first[i] = i & ~1, second[i] = i | 1, other[i] = i ^ 1, sign[i] = i & 1 ? 1 : -1;
+  constexpr bool is_same = sizeof(Sum<T>) == sizeof(T);
   int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
+  for (; is_same && i + lanes <= count; i += lanes) {
     const V x = load(state + i), turned = sign * __builtin_shuffle(x, other);
     const auto add = [&](V& change, const T* matrix) {
       const V parts = load(matrix + i);
@@ -45,17 +56,17 @@ inline __attribute__((always_inline)) T move_pairs(
   }
   T y = total<T>(sums);
   for (; i < count; i += 2) {
-    const T one = state[i], two = state[i + 1];
+    const Sum<T> one = state[i], two = state[i + 1];
     for (int64_t j = i; j < i + 2; ++j) {
-      const auto add = [&](T& change, const T* matrix) {
+      const auto add = [&](Sum<T>& change, const T* matrix) {
         change += matrix[j] * one;
         change += (j == i ? -matrix[i + 1] : matrix[i]) * two;
       };
-      T change = u * b[j];
-      for (int64_t r = 0; r < rank; ++r) change -= inner[r] * left[r * count + j];
+      Sum<T> change = Sum<T>(u) * b[j];
+      for (int64_t r = 0; r < rank; ++r) change -= Sum<T>(inner[r]) * left[r * count + j];
       if constexpr (has_tail) add(change, tail);
       add(change, increment);
-      state[j] += change;
+      state[j] = static_cast<T>((j == i ? one : two) + change);
       y += state[j] * c[j];
     }
   }
