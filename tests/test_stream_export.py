@@ -82,6 +82,10 @@ def test_programs_of_torch(tmp_path):
     assert planned["inputs"]["inputs"] == {"step": ["batch", 1], "chunk": ["batch", 4]}
     arguments = ("export", tmp_path / "model", tmp_path / "program", "--step", "--chunk", 4, "--format", "torch")
     assert output_of(*arguments)["programs"] == {"step": "step.pt2", "chunk": "chunk.pt2"}
+    # the programs before are replaced, and so is one for whole sequences
+    (tmp_path / "program" / "model.pt2").touch()
+    output_of(*arguments)
+    assert not (tmp_path / "program" / "model.pt2").exists()
     step = torch.export.load(tmp_path / "program" / "step.pt2").module()
     ids, states, found = torch.randint(7, (3, 5)), [torch.zeros(3, 8, 2, 2)] * 2, []
     for token in ids.split(1, dim=1):
@@ -117,3 +121,5 @@ def test_wrong_options(tmp_path):
         export_stream(model, tmp_path / "model")
     result = run("export", tmp_path / "model", tmp_path / "program", "--step", "--int8")
     assert result.exit_code == 1 and "--int8 is for whole sequences" in result.stderr
+    result = run("export", tmp_path / "model", tmp_path / "program", "--chunk", "8")
+    assert result.exit_code == 2 and "--step" in result.stderr

@@ -40,6 +40,11 @@ def check_format(kind: str, int8: bool = False) -> None:
         raise ImportError(f"The format {kind} needs {', '.join(missing)}: pip install 'fusible[export]'")
 
 
+def is_program_file(name: str) -> bool:
+    """Whether a file is of a program for whole sequences, or of those for pieces, which take each other's place."""
+    return name.startswith(("model.", "step.", "chunk."))
+
+
 def refuse_model_folder(folder: Path) -> None:
     """Raises `ValueError` if a folder for a program has a model's weights."""
     if folder.is_dir() and any(is_weight_file(file.name) for file in folder.iterdir()):
@@ -120,7 +125,7 @@ def export_fused(
     config = config_class(dynamic_shapes=dict.fromkeys(inputs, axes))
     with contextlib.redirect_stdout(sys.stderr):  # where torch's progress belongs
         exported = exporter.export(fused, cast(Any, inputs), config)
-    with atomic_folder(folder, lambda name: name.startswith("model."), LAST) as stage:
+    with atomic_folder(folder, is_program_file, LAST) as stage:
         # what was written is compared, not the program in memory; an error here leaves the folder as it was
         exported.save_pretrained(stage)
         if int8:
@@ -185,4 +190,14 @@ def _difference(program: Any, fused: PreTrainedModel, model: FusiblePreTrainedMo
     return max(differences), max(outputs)
 
 
-__all__ = ["LAST", "Format", "check_format", "example_inputs", "export_fused", "input_shapes", "refuse_model_folder"]
+__all__ = [
+    "LAST",
+    "TOLERANCES",
+    "Format",
+    "check_format",
+    "example_inputs",
+    "export_fused",
+    "input_shapes",
+    "is_program_file",
+    "refuse_model_folder",
+]

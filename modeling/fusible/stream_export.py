@@ -13,7 +13,7 @@ from torch.export import Dim
 from transformers import DynamicCache
 
 from .core.modeling import FusiblePreTrainedModel
-from .export import LAST, Format, check_format, refuse_model_folder
+from .export import LAST, TOLERANCES, Format, check_format, is_program_file, refuse_model_folder
 from .hub.atomic import atomic_folder
 from .models.s4.backbone import S4PreTrainedModel
 from .models.s4.states import write_states
@@ -79,7 +79,11 @@ def stream_shapes(model: FusiblePreTrainedModel, chunk: int) -> dict[str, Any]:
 
 
 def export_stream(
-    model: FusiblePreTrainedModel, folder: Path, kind: Format = "onnx", chunk: int = 64, tolerance: float = 1e-4
+    model: FusiblePreTrainedModel,
+    folder: Path,
+    kind: Format = "onnx",
+    chunk: int = 64,
+    tolerance: float | None = None,
 ) -> dict[str, Any]:
     """
     Writes two programs: `step` for one position, and `chunk` for as many as it says, both for any batch size.
@@ -93,7 +97,8 @@ def export_stream(
         folder: gets the programs and their weights, all at once or not at all.
         kind: "onnx", or "torch" for `torch.export`.
         chunk: positions of the second program, at least 2.
-        tolerance: largest difference of the outputs over two chunks and some steps, relative to the largest of them.
+        tolerance: largest difference of the outputs over two chunks and some steps, relative to the largest of them;
+            1e-4 by default.
 
     Returns:
         What `export.json` has, with `max_difference` and `max_output`.
@@ -104,6 +109,7 @@ def export_stream(
         ImportError: if a package for the format is missing.
     """
     check_format(kind)
+    tolerance = TOLERANCES[False] if tolerance is None else tolerance
     check_streams(model)
     if chunk < 2:
         raise ValueError(f"chunk is {chunk}; it must be at least 2: the other program takes one position.")
@@ -118,7 +124,7 @@ def export_stream(
         "inputs": stream_shapes(fused, chunk),
         "outputs": ["outputs", *(f"new_state_{number}" for number in range(len(states)))],
     }
-    with atomic_folder(folder, lambda name: name.startswith(("step.", "chunk.")), LAST) as stage:
+    with atomic_folder(folder, is_program_file, LAST) as stage:
         for name, length in lengths.items():
             inputs = first[:1].repeat(2, -(-length // first.shape[1]), *[1] * (first.ndim - 2))[:, :length]
             _write(StreamProgram(fused).eval(), inputs, states, stage / record["programs"][name], kind)

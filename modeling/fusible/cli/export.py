@@ -19,7 +19,12 @@ def export(
     step: Annotated[
         bool, typer.Option("--step", help="Programs that read piece by piece: states in and out, for S4.")
     ] = False,
-    chunk: Annotated[int, typer.Option(help="With --step: positions of the program for many at once.")] = 64,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            help="With --step: positions of the program for many at once.  [default: 64]", show_default=False
+        ),
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -43,7 +48,10 @@ def export(
 
         fusible export user/my-s4 my-s4-stream --step
     """
-    show(export_saved(source, destination, kind, revision, tolerance, int8, chunk if step else None, dry_run), json)
+    if chunk is not None and not step:
+        raise typer.BadParameter("it is for programs that read piece by piece; add --step.", param_hint="--chunk")
+    pieces = (64 if chunk is None else chunk) if step else None
+    show(export_saved(source, destination, kind, revision, tolerance, int8, pieces, dry_run), json)
 
 
 def export_saved(
@@ -86,7 +94,7 @@ def export_saved(
         check_streams(model)
         if dry_run:
             return {"format": kind, "folder": str(destination), "inputs": stream_shapes(model, chunk)}
-        return export_stream(model, destination, kind, chunk, 1e-4 if tolerance is None else tolerance)
+        return export_stream(model, destination, kind, chunk, tolerance)
     if dry_run:
         return {"format": kind, "int8": int8, "folder": str(destination), "inputs": input_shapes(model)}
     return export_fused(model, destination, kind, tolerance, int8)
